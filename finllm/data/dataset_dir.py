@@ -1,0 +1,84 @@
+"""The dataset dir: what `finllm prepare` leaves on disk and all later stages read.
+
+DATASET_DIR/
+  manifest.json      source and its hash, columns, what each cleaning step did, split settings, a hash a split
+  train.jsonl        {"id", "question_id", "instruction", "input", "output"} a line
+  validation.jsonl
+  test.jsonl
+  rejected.jsonl     {"row", "file", "line", "reason"} a line: rows that cleaning dropped, as they were read
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from finllm.data.split import SPLITS
+from finllm.run import UserError, did_you_mean, raise_problems, read_json, read_jsonl
+
+if TYPE_CHECKING:
+    import datasets
+
+ROW_FIELDS = ("id", "question_id", "instruction", "input", "output")
+FILES = ("manifest.json", *(f"{split}.jsonl" for split in SPLITS), "rejected.jsonl")
+MANIFEST_KEYS = ("source", "template", "columns", "cleaning", "split", "splits", "rejected", "sha256")
+
+
+def is_dataset_dir(path: Path | str) -> bool:
+    """Whether a folder says that it is a dataset dir; `DatasetDir(path)` finds out whether it is a sound one."""
+    return (Path(path) / "manifest.json").is_file()
+
+
+def dataset_hash(split_hashes: Mapping[str, str]) -> str:
+    """The dataset's SHA-256, over the names and hashes of the three splits."""
+    return hashlib.sha256("".join(f"{split}:{split_hashes[split]}\n" for split in SPLITS).encode()).hexdigest()
+
+
+class DatasetDir:
+    """A dataset dir, opened: the manifest is read and checked, rows are read and checked when they are asked for.
+
+    Raises `UserError` for a folder that is none, one that lacks a file, and a split that was changed by hand.
+    """
+
+    def __init__(self, path: Path | str):
+        self.path = Path(path)
+        if not is_dataset_dir(self.path):
+            raise UserError(
+                f"{self.path} is not a dataset dir: it has no manifest.json; "
+                "make one with finllm prepare SOURCE --output_dir DATASET_DIR"
+            )
+        self.manifest: dict[str, Any] = read_json(self.path / "manifest.json")
+        problems = [f"manifest.json has no '{key}'" for key in MANIFEST_KEYS if key not in self.manifest]
+        problems += [f"{name} is missing" for name in FILES if not (self.path / name).is_file()]
+        raise_problems(problems, f"{self.path}, which is not a whole dataset dir; prepare it anew")
+        self.hash: str = self.manifest["sha256"]
+
+    def rows(self, name: str) -> list[dict[str, str]]:
+        """The rows of a split, in the order of the source."""
+        self._check(name)
+        return read_jsonl(self.path / f"{name}.jsonl")
+
+    def split(self, name: str) -> datasets.Dataset:
+        """The rows of a split as a `datasets.Dataset`, held in memory, all columns text."""
+        import datasets
+
+        features = datasets.Features({field: datasets.Value("string") for field in ROW_FIELDS})
+        return datasets.Dataset.from_list(self.rows(name), features=features)
+
+    def check(self) -> None:
+        """Refuse splits that are not what was prepared."""
+        for name in SPLITS:
+            self._check(name)
+
+    def _check(self, name: str) -> None:
+        if name not in SPLITS:
+            raise UserError(f"no split '{name}'{did_you_mean(name, SPLITS)}; a dataset dir has {', '.join(SPLITS)}")
+        path = self.path / f"{name}.jsonl"
+        found = hashlib.sha256(path.read_bytes()).hexdigest()
+        if found != self.manifest["splits"][name]["sha256"]:
+            raise UserError(
+                f"{path} was changed after it was prepared (its SHA-256 is {found[:16]}…, the manifest has "
+                f"{self.manifest['splits'][name]['sha256'][:16]}…); prepare the dataset anew"
+            )

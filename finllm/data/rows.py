@@ -1,0 +1,252 @@
+"""Raw rows from a SOURCE: a file, a folder of files, a hub id, or the built-in `sample`.
+
+    FILE        .json (an array, or an object with one list of rows), .jsonl, .csv, .parquet, or a .zip of such files
+    FOLDER      its files of those formats, in the order of their names; subfolders and other files are left alone
+    sample      the dataset that comes with this package (a folder of that name is ./sample)
+    OWNER/NAME  a dataset of the Hugging Face hub, all its splits one after the other
+
+A path that exists wins over a hub id. Text is UTF-8, with or without a byte order mark. Every row keeps the file and
+the line (JSONL, CSV) or row (JSON, Parquet, hub) that it came from.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import io
+import json
+import sys
+import zipfile
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
+
+from finllm.run import UserError, did_you_mean, sha256_of_files
+
+FORMATS = (".json", ".jsonl", ".csv", ".parquet")
+SUFFIXES = (*FORMATS, ".zip")
+SAMPLE = "sample"
+MAX_UNZIPPED_BYTES = 2 << 30  # a zip's own directory says how much it unpacks to, and no more is ever unpacked
+MIN_TRACKED = 5_000  # rows; fewer are done before a progress bar could be read
+
+Item = TypeVar("Item")
+
+
+class RawRow(NamedTuple):
+    """One row as it was read. `number` counts from 1: lines in JSONL and CSV files, rows elsewhere."""
+
+    fields: dict[str, Any]
+    file: str  # the file's name inside the source
+    number: int
+
+    @property
+    def place(self) -> str:
+        return f"{self.file}, {'line' if self.file.lower().endswith(('.jsonl', '.csv')) else 'row'} {self.number}"
+
+
+class Source(NamedTuple):
+    """What a user named: `files` to read, or none for the hub dataset `name`."""
+
+    name: str
+    files: tuple[Path, ...]
+
+
+def find_source(name: Path | str) -> Source:
+    """Find out what a SOURCE is. Reads nothing; a `UserError` says what was looked for when there is no such thing."""
+    text, path = str(name), Path(name)
+    if text == SAMPLE:
+        return Source(SAMPLE, tuple(_readable_files(Path(__file__).parent / SAMPLE)))
+    if path.is_dir():
+        files = tuple(_readable_files(path))
+        if not files:
+            raise UserError(f"the folder {path} holds no file that can be read ({', '.join(SUFFIXES)})")
+        return Source(text, files)
+    if path.exists():
+        if path.suffix.lower() not in SUFFIXES:
+            raise UserError(f"{path}: the format '{path.suffix}' is not read; known are {', '.join(SUFFIXES)}")
+        return Source(text, (path,))
+    if text.startswith(("/", ".", "~")) or path.suffix.lower() in SUFFIXES or text.count("/") != 1:
+        beside = [str(path.with_name(other.name)) for other in path.parent.iterdir()] if path.parent.is_dir() else []
+        raise UserError(
+            f"missing file: there is no file or folder {path.absolute()}{did_you_mean(text, [*beside, SAMPLE])}; "
+            f"a source is a file ({', '.join(SUFFIXES)}), a folder of them, a hub id (owner/name) or '{SAMPLE}'"
+        )
+    return Source(text, ())
+
+
+def source_hash(source: Source, rows: list[RawRow] | None = None) -> str:
+    """SHA-256 of a source: the names and bytes of its files; for a hub dataset, which has none here, of its rows."""
+    if source.files:
+        return sha256_of_files(source.files)
+    digest = hashlib.sha256()
+    for row in rows or ():
+        digest.update(json.dumps(row, sort_keys=True, default=str).encode() + b"\n")
+    return digest.hexdigest()
+
+
+def read_rows(source: Source) -> Iterator[RawRow]:
+    """Read the rows of a source in order. Raises `UserError` with file and line where something cannot be read."""
+    if not source.files:
+        yield from _read_hub(source.name)
+    for path in source.files:
+        if path.suffix.lower() == ".zip":
+            yield from _read_zip(path)
+        else:
+            yield from _read_format(path.read_bytes(), path.name, str(path))
+
+
+def track(items: Iterable[Item], description: str, total: int | None = None) -> Iterable[Item]:
+    """Show a progress bar on stderr while `items` are gone through, when it is a terminal and they are many."""
+    if not sys.stderr.isatty() or (total is not None and total < MIN_TRACKED):
+        return items
+    from rich.console import Console
+    from rich.progress import track
+
+    return track(items, description=description, total=total, console=Console(stderr=True), transient=True)
+
+
+def _readable_files(folder: Path) -> list[Path]:
+    return sorted(
+        path
+        for path in folder.iterdir()
+        if path.suffix.lower() in SUFFIXES and path.is_file() and not path.name.startswith(".")
+    )
+
+
+# Formats: `file` is the name that rows keep, `place` the one that messages give --------------------------------------
+
+
+def _read_format(data: bytes, file: str, place: str) -> Iterator[RawRow]:
+    suffix = Path(file).suffix.lower()
+    if suffix == ".parquet":
+        return _read_parquet(data, file, place)
+    text = _decode(data, place)
+    return {".json": _read_json, ".jsonl": _read_jsonl, ".csv": _read_csv}[suffix](text, file, place)
+
+
+def _decode(data: bytes, place: str) -> str:
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = error.object.count(b"\n", 0, error.start) + 1
+        raise UserError(
+            f"{place}, line {line}: byte 0x{error.object[error.start]:02x} is not UTF-8; convert the file to UTF-8"
+        ) from None
+
+
+def _read_jsonl(text: str, file: str, place: str) -> Iterator[RawRow]:
+    for number, line in enumerate(io.StringIO(text, newline="\n"), start=1):  # "\n" alone ends a line, U+2028 does not
+        if line.strip():
+            fields = _parse_json(line, f"{place}, line {number}")
+            if not isinstance(fields, dict):
+                raise UserError(f"{place}, line {number}: not a JSON object")
+            yield RawRow(fields, file, number)
+
+
+def _read_json(text: str, file: str, place: str) -> Iterator[RawRow]:
+    rows = _parse_json(text, place, whole_file=True)
+    if isinstance(rows, dict):
+        lists = [key for key, value in rows.items() if isinstance(value, list)]
+        if len(lists) != 1:
+            found = f"{len(lists)} lists ({', '.join(lists)})" if lists else "no list"
+            raise UserError(f"{place}: the JSON object holds {found}, wanted is one list of rows; save that list alone")
+        rows = rows[lists[0]]
+    if not isinstance(rows, list):
+        raise UserError(f"{place}: neither a JSON array of rows nor an object with one list of rows")
+    for number, fields in enumerate(rows, start=1):
+        if not isinstance(fields, dict):
+            raise UserError(f"{place}, row {number}: not a JSON object")
+        yield RawRow(fields, file, number)
+
+
+def _parse_json(text: str, place: str, whole_file: bool = False) -> Any:
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        place = f"{place}, line {error.lineno}" if whole_file else place
+        fix = "; with one object a line, name the file .jsonl" if whole_file and error.msg == "Extra data" else ""
+        raise UserError(f"{place}: not JSON ({error.msg}, column {error.colno}){fix}") from None
+    except (ValueError, RecursionError) as error:  # a number of thousands of digits, thousands of nested lists
+        raise UserError(f"{place}: JSON that cannot be read ({error})") from None
+
+
+def _read_csv(text: str, file: str, place: str) -> Iterator[RawRow]:
+    csv.field_size_limit(max(csv.field_size_limit(), len(text) + 1))  # the default of 131,072 is less than some answers
+    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
+    header: list[str] = []
+    line = 1
+    try:
+        for fields in reader:
+            first, line = line, reader.line_num + 1
+            if not fields:
+                continue
+            if not header:
+                header = fields
+                if len(set(header)) < len(header):
+                    raise UserError(f"{place}: two columns have the same name ({', '.join(header)})")
+            elif len(fields) != len(header):
+                raise UserError(
+                    f"{place}, line {first}: {len(fields)} fields where the header has {len(header)}; "
+                    "put text that holds commas, quotes or line ends in double quotes"
+                )
+            else:
+                yield RawRow(dict(zip(header, fields, strict=True)), file, first)
+    except csv.Error as error:
+        raise UserError(f"{place}, the record that starts on line {line}: not CSV ({error})") from None
+
+
+def _read_parquet(data: bytes, file: str, place: str) -> Iterator[RawRow]:
+    import pyarrow
+    import pyarrow.parquet
+
+    number = 0
+    try:
+        for batch in pyarrow.parquet.ParquetFile(io.BytesIO(data)).iter_batches(batch_size=4096):
+            for fields in batch.to_pylist():
+                number += 1
+                yield RawRow(fields, file, number)
+    except (pyarrow.ArrowException, OSError) as error:
+        raise UserError(f"{place}, after row {number}: not a Parquet file that can be read ({error})") from None
+
+
+def _read_zip(path: Path) -> Iterator[RawRow]:
+    try:
+        with zipfile.ZipFile(path) as archive:
+            members = archive.infolist()
+            for member in members:
+                parts = member.filename.replace("\\", "/").split("/")
+                if parts[0] == "" or ":" in parts[0] or ".." in parts:
+                    raise UserError(f"{path}: its member '{member.filename}' leads outside the archive; pack it anew")
+            if (size := sum(member.file_size for member in members)) > MAX_UNZIPPED_BYTES:
+                raise UserError(
+                    f"{path} unpacks to {size:,} bytes and the limit is {MAX_UNZIPPED_BYTES:,}; "
+                    "unpack it and name the folder"
+                )
+            wanted = [
+                member
+                for member in sorted(members, key=lambda member: member.filename)
+                if Path(member.filename).suffix.lower() in FORMATS
+                and not any(part.startswith((".", "__MACOSX")) for part in member.filename.split("/"))
+            ]
+            if not wanted:
+                raise UserError(f"{path} holds no file that can be read ({', '.join(FORMATS)})")
+            for member in wanted:
+                inside = f"{path.name}/{member.filename}"
+                yield from _read_format(archive.read(member), inside, f"{path}/{member.filename}")
+    except (zipfile.BadZipFile, RuntimeError, NotImplementedError) as error:  # damaged, encrypted, unknown method
+        raise UserError(f"{path}: not a zip file that can be read ({error})") from None
+
+
+def _read_hub(name: str) -> Iterator[RawRow]:
+    import datasets  # takes a second, which only this source pays
+
+    try:
+        splits = datasets.load_dataset(name)
+    except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
+        raise UserError(
+            f"'{name}' is no file or folder here, and the hub did not give it ({error}); without the hub take a local "
+            f"file, a folder, a cache filled before (HF_HUB_OFFLINE=1) or the built-in '{SAMPLE}'"
+        ) from error
+    for split, rows in splits.items():
+        for number, fields in enumerate(rows, start=1):
+            yield RawRow(fields, f"{name} ({split})", number)

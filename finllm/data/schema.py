@@ -1,0 +1,80 @@
+"""Raw rows to rows of instruction, input and output: columns renamed, types checked, other columns dropped."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+from finllm.data.rows import RawRow
+from finllm.run import UserError, did_you_mean, raise_problems
+
+FIELDS = ("instruction", "input", "output")
+COLUMNS = {field: field for field in FIELDS}
+MAX_LISTED = 20
+
+
+class Row(NamedTuple):
+    """One example, and where it came from (`number` as in `RawRow`)."""
+
+    instruction: str
+    input: str
+    output: str
+    file: str
+    number: int
+
+
+def check_rows(raw_rows: Sequence[RawRow], columns: Mapping[str, str], name: str) -> list[Row]:
+    """Rows with the three fields that `columns` maps to the source's own column names.
+
+    The column of `input` may be absent when it has its default name, and null counts as empty. Everything else that is
+    not text is one `UserError` with file, row and field; the first 20 problems are listed and all are counted.
+    """
+    _check_columns(raw_rows, columns, name)
+    rows, problems = [], []
+    for raw in raw_rows:
+        texts = []
+        for field in FIELDS:
+            value = raw.fields.get(columns[field])
+            if value is None and field == "input":
+                value = ""
+            problem = _problem(value)
+            if problem:
+                renamed = "" if columns[field] == field else f" (column {columns[field]})"
+                problems.append(f"{raw.place}: {field}{renamed} {problem}")
+            texts.append(value)
+        rows.append(Row(*texts, raw.file, raw.number))
+    if len(problems) > MAX_LISTED:
+        listed = "; ".join(problems[:MAX_LISTED])
+        raise UserError(f"{len(problems)} problems in {name}: {listed}; and {len(problems) - MAX_LISTED} more")
+    raise_problems(problems, name)
+    return rows
+
+
+def _check_columns(raw_rows: Sequence[RawRow], columns: Mapping[str, str], name: str) -> None:
+    unknown = sorted(set(columns) ^ set(FIELDS))
+    assert not unknown, f"columns must map {FIELDS}, not {unknown}"
+    if len(set(columns.values())) < len(FIELDS):
+        raise UserError(f"two fields would come from one column: {', '.join(f'{f} from {columns[f]}' for f in FIELDS)}")
+    found = list(dict.fromkeys(column for raw in raw_rows for column in raw.fields))
+    missing = [f for f in FIELDS if columns[f] not in found and not (f == "input" and columns[f] == "input")]
+    raise_problems(
+        (
+            f"no column '{columns[field]}'{did_you_mean(columns[field], found)}; name the one that holds the {field} "
+            f"with --{field}_column"
+            for field in missing
+        ),
+        f"{name}, which has the columns {', '.join(found) or '(none)'}",
+    )
+
+
+def _problem(value: object) -> str | None:
+    if value is None:
+        return "is null or missing"
+    if not isinstance(value, str):
+        return f"is {type(value).__name__} ({str(value)[:40]}), not text"
+    if not value.isascii():
+        try:
+            value.encode()
+        except UnicodeEncodeError as error:
+            return f"holds half a surrogate pair ({value[error.start]!a}), which is no character"
+    return None

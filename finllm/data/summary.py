@@ -1,0 +1,75 @@
+"""What a dataset dir holds, as tables on stdout."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+from finllm.data.dataset_dir import DatasetDir
+from finllm.data.rows import track
+from finllm.data.split import SPLITS
+from finllm.prompts import build_prompt
+
+PERCENTILES = {"p5": 0.05, "p50": 0.5, "p95": 0.95, "max": 1.0}
+BATCH = 1000  # texts given to count_tokens at once
+
+CountTokens = Callable[[list[str]], list[int]]
+
+
+def print_summary(dataset: DatasetDir, count_tokens: CountTokens | None = None) -> None:
+    """Print rows by cleaning step and by split, and lengths of prompts and responses (all splits together).
+
+    Lengths are in words (what white space parts) and, with `count_tokens`, in tokens; EOS is not counted.
+    """
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console(highlight=False, markup=False)
+    manifest = dataset.manifest
+
+    def table(title: str, *columns: str) -> Table:
+        made = Table(title=title, title_justify="left")
+        for index, column in enumerate(columns):
+            made.add_column(column, justify="right" if index else "left")
+        return made
+
+    cleaning = table("Cleaning", "step", "rows changed", "rows dropped")
+    for step in manifest["cleaning"]:
+        counts = (f"{step['changed']:,}", f"{step['dropped']:,}") if step["enabled"] else ("skipped", "skipped")
+        cleaning.add_row(step["step"], *counts)
+
+    splits = table("Splits", "split", "rows", "distinct questions")
+    for name in SPLITS:
+        splits.add_row(name, f"{manifest['splits'][name]['rows']:,}", f"{manifest['splits'][name]['questions']:,}")
+
+    lengths = table("Lengths", "text", *PERCENTILES)
+    for name, values in _lengths(dataset, count_tokens):
+        lengths.add_row(name, *(f"{percentile(values, share):,}" for share in PERCENTILES.values()))
+
+    rows_read, rejected = manifest["source"]["rows"], manifest["rejected"]
+    console.print(
+        f"{dataset.path}: {rows_read:,} rows read from {manifest['source']['name']}, {rejected:,} dropped, "
+        f"{rows_read - rejected:,} kept",
+        soft_wrap=True,
+    )
+    for made in (cleaning, splits, lengths):
+        console.print(made)
+
+
+def percentile(values: list[int], share: float) -> int:
+    """The value at `share` (0 to 1) of the sorted values: the nearest one, so a length that a row really has."""
+    return sorted(values)[round(share * (len(values) - 1))]
+
+
+def _lengths(dataset: DatasetDir, count_tokens: CountTokens | None) -> Iterator[tuple[str, list[int]]]:
+    rows = [row for split in SPLITS for row in dataset.rows(split)]
+    texts = {
+        "prompt": [build_prompt(row["instruction"], row["input"]) for row in rows],
+        "response": [row["output"] for row in rows],
+    }
+    for name, column in texts.items():
+        yield f"{name}, words", [len(text.split()) for text in column]
+    if count_tokens:
+        for name, column in texts.items():
+            batches = [column[start : start + BATCH] for start in range(0, len(column), BATCH)]
+            counted = track(batches, f"counting the tokens of {name}s") if len(batches) > 5 else batches
+            yield f"{name}, tokens", [count for batch in counted for count in count_tokens(batch)]
