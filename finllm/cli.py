@@ -1,0 +1,81 @@
+"""The command `finllm`. Thin: every subcommand lives in the module that does the work, imported when it is called."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+from finllm.run import run_command
+
+HELP = {
+    "prepare": "raw rows to a dataset dir: validated, cleaned, split",
+    "data": "`data show`: an example in colours, as the model reads and learns it",
+    "generate": "ask a run dir or a base model",
+    "random-weights": "a model with random weights from a config, for benchmarks and tests",
+}
+
+
+def main() -> None:
+    """Entry point of `finllm`."""
+    run_command(_main)
+
+
+def _main() -> None:
+    parser = argparse.ArgumentParser(
+        prog="finllm", description="Fine-tune small language models, and believe the result."
+    )
+    subparsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    # Only the command that was called gets its arguments: those of another would import torch for nothing.
+    called = next((argument for argument in sys.argv[1:] if not argument.startswith("-")), None)
+    for name, text in HELP.items():
+        subparser = subparsers.add_parser(name, help=text, description=text)
+        if name == called:
+            COMMANDS[name](subparser)
+    arguments = parser.parse_args()
+    arguments.run(arguments)
+
+
+def _prepare(parser: argparse.ArgumentParser) -> None:
+    from finllm.data import prepare
+
+    prepare.add_arguments(parser)
+    parser.add_argument("--tokenizer", help="count tokens too, with this base model's tokenizer (e.g. smollm2-135m)")
+    parser.set_defaults(run=lambda arguments: prepare.run(arguments, _token_counter(arguments.tokenizer)))
+
+
+def _token_counter(name: str | None):
+    if name is None:
+        return None
+    from finllm import models, tokens
+
+    tokenizer = models.load_tokenizer(models.resolve_base_model(name, weights=False))
+    return lambda texts: tokens.count_tokens(tokenizer, texts)
+
+
+def _data(parser: argparse.ArgumentParser) -> None:
+    from finllm import show
+
+    show.add_arguments(parser.add_subparsers(required=True, metavar="show").add_parser("show", help=HELP["data"]))
+    parser.set_defaults(run=show.run)
+
+
+def _generate(parser: argparse.ArgumentParser) -> None:
+    from finllm import generate
+
+    generate.add_arguments(parser)
+    parser.set_defaults(run=generate.run)
+
+
+def _random_weights(parser: argparse.ArgumentParser) -> None:
+    from finllm import models
+
+    parser.add_argument("config_dir", help="a folder with config.json and a tokenizer")
+    parser.add_argument("--output_dir", required=True)
+    parser.add_argument("--seed", type=int, default=42)
+    parser.set_defaults(run=lambda a: models.make_random_model(a.config_dir, a.output_dir, a.seed))
+
+
+COMMANDS = {"prepare": _prepare, "data": _data, "generate": _generate, "random-weights": _random_weights}
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,99 @@
+"""Supervised fine-tuning of a causal language model on instructions: full, LoRA or QLoRA, from one YAML.
+
+    accelerate launch --config_file accelerate_config.yaml recipes/sft.py --config recipes/configs/gpt2_lora.yaml
+
+Every flag is TRL's own (SFTConfig, ModelConfig) but for the few in finllm.config.RecipeArguments; flags override the
+YAML. The run dir it leaves in output_dir is described in finllm/run.py.
+"""
+
+from accelerate import PartialState
+from transformers import EarlyStoppingCallback, set_seed
+
+from finllm import models, summary
+from finllm.config import parse, resolved
+from finllm.data.prepare import resolve
+from finllm.plots import plot_loss
+from finllm.prompts import TEMPLATE_HASH
+from finllm.run import RunDir, provenance, run_command
+from finllm.tokens import tokenize
+from finllm.trainer import SupervisedTrainer
+
+
+def main() -> None:
+    recipe, training, model_arguments = parse()
+    run = RunDir(training.output_dir)
+    process = PartialState()
+    if recipe.resume and run.complete:
+        return summary.already_finished(run)
+
+    # The data, prepared once and read by every process
+    with process.main_process_first():
+        dataset = resolve(recipe.dataset_name, models.cache_dir() / "datasets")
+    train, validation = (
+        sample(dataset.split(split), rows, training.seed)
+        for split, rows in (
+            (recipe.dataset_train_split, recipe.max_train_samples),
+            (recipe.dataset_validation_split, recipe.max_eval_samples),
+        )
+    )
+
+    # The base model and, where asked for, its adapter: seeded first, since an adapter begins with random numbers
+    set_seed(training.seed)
+    with process.main_process_first():
+        base = models.resolve_base_model(model_arguments.model_name_or_path)
+        tokenizer = models.load_tokenizer(base, model_arguments.model_revision)
+        model = models.load_base_model(base, model_arguments)
+    models.check_length(model, training.max_length)
+    base_hash = models.base_model_hash(base, model)
+    if model_arguments.use_peft:
+        model = models.add_adapter(model, model_arguments)
+
+    # Text to tokens, with a table of what max_length cuts and drops
+    prompt_loss = training.completion_only_loss is False
+    train, train_lengths = tokenize(tokenizer, train, training.max_length, prompt_loss)
+    validation, validation_lengths = tokenize(tokenizer, validation, training.max_length, prompt_loss)
+
+    if process.is_main_process:
+        origin = provenance(
+            dataset_hash=dataset.hash, base_model_hash=base_hash, template_hash=TEMPLATE_HASH, seed=training.seed
+        )
+        run.start(resolved(recipe, training, model_arguments), origin, resume=recipe.resume is not None)
+        summary.print_lengths({"train": train_lengths, "validation": validation_lengths})
+    process.wait_for_everyone()
+
+    training.output_dir = str(run.checkpoints)
+    trainer = SupervisedTrainer(
+        model,
+        run=run,
+        args=training,
+        train_dataset=train,
+        eval_dataset=validation,
+        processing_class=tokenizer,
+        callbacks=[EarlyStoppingCallback(recipe.early_stopping_patience)] if recipe.early_stopping_patience else [],
+    )
+    measured = trainer.train_run(resume=recipe.resume is not None)
+    trainer.save_to_run()
+
+    if process.is_main_process:
+        parameters = models.count_parameters(model)
+        result = {
+            "name": run.path.name,
+            "method": models.method_of(model_arguments),
+            "base_model": model_arguments.model_name_or_path,
+            "trainable_parameters": parameters.trainable,
+            "total_parameters": parameters.total,
+            **measured,
+        }
+        summary.write_model_card(run, result)
+        plot_loss(run)
+        run.finish(result)
+        summary.print_summary(run)
+
+
+def sample(split, rows: int | None, seed: int):
+    """`rows` rows drawn by the seed, or all."""
+    return split if rows is None or rows >= len(split) else split.shuffle(seed).select(range(rows))
+
+
+if __name__ == "__main__":
+    run_command(main)

@@ -1,0 +1,126 @@
+"""Small models, a small dataset dir, and the commands as a user calls them. No hub, no GPU."""
+
+from __future__ import annotations
+
+import os
+import runpy
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+os.environ["HF_HUB_OFFLINE"] = "1"  # before any library of the hub is imported
+
+
+@dataclass(frozen=True)
+class Done:
+    """A command that ended: its exit status, and what it printed."""
+
+    status: int
+    out: str
+    err: str
+
+
+@pytest.fixture
+def command(capfd, monkeypatch) -> Callable[..., Done]:
+    """`command("recipes/sft.py", "--config", …)`: a script of the checkout, run in this process as python runs it.
+
+    Importing torch and transformers anew for each of some dozens of commands would take minutes.
+    """
+
+    def call(script: str, *arguments: object) -> Done:
+        monkeypatch.chdir(ROOT)
+        monkeypatch.setattr(sys, "argv", [script, *map(str, arguments)])
+        monkeypatch.setattr(sys, "path", [str(ROOT), *sys.path])
+        capfd.readouterr()
+        status = 0
+        try:
+            runpy.run_path(str(ROOT / script), run_name="__main__")
+        except SystemExit as exit:
+            status = exit.code or 0
+        captured = capfd.readouterr()
+        return Done(status, captured.out, captured.err)
+
+    return call
+
+
+@pytest.fixture
+def shell() -> Callable[..., Done]:
+    """`shell("python", "recipes/sft.py", …)`: a process of its own in the checkout, with this Python."""
+
+    def call(program: str, *arguments: object, timeout: int = 300) -> Done:
+        path = str(Path(sys.executable).parent / program)
+        done = subprocess.run(
+            [path, *map(str, arguments)], cwd=ROOT, capture_output=True, text=True, timeout=timeout, check=False
+        )
+        return Done(done.returncode, done.stdout, done.stderr)
+
+    return call
+
+
+@pytest.fixture(scope="session")
+def tokenizer_dir(tmp_path_factory) -> Path:
+    """A byte-level BPE tokenizer as GPT-2's: EOS and no pad token."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    folder = tmp_path_factory.mktemp("tokenizer")
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=600,
+        special_tokens=["<|endoftext|>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train([str(ROOT / "finllm/data/sample/saving.jsonl"), str(ROOT / "finllm/prompts.py")], trainer)
+    PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, bos_token="<|endoftext|>", eos_token="<|endoftext|>", unk_token="<|endoftext|>"
+    ).save_pretrained(folder)
+    return folder
+
+
+def _save(folder: Path, tokenizer_dir: Path, config) -> Path:
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    torch.manual_seed(0)
+    AutoModelForCausalLM.from_config(config).save_pretrained(folder)
+    AutoTokenizer.from_pretrained(tokenizer_dir).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def gpt2_dir(tmp_path_factory, tokenizer_dir) -> Path:
+    """A folder with a GPT-2 of two small layers and random weights."""
+    from transformers import GPT2Config
+
+    config = GPT2Config(vocab_size=600, n_positions=512, n_embd=32, n_layer=2, n_head=2, bos_token_id=0, eos_token_id=0)
+    return _save(tmp_path_factory.mktemp("gpt2"), tokenizer_dir, config)
+
+
+@pytest.fixture(scope="session")
+def llama_dir(tmp_path_factory, tokenizer_dir) -> Path:
+    """A folder with a Llama of two small layers and random weights, tied as SmolLM2 is."""
+    from transformers import LlamaConfig
+
+    config = LlamaConfig(
+        vocab_size=600, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=2,
+        num_key_value_heads=1, max_position_embeddings=512, tie_word_embeddings=True, bos_token_id=0, eos_token_id=0,
+    )  # fmt: skip
+    return _save(tmp_path_factory.mktemp("llama"), tokenizer_dir, config)
+
+
+@pytest.fixture(scope="session")
+def dataset_dir(tmp_path_factory) -> Path:
+    """A dataset dir of the 68 written questions on tax."""
+    from finllm.data.prepare import prepare
+
+    folder = tmp_path_factory.mktemp("data") / "tax"
+    prepare(ROOT / "finllm/data/sample/tax.jsonl", folder, validation_fraction=0.15, test_fraction=0.15)
+    return folder

@@ -1,0 +1,212 @@
+"""recipes/sft.py by its command line, on a small random GPT-2."""
+
+import json
+import shutil
+
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file
+
+from finllm.models import load_run_model
+from finllm.run import RunDir
+
+TINY = ("--max_length", 256, "--per_device_train_batch_size", 4, "--logging_steps", 1, "--eval_strategy", "no",
+        "--save_strategy", "no", "--learning_rate", "1e-3", "--disable_tqdm", "true")  # fmt: skip
+
+
+@pytest.fixture
+def sft(command, gpt2_dir, dataset_dir, tmp_path):
+    """Run the recipe on GPT-2; returns what it printed and its run dir."""
+
+    def call(*arguments, output_dir=tmp_path / "run", steps=3, model=gpt2_dir):
+        done = command(
+            "recipes/sft.py", "--model_name_or_path", model, "--dataset_name", dataset_dir, "--output_dir", output_dir,
+            "--max_steps", steps, *TINY, *arguments,
+        )  # fmt: skip
+        return done, RunDir(output_dir)
+
+    return call
+
+
+def test_full_training_leaves_a_complete_run_dir_and_changes_every_tensor(sft, gpt2_dir):
+    done, run = sft()
+    assert done.status == 0, done.err
+    run.require_complete()
+    before, after = load_file(gpt2_dir / "model.safetensors"), load_file(run.model / "model.safetensors")
+    assert before.keys() == after.keys()
+    assert [name for name in before if torch.equal(before[name], after[name])] == []
+    summary = run.summary()
+    assert summary["method"] == "full" and summary["trainable_parameters"] == summary["total_parameters"]
+    assert summary["final_validation_loss"] < summary["first_validation_loss"]
+    lines = [json.loads(line) for line in run.metrics.read_text().splitlines()]
+    assert [line["step"] for line in lines if "loss" in line] == [1, 2, 3]
+    assert [line["step"] for line in lines if "validation_loss" in line] == [0, 3]
+    assert (run.path / "loss.png").read_bytes().startswith(b"\x89PNG")
+    assert sorted(path.suffix for path in run.path.rglob("*") if path.suffix in (".bin", ".pt", ".pkl")) == []
+    assert f"eval/run.py {run.path}" in done.out
+    for shown in ("validation loss before", "validation loss after", "tokens/s", "peak memory", "trainable", "dropped"):
+        assert shown in done.out
+
+
+def test_lora_leaves_the_base_bit_identical_and_changes_every_adapter_tensor(sft, gpt2_dir):
+    before = (gpt2_dir / "model.safetensors").read_bytes()
+    done, run = sft("--use_peft", "true", "--lora_target_modules", "all-linear")
+    assert done.status == 0, done.err
+    adapter = load_file(run.model / "adapter_model.safetensors")
+    layers = {name.split(".")[-3] for name in adapter}
+    assert layers == {"c_attn", "c_fc", "c_proj"}
+    assert [name for name, tensor in adapter.items() if "lora_B" in name and not tensor.any()] == []
+    assert (gpt2_dir / "model.safetensors").read_bytes() == before
+
+    model, _ = load_run_model(run)
+    saved = load_file(gpt2_dir / "model.safetensors")
+    base = {name.replace(".base_layer", ""): tensor for name, tensor in model.get_base_model().state_dict().items()}
+    assert [name for name in saved if not torch.equal(saved[name], base[name])] == []
+    summary = run.summary()
+    assert summary["method"] == "lora"
+    assert summary["trainable_parameters"] == sum(tensor.numel() for tensor in adapter.values())
+    assert summary["final_validation_loss"] < summary["first_validation_loss"]
+
+
+@pytest.mark.parametrize("flag", ["--use_dora", "--use_rslora"])
+def test_variants_of_lora_go_through_pefts_flags(sft, flag):
+    done, run = sft("--use_peft", "true", "--lora_target_modules", "c_attn", flag, "true", steps=1)
+    assert done.status == 0, done.err
+    assert json.loads((run.model / "adapter_config.json").read_text())[flag.lstrip("-")] is True
+
+
+def test_qlora_trains_on_a_base_in_four_bits(sft):
+    pytest.importorskip("bitsandbytes", reason="bitsandbytes is not installed (extra qlora)")
+    done, run = sft("--use_peft", "true", "--lora_target_modules", "all-linear", "--load_in_4bit", "true")
+    assert done.status == 0, done.err
+    summary = run.summary()
+    assert summary["method"] == "qlora"
+    assert summary["final_validation_loss"] < summary["first_validation_loss"]
+    assert {tensor.dtype for tensor in load_file(run.model / "adapter_model.safetensors").values()} == {torch.float32}
+
+
+def test_same_seed_same_run_other_seed_other_adapter(sft, tmp_path):
+    lora = ("--use_peft", "true", "--lora_target_modules", "all-linear")
+    runs = [sft(*lora, "--seed", seed, output_dir=tmp_path / f"run{n}")[1] for n, seed in enumerate((1, 1, 2))]
+    first, same, other = ((run.model / "adapter_model.safetensors").read_bytes() for run in runs)
+    assert first == same
+    assert first != other
+
+
+def test_config_yaml_of_a_run_runs_again_and_gives_the_same_weights(sft, command, tmp_path):
+    _, run = sft("--seed", 7)
+    done = command("recipes/sft.py", "--config", run.path / "config.yaml", "--output_dir", tmp_path / "again")
+    assert done.status == 0, done.err
+    again = RunDir(tmp_path / "again")
+    assert (again.model / "model.safetensors").read_bytes() == (run.model / "model.safetensors").read_bytes()
+    differing = {key for key, value in again.config().items() if run.config()[key] != value}
+    assert differing == {"output_dir"}
+
+
+def test_the_loss_does_not_depend_on_batch_size_or_packing_of_validation(sft, tmp_path):
+    losses = []
+    for batch_size in (1, 3, 8):
+        _, run = sft("--per_device_eval_batch_size", batch_size, output_dir=tmp_path / str(batch_size), steps=1)
+        losses.append(run.summary()["first_validation_loss"])
+    assert losses == pytest.approx([losses[0]] * 3, rel=1e-6)
+
+
+def test_resume_auto_goes_on_and_ends_where_an_uninterrupted_run_ends(sft, tmp_path):
+    saving = ("--save_strategy", "steps", "--save_steps", 2)
+    _, whole = sft(*saving, output_dir=tmp_path / "whole", steps=4)
+    _, halted = sft(*saving, output_dir=tmp_path / "halted", steps=4)
+    for left in (halted.path / "summary.json", halted.checkpoints / "checkpoint-4"):
+        shutil.rmtree(left) if left.is_dir() else left.unlink()
+    shutil.rmtree(halted.model)
+    done, _ = sft(*saving, "--resume", "auto", output_dir=tmp_path / "halted", steps=4)
+    assert done.status == 0, done.err
+    assert (whole.model / "model.safetensors").read_bytes() == (halted.model / "model.safetensors").read_bytes()
+    lines = [json.loads(line) for line in halted.metrics.read_text().splitlines()]
+    assert [line["step"] for line in lines if "loss" in line] == [1, 2, 3, 4]
+    assert [line["step"] for line in lines if "validation_loss" in line] == [0, 4]
+    done, _ = sft(*saving, "--resume", "auto", output_dir=tmp_path / "halted", steps=4)
+    assert done.status == 0 and "finished" in done.out
+
+
+def test_early_stopping_keeps_the_best(sft):
+    done, run = sft("--early_stopping_patience", 1, "--eval_strategy", "steps", "--eval_steps", 1, "--save_strategy",
+                    "steps", "--save_steps", 1, "--learning_rate", 5.0, steps=30)  # fmt: skip
+    assert done.status == 0, done.err
+    summary = run.summary()
+    assert summary["steps"] < 30
+    assert summary["best_validation_loss"] < summary["final_validation_loss"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--lora_rnk", 8, "--max_lengt", 3], "2 problems in the command line: unknown flag --lora_rnk (did you mean"),
+        (["--load_in_4bit", "true"], "need use_peft: true"),
+        (["--max_length", 4096], "has 512 positions; set max_length to 512 or less"),
+        (["--use_peft", "true", "--lora_target_modules", "q_proj"], "linear layers are c_attn, c_fc, c_proj"),
+        (["--trust_remote_code", "true"], "no code of a model repository is run here"),
+        (["--early_stopping_patience", 1], "needs eval_strategy: steps or epoch"),
+        (["--max_train_samples", 0], "max_train_samples is 0; it must be at least 1"),
+        (["--max_length", 20], "nothing left to learn; raise max_length"),
+        (["--dataset_train_split", "trian"], "no split 'trian'"),
+    ],
+)  # fmt: skip
+def test_mistakes_are_answered_with_the_fix_and_leave_nothing(sft, arguments, message):
+    done, run = sft(*arguments)
+    assert done.status == 2
+    assert message in done.err
+    assert not run.path.exists()
+
+
+def test_unknown_keys_of_a_yaml_are_named_all_at_once(command, tmp_path):
+    config = tmp_path / "lora.yaml"
+    config.write_text(yaml.safe_dump({"lora_rnk": 8, "learning_rat": 1e-4, "max_steps": 1}, sort_keys=False))
+    done = command("recipes/sft.py", "--config", config)
+    assert done.status == 2
+    assert (
+        f"2 problems in {config}: unknown key 'lora_rnk' (did you mean 'lora_r'?); "
+        "unknown key 'learning_rat' (did you mean 'learning_rate'?)" in done.err
+    )
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        ("./nowhere", "does not exist; give a folder, a .gguf file, a hub id or smollm2-135m"),
+        ("no-such-model-anywhere", "was not loaded"),
+    ],
+)
+def test_an_unknown_base_model_is_named(sft, model, message):
+    done, run = sft(model=model)
+    assert done.status == 2
+    assert model in done.err and message in done.err
+    assert not run.path.exists()
+
+
+def test_weights_are_read_from_safetensors_only(sft, gpt2_dir, tmp_path):
+    folder = tmp_path / "pickled"
+    shutil.copytree(gpt2_dir, folder, ignore=shutil.ignore_patterns("*.safetensors"))
+    torch.save(load_file(gpt2_dir / "model.safetensors"), folder / "pytorch_model.bin")
+    done, _ = sft(model=folder)
+    assert done.status == 2
+    assert "holds no .safetensors file" in done.err
+
+
+def test_a_folder_that_holds_another_run_is_refused(sft):
+    sft(steps=1)
+    done, run = sft(steps=1)
+    assert done.status == 2 and "already holds a run; pass --resume auto" in done.err
+    (run.path / "summary.json").unlink()
+    done, _ = sft("--resume", "auto", steps=2)
+    assert done.status == 2 and "max_steps was 1 and is now 2" in done.err
+
+
+def test_the_recipe_runs_under_accelerate_launch(shell, gpt2_dir, dataset_dir, tmp_path):
+    done = shell(
+        "accelerate", "launch", "--config_file", "accelerate_config.yaml", "recipes/sft.py", "--config",
+        "recipes/configs/demo_lora.yaml", "--model_name_or_path", gpt2_dir, "--dataset_name", dataset_dir,
+        "--output_dir", tmp_path / "run", "--max_steps", 2,
+    )  # fmt: skip
+    assert done.status == 0, done.err
+    RunDir(tmp_path / "run").require_complete()
