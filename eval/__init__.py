@@ -1,0 +1,1 @@
+"""One harness for every model here: likelihood, generation, metrics, and the report. Run from the checkout."""

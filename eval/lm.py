@@ -1,0 +1,72 @@
+"""What any model must offer to be evaluated: `score` and `generate`. Evaluation knows nothing else of a model.
+
+prompt        Below is … ### Response:\n │ An ETF is a fund … │ EOS │
+scored                                   │ ─── nll summed ─── │ ── │   the response and its EOS, nothing else
+generated                                │ until EOS or max_new_tokens
+"""
+
+from __future__ import annotations
+
+import importlib
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from finllm.run import RunDir, UserError
+
+
+@dataclass(frozen=True)
+class Score:
+    """The likelihood of one response and its EOS: `nll` in nats, summed; `tokens` counts the EOS too."""
+
+    nll: float
+    tokens: int
+    correct_tokens: int  # tokens that were the most likely ones
+
+
+@dataclass(frozen=True)
+class Generation:
+    """One answer: its text without EOS, the tokens written (EOS included), and whether EOS ended it."""
+
+    text: str
+    tokens: int
+    stopped: bool
+
+
+@dataclass(frozen=True)
+class Description:
+    """What the report says of a model. `tokenizer` names it: perplexities of two tokenizers cannot be compared."""
+
+    method: str  # base, full, lora, qlora, scratch
+    base_model: str | None
+    tokenizer: str
+    total_parameters: int
+    trainable_parameters: int
+
+
+class LanguageModel(Protocol):
+    """A model under evaluation. Results come in the order of the arguments, whatever the batching inside."""
+
+    description: Description
+
+    def score(self, prompts: Sequence[str], responses: Sequence[str]) -> list[Score]:
+        """Score each response, and its EOS, after its prompt."""
+
+    def generate(self, prompts: Sequence[str], max_new_tokens: int) -> list[Generation]:
+        """Answer each prompt greedily."""
+
+
+def open_run(run: RunDir, batch_size: int) -> LanguageModel:
+    """The model of a run dir. A baseline names its own module in config.yaml (`language_model: baselines.….lm`).
+
+    That module has `load(run, batch_size) -> LanguageModel`; only modules of `baselines` are ever imported this way.
+    """
+    module = run.require_complete().config().get("language_model")
+    if module is None:
+        from eval.transformers_lm import load
+    elif re.fullmatch(r"baselines(\.[a-z_]+)+", module):
+        load = importlib.import_module(module).load
+    else:
+        raise UserError(f"{run.path}/config.yaml: language_model is {module!r}; only a module of baselines is imported")
+    return load(run, batch_size)
