@@ -18,6 +18,8 @@ from typing import Any
 if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+import finllm  # isort: skip  # noqa: F401  before torch: it sets how threads wait
+
 from accelerate import PartialState
 from accelerate.utils import gather_object
 from rich.console import Console

@@ -9,11 +9,10 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from threading import Thread
 from typing import Any
 
 import torch
-from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase, TextIteratorStreamer
+from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase, TextStreamer
 
 from finllm.models import load_for_inference
 from finllm.prompts import build_prompt
@@ -84,14 +83,8 @@ def stream(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompt: s
     """Print one answer as it is written."""
     ids = torch.tensor([encode_prompt(tokenizer, prompt)], device=model.device)
     _check_room(model, ids.shape[1], config.max_new_tokens)
-    streamer = TextIteratorStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True)
-    arguments = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "generation_config": config}
-    thread = Thread(target=model.generate, kwargs={**arguments, "streamer": streamer}, daemon=True)
-    thread.start()
-    for piece in streamer:
-        print(piece, end="", flush=True)
-    thread.join()
-    print(flush=True)
+    streamer = TextStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True)
+    model.generate(input_ids=ids, attention_mask=torch.ones_like(ids), generation_config=config, streamer=streamer)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -6,6 +6,8 @@ Every flag is TRL's own (SFTConfig, ModelConfig) but for the few in finllm.confi
 YAML. The run dir it leaves in output_dir is described in finllm/run.py.
 """
 
+import finllm  # isort: skip  # noqa: F401  before torch: it sets how threads wait
+
 from accelerate import PartialState
 from transformers import EarlyStoppingCallback, set_seed
 
