@@ -1,0 +1,1 @@
+"""The transformer from scratch, kept and explained."""

@@ -1,0 +1,85 @@
+"""What a stopped run needs to go on exactly: safetensors and JSON, no pickle.
+
+    checkpoints/step-000500/
+      model.safetensors       the weights now
+      best.safetensors        the weights of the lowest validation loss so far
+      optimizer.safetensors   Adam's two moments and step count of each parameter
+      state.json              `Progress`
+
+The order of the data and the dropout of a step follow from the seed and the step's number (data.py, train.py), and so
+does the learning rate: there is no state of them to keep.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+import safetensors.torch
+import torch
+
+from finllm.run import atomic_open, read_json, write_json
+
+Weights = dict[str, torch.Tensor]
+
+
+@dataclass
+class Progress:
+    """How far a run is; sums are over all processes, losses in nats."""
+
+    step: int = 0
+    epoch: float = 0.0
+    supervised_tokens: int = 0
+    tokens: int = 0  # without padding
+    train_seconds: float = 0.0
+    peak_memory_bytes: int = 0
+    first_validation_loss: float | None = None
+    final_validation_loss: float | None = None
+    best_validation_loss: float | None = None
+    evaluations_since_best: int = 0
+
+
+def save_checkpoint(
+    folder: Path, progress: Progress, model: torch.nn.Module, best: Weights, optimizer: torch.optim.Optimizer
+) -> None:
+    """Write a checkpoint of this step under `folder`, then remove the older ones: a whole one is always there."""
+    place = folder / f"step-{progress.step:06d}"
+    unfinished = folder / f".{place.name}"
+    moments = {
+        f"{parameter}.{name}": tensor
+        for parameter, state in optimizer.state_dict()["state"].items()
+        for name, tensor in state.items()
+    }
+    for name, tensors in (("model", model.state_dict()), ("best", best), ("optimizer", moments)):
+        with atomic_open(unfinished / f"{name}.safetensors", "wb") as file:
+            file.write(safetensors.torch.save(tensors))
+    write_json(unfinished / "state.json", dataclasses.asdict(progress))
+    unfinished.rename(place)
+    for other in folder.iterdir():
+        if other != place:
+            shutil.rmtree(other)
+
+
+def newest_checkpoint(folder: Path) -> Path | None:
+    """The checkpoint with the highest step, or None; unfinished ones do not count."""
+    return max(folder.glob("step-*"), default=None, key=lambda place: int(place.name.removeprefix("step-")))
+
+
+def load_checkpoint(place: Path, model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> tuple[Progress, Weights]:
+    """Put weights and moments back where they were; returns the progress and the best weights."""
+    model.load_state_dict(safetensors.torch.load_file(place / "model.safetensors"))
+    state: dict[int, Weights] = {}
+    for key, tensor in safetensors.torch.load_file(place / "optimizer.safetensors").items():
+        parameter, name = key.split(".")
+        state.setdefault(int(parameter), {})[name] = tensor
+    optimizer.load_state_dict({**optimizer.state_dict(), "state": state})
+    content = read_json(place / "state.json")
+    del content["schema_version"]
+    return Progress(**content), safetensors.torch.load_file(place / "best.safetensors")
+
+
+def copy_of(model: torch.nn.Module) -> Weights:
+    """The weights as they are now, on the CPU."""
+    return {name: tensor.detach().cpu().clone() for name, tensor in model.state_dict().items()}

@@ -1,0 +1,176 @@
+"""The settings of a training run: a YAML file, then flags over it. Every problem is named at once."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import itertools
+import math
+import types
+import typing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from baselines.scratch.model import ModelConfig
+from finllm.run import UserError, did_you_mean, raise_problems
+
+LANGUAGE_MODEL = "baselines.scratch.lm"
+CHOICES = {
+    "tokenizer": ("bpe", "unigram"),
+    "positions": ("sinusoidal", "learned"),
+    "language_model": (LANGUAGE_MODEL,),
+}
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Every key of a config file, each also a flag of the same name."""
+
+    dataset_name: str  # a dataset dir
+    output_dir: str  # the run dir to write
+    seed: int = 0
+
+    tokenizer: str = "bpe"
+    vocabulary_size: int = 8000
+    max_length: int = 350  # tokens of one example; what is longer loses its end
+    loss_on_prompt: bool = False
+
+    layers: int = 4
+    width: int = 256
+    heads: int = 4
+    feed_forward: int = 512
+    dropout: float = 0.1
+    positions: str = "sinusoidal"
+    tie_embeddings: bool = False
+
+    num_train_epochs: int = 10
+    max_steps: int | None = None  # in place of num_train_epochs
+    batch_tokens: int = 4096  # tokens of one step, padding and all processes included
+    learning_rate: float = 1e-3
+    warmup_ratio: float = 0.1  # share of the steps
+    weight_decay: float = 0.1
+    adam_beta2: float = 0.99
+    max_grad_norm: float = 1.0
+    bf16: bool = False  # matrix products of training in bfloat16; needs a CUDA GPU that has it
+
+    logging_steps: int = 10
+    eval_steps: int = 100
+    save_steps: int = 500  # a checkpoint; a multiple of logging_steps
+    early_stopping_patience: int | None = None  # evaluations without a better validation loss
+
+    language_model: str = LANGUAGE_MODEL  # how eval/run.py finds the code of this model
+
+    def model(self, vocabulary_size: int) -> ModelConfig:
+        names = {field.name for field in dataclasses.fields(ModelConfig)} - {"vocabulary_size"}
+        return ModelConfig(vocabulary_size, **{name: getattr(self, name) for name in names})
+
+
+TYPES = typing.get_type_hints(TrainConfig)
+
+
+def read_config(arguments: list[str], description: str) -> tuple[TrainConfig, bool]:
+    """The settings of a command line, and whether it says `--resume auto`; a `UserError` names every problem."""
+    parser = argparse.ArgumentParser(description=description, allow_abbrev=False)
+    parser.add_argument("--config", help="YAML file of the keys below; a flag stands over the file")
+    parser.add_argument("--resume", choices=["auto"], help="go on with the run in output_dir, or begin it")
+    for field in dataclasses.fields(TrainConfig):
+        default = "required" if field.default is dataclasses.MISSING else f"default {field.default}"
+        parser.add_argument(f"--{field.name}", metavar="VALUE", default=argparse.SUPPRESS, help=default)
+    known, unknown = parser.parse_known_args(arguments)
+    flags = vars(known)
+    path, resume = flags.pop("config"), flags.pop("resume") == "auto"
+
+    names = [field.name for field in dataclasses.fields(TrainConfig)]
+    problems = []
+    for before, word in itertools.pairwise(["", *unknown]):
+        if word.startswith("--"):
+            flag = word.split("=")[0]
+            problems.append(f"unknown flag '{flag}'{did_you_mean(flag[2:], names)}")
+        elif not before.startswith("--") or "=" in before:  # else it is the unknown flag's value
+            problems.append(f"'{word}' belongs to no flag")
+    from_file = _read_yaml(path) if path else {}
+    problems += [f"unknown key '{key}'{did_you_mean(str(key), names)}" for key in from_file if key not in names]
+    values = {key: value for key, value in {**from_file, **flags}.items() if key in names}
+    for key, value in values.items():
+        try:
+            values[key] = _typed(value, TYPES[key])
+        except ValueError:
+            problems.append(f"{key} is {value!r} and must be {_name(TYPES[key])}")
+    for name in ("dataset_name", "output_dir"):
+        if name not in values:
+            problems.append(f"{name} is missing; give it in the config file or as --{name}")
+    where = f"{path} and the flags" if path and flags else path or "the flags"
+    if not problems:
+        problems = list(_limits(TrainConfig(**values)))
+    raise_problems(problems, where)
+    return TrainConfig(**values), resume
+
+
+def _read_yaml(path: str) -> dict[str, Any]:
+    try:
+        content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"--config {path} does not exist") from None
+    except (IsADirectoryError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise UserError(f"--config {path} is not a YAML file: {error}") from None
+    if content is None:
+        return {}
+    if not isinstance(content, dict):
+        raise UserError(f"--config {path} holds a {type(content).__name__}; it must hold lines of 'key: value'")
+    return content
+
+
+def _typed(value: Any, kind: Any) -> Any:
+    """`value` as `kind`, from a flag's text or YAML's reading of it (in YAML, 1e-3 is text); else a ValueError."""
+    if isinstance(kind, types.UnionType):
+        if value is None or value in ("none", "null"):
+            return None
+        kind = next(part for part in typing.get_args(kind) if part is not type(None))
+    if kind is bool and isinstance(value, str) and value.lower() in ("true", "false"):
+        return value.lower() == "true"
+    if kind is str or kind is bool:
+        if isinstance(value, kind):
+            return value
+    elif not isinstance(value, bool) and isinstance(value, (str, int, float)):
+        number = float(value)
+        if kind is float and math.isfinite(number):
+            return number
+        if kind is int and number.is_integer():
+            return int(number)
+    raise ValueError
+
+
+def _name(kind: Any) -> str:
+    names = {int: "a whole number", float: "a number", bool: "true or false", str: "text", type(None): "none"}
+    return " or ".join(names[part] for part in (typing.get_args(kind) or (kind,)))
+
+
+def _limits(config: TrainConfig) -> typing.Iterator[str]:
+    """What is wrong with values of the right type."""
+    for key, choices in CHOICES.items():
+        value = getattr(config, key)
+        if value not in choices:
+            yield f"{key} is '{value}' and must be {' or '.join(choices)}{did_you_mean(value, choices)}"
+    for key, kind in TYPES.items():
+        value = getattr(config, key)
+        if kind in (int, int | None) and key != "seed" and value is not None and value < 1:
+            yield f"{key} is {value} and must be at least 1"
+    for key, low, high in (("dropout", 0, 1), ("warmup_ratio", 0, 1), ("adam_beta2", 0, 1)):
+        if not low <= getattr(config, key) < high:
+            yield f"{key} is {getattr(config, key)} and must be at least {low} and below {high}"
+    for key in ("learning_rate", "max_grad_norm"):
+        if getattr(config, key) <= 0:
+            yield f"{key} is {getattr(config, key)} and must be above 0"
+    if config.weight_decay < 0:
+        yield f"weight_decay is {config.weight_decay} and must be at least 0"
+    if config.heads > 0 and config.width % config.heads:
+        yield f"width is {config.width} and heads is {config.heads}: the heads must divide the width"
+    if config.positions == "sinusoidal" and config.width % 2:
+        yield f"width is {config.width} and must be even for sinusoidal positions"
+    if config.logging_steps > 0 and config.save_steps % config.logging_steps:
+        yield f"save_steps is {config.save_steps} and must be a multiple of logging_steps ({config.logging_steps})"
+    if config.batch_tokens < config.max_length:
+        yield f"batch_tokens is {config.batch_tokens} and must be at least max_length ({config.max_length})"

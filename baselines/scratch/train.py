@@ -1,0 +1,177 @@
+"""Train a small transformer from nothing on a dataset dir.
+
+    python baselines/scratch/train.py --config recipes/configs/demo_scratch.yaml [--dataset_name DATASET_DIR]
+        [--output_dir runs/NAME] [--resume auto] [any key of config.py]
+
+On several GPUs: accelerate launch baselines/scratch/train.py … ; the steps are the same on any number of processes.
+The run dir it leaves in output_dir is described in finllm/run.py.
+"""
+
+import dataclasses
+import shutil
+import sys
+from pathlib import Path
+
+if not __package__:  # run as a file: the checkout takes the place of this file's folder, whose `data.py` is no library
+    sys.path[0] = str(Path(__file__).resolve().parents[2])
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import set_seed
+from rich.console import Console
+
+from baselines.scratch.checkpoint import Progress, copy_of, load_checkpoint, newest_checkpoint
+from baselines.scratch.config import TrainConfig, read_config
+from baselines.scratch.data import Example, encode_rows, truncate
+from baselines.scratch.loop import Training, adamw
+from baselines.scratch.model import CausalTransformer
+from baselines.scratch.tokenizer import Tokenizer
+from finllm.data.dataset_dir import DatasetDir
+from finllm.plots import plot_loss
+from finllm.prompts import TEMPLATE_HASH
+from finllm.run import RunDir, UserError, provenance, read_jsonl, run_command, write_json, write_jsonl, write_text
+from finllm.summary import already_finished, print_summary
+
+
+def main() -> None:
+    config, resume = read_config(sys.argv[1:], "Train a small transformer from nothing on a dataset dir.")
+    train(config, resume)
+
+
+def train(config: TrainConfig, resume: bool = False) -> None:
+    """Train, and leave a complete run dir in `config.output_dir`; with `resume`, go on from its newest checkpoint."""
+    run = RunDir(config.output_dir)
+    if resume and run.complete:
+        return already_finished(run)
+    set_seed(config.seed)
+    # bf16 is for the steps alone, see Training.step; told nothing, accelerate gives a CPU no second process.
+    accelerator = Accelerator(mixed_precision="no", cpu=not torch.accelerator.is_available())
+    console = Console(highlight=False, quiet=not accelerator.is_main_process)
+    if config.bf16 and not (accelerator.device.type == "cuda" and torch.cuda.is_bf16_supported(False)):
+        raise UserError(f"bf16 is true and the device is '{accelerator.device}'; it needs a CUDA GPU that has bfloat16")
+
+    # Text to tokens, by a tokenizer that has seen the training split and nothing else
+    dataset = DatasetDir(config.dataset_name)
+    rows = {split: dataset.rows(split) for split in ("train", "validation")}
+    for split in rows:
+        if not rows[split]:
+            raise UserError(f"the {split} split of {dataset.path} is empty; prepare the dataset with more rows")
+    if resume and (run.model / "tokenizer.model").exists():
+        tokenizer = Tokenizer.load(run.model)
+    else:
+        texts = (row[column] for row in rows["train"] for column in ("instruction", "input", "output"))
+        tokenizer = Tokenizer.train(texts, config.vocabulary_size, config.tokenizer)
+    whole = encode_rows(tokenizer, rows["train"], config.loss_on_prompt)
+    examples = cut("train", whole, config, console)
+    # The validation loss is that of response and EOS, whatever is trained on: any two runs can be compared.
+    validation = cut("validation", encode_rows(tokenizer, rows["validation"]), config, console)
+
+    if accelerator.is_main_process:
+        claim(run, config, dataset.hash, resume)
+        tokenizer.save(run.model)
+        report = tokenizer.report([example.ids for example in whole], config.max_length)
+        write_json(run.model / "tokenizer_report.json", report)
+    accelerator.wait_for_everyone()
+
+    # The model, from random weights or from the newest checkpoint
+    model = CausalTransformer(config.model(tokenizer.vocabulary_size)).to(accelerator.device)
+    optimizer = adamw(model, config)
+    progress, best = Progress(), copy_of(model)
+    place = newest_checkpoint(run.checkpoints) if resume else None
+    if place:
+        progress, best = load_checkpoint(place, model, optimizer)
+    if accelerator.is_main_process:  # every step is in metrics.jsonl once: the lines after the checkpoint come again
+        lines = read_jsonl(run.metrics) if place else []
+        write_jsonl(run.metrics, [line for line in lines if line["step"] <= progress.step])
+
+    training = Training(config, run, accelerator, console, model, optimizer, examples, validation, progress, best)
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    console.print(
+        f"{parameters:,} parameters, {len(examples):,} examples, {training.total_steps:,} steps on "
+        f"{accelerator.num_processes} x {accelerator.device.type}" + (f", from step {progress.step:,}" if place else "")
+    )
+    training.run_to_end()
+
+    if accelerator.is_main_process:
+        model.save(run.model, training.best)
+        write_text(run.model / "README.md", model_card(run, config, progress, parameters))
+        plot_loss(run)
+        losses = {key: value for key, value in vars(progress).items() if key.endswith("_validation_loss")}
+        run.finish(
+            {
+                "name": run.path.resolve().name,
+                "method": "scratch",
+                "base_model": None,
+                "trainable_parameters": parameters,
+                "total_parameters": parameters,
+                "train_seconds": progress.train_seconds,
+                "tokens_per_second": progress.tokens / progress.train_seconds,
+                "peak_memory_bytes": progress.peak_memory_bytes,
+                "steps": progress.step,
+                "epochs": progress.epoch,
+                "supervised_tokens": progress.supervised_tokens,
+                **losses,
+            }
+        )
+        shutil.rmtree(run.checkpoints, ignore_errors=True)  # a finished run has nothing to resume
+        print_summary(run)
+    accelerator.end_training()
+
+
+def cut(split: str, examples: list[Example], config: TrainConfig, console: Console) -> list[Example]:
+    """The examples cut to `max_length`; says what was lost, and refuses a split of which nothing is left."""
+    kept, truncated, dropped = truncate(examples, config.max_length)
+    if truncated or dropped:
+        console.print(
+            f"{split}: {truncated:,} of {len(examples):,} examples cut to max_length, {config.max_length} tokens; "
+            f"{dropped:,} more dropped, whose prompt alone is as long"
+        )
+    if not kept:
+        shortest = min(len(example.ids) for example in examples)
+        raise UserError(
+            f"max_length is {config.max_length} and no prompt of the {split} split leaves room for a response: the "
+            f"shortest example has {shortest:,} tokens; raise max_length"
+        )
+    return kept
+
+
+def claim(run: RunDir, config: TrainConfig, dataset_hash: str, resume: bool) -> None:
+    """Start the run dir; a run is resumed on the data that it began with."""
+    if resume and (run.path / "provenance.json").exists():
+        before = run.provenance()["dataset_hash"]
+        if before != dataset_hash:
+            raise UserError(
+                f"{run.path} began with dataset {before[:16]} and {config.dataset_name} is now {dataset_hash[:16]}; "
+                "put the old dataset back, or take another --output_dir"
+            )
+    origin = provenance(dataset_hash=dataset_hash, template_hash=TEMPLATE_HASH, base_model_hash=None, seed=config.seed)
+    run.start(dataclasses.asdict(config), origin, resume)
+
+
+def model_card(run: RunDir, config: TrainConfig, progress: Progress, parameters: int) -> str:
+    return f"""---
+pipeline_tag: text-generation
+tags: [finllm, scratch]
+---
+
+# {run.path.resolve().name}
+
+A decoder-only transformer trained from random weights on financial instructions with FinLLM.
+
+| | |
+|---|---|
+| parameters | {parameters:,} |
+| layers, width, heads, feed-forward | {config.layers}, {config.width}, {config.heads}, {config.feed_forward} |
+| tokenizer | SentencePiece {config.tokenizer}, {config.vocabulary_size:,} pieces |
+| steps | {progress.step:,} |
+| best validation loss | {progress.best_validation_loss:.4f} nats per token |
+
+Loss is on responses and their EOS only. The model is far too small to be trusted: its answers read like finance and
+are mostly wrong. They are not financial advice.
+
+    python baselines/scratch/generate.py {run.path} "What is an index fund?"
+"""
+
+
+if __name__ == "__main__":
+    run_command(main)
