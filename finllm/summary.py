@@ -49,7 +49,8 @@ def print_lengths(reports: dict[str, LengthReport]) -> None:
 def print_summary(run: RunDir) -> None:
     """Validation loss before and after, time, rate, memory, trainable share, and the next command."""
     summary = run.summary()
-    table = Table(title=f"{summary['name']}: {summary['method']} of {summary['base_model']}", title_justify="left")
+    of = f" of {summary['base_model']}" if summary["base_model"] else ""
+    table = Table(title=f"{summary['name']}: {summary['method']}{of}", title_justify="left")
     table.add_column("")
     table.add_column("", justify="right")
     share = summary["trainable_parameters"] / summary["total_parameters"]
