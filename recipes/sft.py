@@ -35,7 +35,7 @@ def main() -> None:
         sample(dataset.split(split), rows, training.seed)
         for split, rows in (
             (recipe.dataset_train_split, recipe.max_train_samples),
-            (recipe.dataset_validation_split, recipe.max_eval_samples),
+            (recipe.dataset_test_split, recipe.max_eval_samples),
         )
     )
 
@@ -43,7 +43,9 @@ def main() -> None:
     set_seed(training.seed)
     with process.main_process_first():
         base = models.resolve_base_model(model_arguments.model_name_or_path)
-        tokenizer = models.load_tokenizer(base, model_arguments.model_revision)
+        tokenizer = models.load_tokenizer(
+            base, model_arguments.model_revision, eos_token=training.eos_token, pad_token=training.pad_token
+        )
         model = models.load_base_model(base, model_arguments)
     models.check_length(model, training.max_length)
     base_hash = models.base_model_hash(base, model)

@@ -126,3 +126,26 @@ def test_the_hash_of_a_base_model_follows_its_weights(gpt2_dir, llama_dir):
     model = AutoModelForCausalLM.from_pretrained(gpt2_dir)
     assert models.base_model_hash(str(gpt2_dir), model) == models.base_model_hash(str(gpt2_dir), model)
     assert models.base_model_hash(str(gpt2_dir), model) != models.base_model_hash(str(llama_dir), model)
+
+
+def test_accelerate_launch_does_not_leave_cores_idle(monkeypatch):
+    if torch.cuda.is_available():
+        pytest.skip("threads are set where the CPU computes, and here is a GPU")
+    cores = len(models.os.sched_getaffinity(0))
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(1)
+        monkeypatch.setenv("OMP_NUM_THREADS", "1")
+        for name in list(models.os.environ):
+            if name.startswith("ACCELERATE_"):
+                monkeypatch.delenv(name)
+        models.use_all_cores()
+        assert torch.get_num_threads() == 1  # the user's own word
+        monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "no")
+        models.use_all_cores()
+        assert torch.get_num_threads() == cores
+        monkeypatch.setenv("LOCAL_WORLD_SIZE", str(cores))
+        models.use_all_cores()
+        assert torch.get_num_threads() == 1
+    finally:
+        torch.set_num_threads(before)

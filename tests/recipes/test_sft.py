@@ -8,7 +8,7 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
-from finllm.models import load_run_model
+from finllm.models import load_run_model, load_tokenizer
 from finllm.run import RunDir
 
 TINY = ("--max_length", 256, "--per_device_train_batch_size", 4, "--logging_steps", 1, "--eval_strategy", "no",
@@ -110,6 +110,71 @@ def test_the_loss_does_not_depend_on_batch_size_or_packing_of_validation(sft, tm
         _, run = sft("--per_device_eval_batch_size", batch_size, output_dir=tmp_path / str(batch_size), steps=1)
         losses.append(run.summary()["first_validation_loss"])
     assert losses == pytest.approx([losses[0]] * 3, rel=1e-6)
+
+
+def test_packing_keeps_documents_apart(sft, tmp_path):
+    """The validation loss of packed rows is that of rows alone: no document sees its neighbour."""
+    losses = []
+    for packing in ("false", "true"):
+        done, run = sft("--packing", packing, "--max_length", 384, output_dir=tmp_path / packing)
+        assert done.status == 0, done.err
+        losses.append(run.summary()["first_validation_loss"])
+    assert losses[1] == pytest.approx(losses[0], rel=1e-5)
+
+
+def test_another_eos_is_the_one_that_is_learned(sft, tmp_path):
+    done, run = sft("--eos_token", "!", steps=1)
+    assert done.status == 0, done.err
+    assert load_tokenizer(str(run.model)).eos_token == "!"
+    done, run = sft("--eos_token", "<|im_end|>", output_dir=tmp_path / "unknown")
+    assert done.status == 2 and "eos_token '<|im_end|>' is not in its vocabulary" in done.err
+
+
+def test_a_yaml_of_trl_sft_works(command, gpt2_dir, dataset_dir, tmp_path):
+    """TRL's own example of LoRA, with its keys; only the names of model, data and folder are ours."""
+    config = tmp_path / "trl.yaml"
+    config.write_text(
+        f"""
+model_name_or_path: {gpt2_dir}
+dataset_name: {dataset_dir}
+dataset_test_split: test
+output_dir: {tmp_path / "run"}
+learning_rate: 2.0e-4
+num_train_epochs: 1
+max_steps: 2
+max_length: 384
+packing: true
+per_device_train_batch_size: 2
+gradient_accumulation_steps: 4
+gradient_checkpointing: true
+eval_strategy: steps
+eval_steps: 1
+logging_steps: 1
+use_peft: true
+lora_r: 32
+lora_alpha: 16
+lora_target_modules: [c_attn, c_proj]
+warmup_steps: 1
+report_to: none
+env:
+  FINLLM_TEST_VARIABLE: "1"
+"""
+    )
+    done = command("recipes/sft.py", "--config", config)
+    assert done.status == 0, done.err
+    assert RunDir(tmp_path / "run").summary()["steps"] == 2
+
+
+def test_gradient_accumulation_is_the_larger_batch(sft, tmp_path):
+    """The same eight rows in one piece and in four give the same weights: each supervised token weighs the same."""
+    whole, parts = (
+        sft("--per_device_train_batch_size", size, "--gradient_accumulation_steps", 8 // size, "--optim", "sgd",
+            output_dir=tmp_path / str(size), steps=1)[1]
+        for size in (8, 2)
+    )  # fmt: skip
+    one, two = (load_file(run.model / "model.safetensors") for run in (whole, parts))
+    for name in one:
+        assert torch.allclose(one[name], two[name], rtol=1e-5, atol=1e-7), name
 
 
 def test_resume_auto_goes_on_and_ends_where_an_uninterrupted_run_ends(sft, tmp_path):
