@@ -17,31 +17,23 @@ def print_lengths(reports: dict[str, LengthReport]) -> None:
     """The table of every split: rows, tokens, what `max_length` cut, and which rows were dropped and why."""
     console = Console()
     table = Table(title="What will be read and learned", title_justify="left")
-    table.add_column("split")
-    headings = ("rows", "tokens, median", "longest", "supervised tokens", "rows cut", "response tokens lost", "dropped")
-    for heading in headings:
-        table.add_column(heading, justify="right")
-    for split, report in reports.items():
-        lengths = sorted(report.lengths)
-        table.add_row(
-            split,
-            *(
-                f"{number:,}"
-                for number in (
-                    len(lengths),
-                    lengths[len(lengths) // 2],
-                    lengths[-1],
-                    report.supervised_tokens,
-                    report.truncated_rows,
-                    report.lost_tokens,
-                    len(report.dropped),
-                )
-            ),
-        )
+    table.add_column("")
+    for split in reports:
+        table.add_column(split, justify="right")
+    for name, number_of in (
+        ("rows", lambda report: len(report.lengths)),
+        ("tokens a row, median", lambda report: sorted(report.lengths)[len(report.lengths) // 2]),
+        ("tokens a row, longest", lambda report: max(report.lengths)),
+        ("supervised tokens", lambda report: report.supervised_tokens),
+        ("rows cut by max_length", lambda report: report.truncated_rows),
+        ("response tokens lost by it", lambda report: report.lost_tokens),
+        ("rows dropped", lambda report: len(report.dropped)),
+    ):
+        table.add_row(name, *(f"{number_of(report):,}" for report in reports.values()))
     console.print(table)
     for split, report in reports.items():
         for id, reason in report.dropped[:SHOWN_DROPS]:
-            console.print(f"  {split} {id} dropped: {reason}")
+            console.print(f"  {split} {id} dropped: {reason}", highlight=False, soft_wrap=True)
         if len(report.dropped) > SHOWN_DROPS:
             console.print(f"  … and {len(report.dropped) - SHOWN_DROPS:,} more rows of {split}")
 

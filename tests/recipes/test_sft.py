@@ -45,7 +45,14 @@ def test_full_training_leaves_a_complete_run_dir_and_changes_every_tensor(sft, g
     assert (run.path / "loss.png").read_bytes().startswith(b"\x89PNG")
     assert sorted(path.suffix for path in run.path.rglob("*") if path.suffix in (".bin", ".pt", ".pkl")) == []
     assert f"eval/run.py {run.path}" in done.out
-    for shown in ("validation loss before", "validation loss after", "tokens/s", "peak memory", "trainable", "dropped"):
+    for shown in (
+        "validation loss before",
+        "validation loss after",
+        "tokens/s",
+        "peak memory",
+        "trainable",
+        "rows dropped",
+    ):
         assert shown in done.out
 
 
