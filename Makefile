@@ -14,7 +14,7 @@ BIN := .venv/bin
 LAUNCH := $(BIN)/accelerate launch --quiet --config_file accelerate_config.yaml
 ON_DATA := --dataset_name $(DEMO)/data
 # What two cores can do in the demo's minutes; without these, every test question is scored and answered.
-EVALUATION ?= --max_examples 72 --max_generated 24 --max_new_tokens 64
+EVALUATION ?= --max_examples 48 --max_generated 24 --max_new_tokens 64 --batch_size 24
 
 .PHONY: setup demo test lint clean
 

@@ -31,7 +31,7 @@ class ScratchLanguageModel:
         self.description = Description(
             method="scratch",
             base_model=None,
-            tokenizer=f"SentencePiece, {tokenizer.vocabulary_size:,} pieces, trained on this dataset",
+            tokenizer=f"SentencePiece {tokenizer.vocabulary_size:,}",
             total_parameters=parameters,
             trainable_parameters=parameters,
         )
