@@ -33,8 +33,7 @@ demo: setup
 	$(LAUNCH) recipes/sft.py --config recipes/configs/demo_full.yaml --model_name_or_path $(BASE) $(ON_DATA) --output_dir $(DEMO)/full --resume auto $(SHORT)
 	$(LAUNCH) recipes/sft.py --config recipes/configs/demo_lora.yaml --model_name_or_path $(BASE) $(ON_DATA) --output_dir $(DEMO)/lora --resume auto $(SHORT)
 	$(BIN)/python baselines/scratch/train.py --config recipes/configs/demo_scratch.yaml $(ON_DATA) --output_dir $(DEMO)/scratch --resume auto $(SHORT_SCRATCH)
-	$(BIN)/python eval/run.py --model_name_or_path $(BASE) $(ON_DATA) --output_dir $(DEMO)/base $(EVALUATION)
-	$(BIN)/python eval/run.py $(addprefix $(DEMO)/,full lora scratch) $(EVALUATION)
+	$(BIN)/python eval/run.py $(addprefix $(DEMO)/,full lora scratch) --model_name_or_path $(BASE) --output_dir $(DEMO)/base $(EVALUATION)
 	$(BIN)/python eval/leaderboard.py $(addprefix $(DEMO)/,base full lora scratch) --output_dir $(DEMO)/leaderboard
 
 test: setup

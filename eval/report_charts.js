@@ -84,46 +84,48 @@ function lossChart() {
   }
   const hidden = new Set();
   const outputs = new Map();
-  let cursor = null; // the step that the values in the legend belong to
+  let cursor = null; // the share of a run that the values in the legend belong to
+  // Runs are laid over each other by the share of their steps: 10 of fine-tuning would vanish beside 1,000 from scratch.
+  const lastStep = new Map(trained.map((model) => [model, Math.max(...[...model.training, ...model.validation].map(([step]) => step), 1)]));
 
   function readOut() {
     for (const [model, output] of outputs) {
-      const near = (curve) =>
-        curve.reduce((best, point) => (Math.abs(point[0] - cursor) < Math.abs(best[0] - cursor) ? point : best));
+      const step = cursor * lastStep.get(model);
+      const near = (curve) => curve.reduce((best, point) => (Math.abs(point[0] - step) < Math.abs(best[0] - step) ? point : best));
       const curve = model.validation.length ? model.validation : model.training;
-      output.textContent = cursor === null ? "" : `${near(curve)[1].toFixed(3)} at step ${near(curve)[0]}`;
+      output.textContent = cursor === null ? "" : `${near(curve)[1].toFixed(3)} at step ${near(curve)[0]} of ${lastStep.get(model)}`;
     }
   }
 
   const redraw = drawAtWidth(place, (width) => {
     const visible = trained.filter((model) => !hidden.has(model));
-    const steps = (visible.length ? visible : trained).flatMap((model) => [...model.training, ...model.validation]).map((point) => point[0]);
     const values = (visible.length ? visible : trained).flatMap((model) => [...model.training, ...model.validation]).map((point) => point[1]);
-    const [lastStep, low, high] = [Math.max(...steps, 1), Math.min(...values), Math.max(...values)];
+    const [low, high] = [Math.min(...values), Math.max(...values)];
     const room = (high - low) * 0.05 || 0.1;
-    const x = linear(0, lastStep, MARGIN.left, width - MARGIN.right);
+    const x = linear(0, 1, MARGIN.left, width - MARGIN.right);
     const y = linear(low - room, high + room, HEIGHT - MARGIN.bottom, MARGIN.top);
-    const path = (curve) => curve.map(([step, value], index) => `${index ? "L" : "M"}${x(step).toFixed(1)} ${y(value).toFixed(1)}`).join("");
+    const path = (model, curve) =>
+      curve.map(([step, value], index) => `${index ? "L" : "M"}${x(step / lastStep.get(model)).toFixed(1)} ${y(value).toFixed(1)}`).join("");
     const chart = frame(
-      width, `Loss by step of ${trained.map((model) => model.name).join(", ")}; left and right keys read values`, x, y,
-      ticks(0, lastStep, Math.max(3, Math.floor(width / 110))), ticks(low - room, high + room, 6), (step) => step.toLocaleString("en"), "step", "loss, nats per token",
+      width, `Loss over the run of ${trained.map((model) => model.name).join(", ")}; left and right keys read values`, x, y,
+      ticks(0, 1, Math.max(3, Math.floor(width / 110))), ticks(low - room, high + room, 6), (share) => `${Math.round(share * 100)} %`, "share of the run's steps", "loss, nats per token",
     );
     for (const model of visible) {
       chart.append(svg("g", { class: model.colour },
-        svg("path", { class: "training", d: path(model.training) }), svg("path", { class: "validation", d: path(model.validation) })));
+        svg("path", { class: "training", d: path(model, model.training) }), svg("path", { class: "validation", d: path(model, model.validation) })));
     }
     const line = svg("line", { class: "cursor", y1: MARGIN.top, y2: HEIGHT - MARGIN.bottom, visibility: "hidden" });
     chart.append(line);
     chart.setAttribute("tabindex", "0");
-    const point = (step) => {
-      cursor = step === null ? null : Math.min(lastStep, Math.max(0, step));
+    const point = (share) => {
+      cursor = share === null ? null : Math.min(1, Math.max(0, share));
       line.setAttribute("visibility", cursor === null ? "hidden" : "visible");
       if (cursor !== null) for (const end of ["x1", "x2"]) line.setAttribute(end, x(cursor));
       readOut();
     };
     chart.addEventListener("pointermove", (event) => {
       const share = (event.clientX - chart.getBoundingClientRect().left - MARGIN.left) / (width - MARGIN.left - MARGIN.right);
-      point(share * lastStep);
+      point(share);
     });
     chart.addEventListener("pointerleave", () => point(null));
     chart.addEventListener("blur", () => point(null));
@@ -131,7 +133,7 @@ function lossChart() {
       const direction = { ArrowLeft: -1, ArrowRight: 1 }[event.key];
       if (!direction) return;
       event.preventDefault();
-      point((cursor ?? 0) + (direction * lastStep) / 20);
+      point((cursor ?? 0) + direction / 20);
     });
     return chart;
   });

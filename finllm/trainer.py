@@ -12,9 +12,7 @@ from __future__ import annotations
 
 import functools
 import logging
-import resource
 import shutil
-import sys
 import time
 import types
 import warnings
@@ -31,6 +29,7 @@ from trl import SFTTrainer
 
 from finllm.config import TrainingConfig
 from finllm.loss import linear_cross_entropy
+from finllm.machine import peak_memory_bytes
 from finllm.run import RunDir, read_jsonl, write_jsonl
 from finllm.tokens import IGNORED
 
@@ -204,14 +203,6 @@ def _add_supervised_head(model: PreTrainedModel) -> None:
         return SupervisedOutput(nll=nll, nll_N=nll_N, mask=mask)
 
     model.forward = types.MethodType(with_supervised_head, model)
-
-
-def peak_memory_bytes() -> int:
-    """The most memory this process has held: of the GPU where one is used, else resident memory."""
-    if torch.cuda.is_available():
-        return torch.cuda.max_memory_allocated()
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
 
 
 class MetricsWriter(TrainerCallback):

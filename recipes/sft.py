@@ -11,7 +11,7 @@ import finllm  # isort: skip  # noqa: F401  before torch: it sets how threads wa
 from accelerate import PartialState
 from transformers import EarlyStoppingCallback, set_seed
 
-from finllm import models, summary
+from finllm import machine, models, summary
 from finllm.config import parse, resolved
 from finllm.data.prepare import resolve
 from finllm.plots import plot_loss
@@ -25,6 +25,8 @@ def main() -> None:
     recipe, training, model_arguments = parse()
     run = RunDir(training.output_dir)
     process = PartialState()
+    if recipe.keep_freed_memory and process.device.type == "cpu":
+        machine.keep_freed_memory()
     if recipe.resume and run.complete:
         return summary.already_finished(run)
 

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import math
 import random
-import resource
-import sys
 import time
 from dataclasses import dataclass
 
@@ -20,6 +18,7 @@ from baselines.scratch.config import TrainConfig
 from baselines.scratch.data import Example, batches_of_epoch, collate, training_batches
 from baselines.scratch.losses import IGNORED
 from baselines.scratch.model import CausalTransformer
+from finllm.machine import peak_memory_bytes
 from finllm.run import RunDir, UserError
 
 
@@ -51,14 +50,6 @@ def part_of_this_process(batch: list[Example], accelerator: Accelerator) -> list
     """Every n-th example of a batch; a process without one gets an example that teaches nothing, to stay in step."""
     part = batch[accelerator.process_index :: accelerator.num_processes]
     return part or [Example(batch[0].ids, [IGNORED] * len(batch[0].ids))]
-
-
-def peak_memory_bytes() -> int:
-    """The most memory that this process has held: the GPU's where there is one, else resident memory."""
-    if torch.cuda.is_available():
-        return torch.cuda.max_memory_allocated()
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
 
 
 @dataclass

@@ -114,8 +114,12 @@ def test_full_and_adapter_runs_go_the_same_way_and_score_as_training_did(command
         )  # fmt: skip
         assert done.status == 0, done.err
         paths.append(path)
-    done = command("eval/run.py", *paths, "--split", "validation", "--max_generated", 0)
+    base = ("--model_name_or_path", gpt2_dir, "--output_dir", tmp_path / "base")
+    done = command("eval/run.py", *paths, *base, "--split", "validation", "--max_generated", 0)
     assert done.status == 0, done.err
+    untrained = RunDir(paths[0]).summary()["first_validation_loss"]
+    found = Results.read(tmp_path / "base").splits["validation"].metrics["nll_per_token"].value
+    assert found == pytest.approx(untrained, rel=1e-5)
     for path, method in zip(paths, ("full", "lora"), strict=True):
         results = Results.read(path)
         trained = RunDir(path).summary()["final_validation_loss"]
@@ -130,11 +134,11 @@ def test_full_and_adapter_runs_go_the_same_way_and_score_as_training_did(command
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([], "give run dirs, or all of --model_name_or_path, --dataset_name and --output_dir"),
+        ([], "give run dirs, or --model_name_or_path with --dataset_name and --output_dir, or both"),
         (["nowhere"], "nowhere is not a folder; a run dir is what recipes/sft.py writes"),
         (["finllm"], "config.yaml, provenance.json, metrics.jsonl, summary.json, model missing"),
-        (["--model_name_or_path", "gpt2"], "give run dirs, or all of"),
-        (["a", "--output_dir", "b"], "not both"),
+        (["--model_name_or_path", "gpt2"], "needs both --model_name_or_path and --output_dir"),
+        (["a", "--output_dir", "b"], "needs both"),
         (["a", "--batch_size", 0], "--batch_size is 0; it must be at least 1"),
     ],
 )

@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 from trl import ModelConfig
 
-from finllm import models
+from finllm import machine, models
 from finllm.run import UserError
 
 
@@ -139,13 +139,13 @@ def test_accelerate_launch_does_not_leave_cores_idle(monkeypatch):
         for name in list(models.os.environ):
             if name.startswith("ACCELERATE_"):
                 monkeypatch.delenv(name)
-        models.use_all_cores()
+        machine.use_all_cores()
         assert torch.get_num_threads() == 1  # the user's own word
         monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "no")
-        models.use_all_cores()
+        machine.use_all_cores()
         assert torch.get_num_threads() == cores
         monkeypatch.setenv("LOCAL_WORLD_SIZE", str(cores))
-        models.use_all_cores()
+        machine.use_all_cores()
         assert torch.get_num_threads() == 1
     finally:
         torch.set_num_threads(before)

@@ -1,0 +1,65 @@
+"""The machine a process runs on: its cores, its memory, its arithmetic."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import resource
+import sys
+
+import torch
+
+# glibc's mallopt parameters, from malloc.h
+M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX, M_ARENA_MAX = -1, -2, -4, -8
+
+
+def use_all_cores() -> None:
+    """Give a CPU's cores to this machine's processes in equal parts.
+
+    `accelerate launch` starts a process on a CPU with one thread unless it is told otherwise, and half a machine of two
+    cores would idle. Started without it, torch has counted the cores itself and OMP_NUM_THREADS is the user's word.
+    """
+    launched = any(name.startswith("ACCELERATE_") for name in os.environ)
+    if launched and os.environ.get("OMP_NUM_THREADS") == "1" and not torch.cuda.is_available():
+        torch.set_num_threads(max(1, cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
+
+
+def cores() -> int:
+    """The cores this process may run on, which in a container are fewer than the machine's."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+
+
+def keep_freed_memory() -> bool:
+    """Keep glibc from giving large buffers back to the kernel; whether the platform's allocator could be told so.
+
+    By default every buffer above 32 MiB is mapped when allocated and unmapped when freed, so a training step on a CPU
+    spends its time on page faults: the kernel must hand over zeroed pages again for each activation and gradient. Kept,
+    they are used again, and torch asks for pages of 2 MiB, so that those that are new cost fewer faults. The process
+    holds its peak until it ends. Call it before torch allocates; buffers that live now stay as they are.
+    """
+    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # read by torch at its first large buffer
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (AttributeError, OSError, TypeError):  # no glibc: macOS, Windows, musl
+        return False
+    # One arena: backward runs in a thread of its own, and an arena of its own could not hold large buffers.
+    settings = {M_MMAP_MAX: 0, M_TRIM_THRESHOLD: -1, M_TOP_PAD: 256 * 2**20, M_ARENA_MAX: 1}
+    return all([mallopt(name, value) == 1 for name, value in settings.items()])
+
+
+def bf16_is_fast() -> bool:
+    """Whether this machine multiplies bfloat16 faster than float32: a GPU that can, or a CPU with AMX or AVX512-BF16.
+
+    A CPU without these instructions emulates them some hundred times slower.
+    """
+    if torch.cuda.is_available():
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
+
+
+def peak_memory_bytes() -> int:
+    """The most memory this process has held: of the GPU where one is used, else resident memory."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated()
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024

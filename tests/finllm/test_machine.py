@@ -1,0 +1,29 @@
+"""What finllm does to the process it runs in."""
+
+import json
+
+FAULTS = """
+import json, resource, sys
+import finllm, torch
+from finllm import machine
+
+kept = machine.keep_freed_memory() if sys.argv[1] == "keep" else None
+def step():
+    a = torch.ones(20, 2**20)  # 80 MiB
+    return a.add(1).mul_(2).sum()
+step()
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+for _ in range(5):
+    step()
+print(json.dumps({"kept": kept, "faults": resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before}))
+"""
+
+
+def test_freed_memory_is_used_again_without_page_faults(shell):
+    default = json.loads(shell("python", "-c", FAULTS, "default").out)
+    kept = json.loads(shell("python", "-c", FAULTS, "keep").out)
+    if not kept["kept"]:
+        assert default["kept"] is None  # another allocator than glibc's: nothing is promised
+        return
+    assert default["faults"] > 100_000  # 5 steps of 160 MiB in pages of 4 KiB
+    assert kept["faults"] < default["faults"] / 20
