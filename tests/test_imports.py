@@ -16,7 +16,7 @@ ALLOWED = {
     "recipes": {"finllm"},
 }
 # Within finllm a module may import those of its own rank and below.
-RANKS = [("run",), ("prompts",), ("data",), ("tokens",), ("models", "loss", "plots", "config"), ("trainer", "generate")]
+RANKS = [("run", "machine"), ("prompts",), ("data",), ("tokens",), ("models", "loss", "plots", "config"), ("trainer", "generate")]
 
 
 def imports(path: Path) -> set[str]:
