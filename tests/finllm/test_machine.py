@@ -3,7 +3,8 @@
 import json
 
 FAULTS = """
-import json, resource, sys
+import json, os, resource, sys
+os.environ.pop("THP_MEM_ALLOC_ENABLE", None)  # another test of this process may have set it
 import finllm, torch
 from finllm import machine
 
