@@ -41,6 +41,10 @@ class RecipeArguments:
         default=None,
         metadata={"help": "Stop after this many evaluations without a better validation loss; keeps the best."},
     )
+    base_dropout: float | None = field(
+        default=None,
+        metadata={"help": "Dropout of the base model. Default: as its config says, and 0 where it is frozen."},
+    )
     keep_freed_memory: bool = field(
         default=True, metadata={"help": "On a CPU, keep large buffers instead of giving them back at every step."}
     )
@@ -54,6 +58,14 @@ class TrainingConfig(SFTConfig):
     """SFTConfig with defaults for the machine at hand; every flag means what it means in TRL."""
 
     output_dir: str | None = field(default=None, metadata={"help": "The run dir."})
+    max_tokens_per_batch: int | None = field(
+        default=None,
+        metadata={"help": "Batches of like length with at most this many tokens, instead of a number of rows."},
+    )
+    join_rows: bool | None = field(
+        default=None,
+        metadata={"help": "Rows end to end instead of padded. Default: on a CPU, where the model allows it."},
+    )
     gradient_checkpointing: bool | None = field(
         default=None, metadata={"help": "The older name of activation_checkpointing, which is off unless asked for."}
     )
@@ -93,6 +105,13 @@ def parse(arguments: list[str] | None = None) -> tuple[RecipeArguments, Training
     except ValueError as error:
         raise UserError(f"{path or 'the command line'}: {error}") from error
     raise_problems(_impossible(recipe, training, model), path or "the command line")
+    given = {*(_read_yaml(path) if path else ()), *(flag.removeprefix("--") for flag in flags)}
+    if model.use_peft:
+        # Frozen weights need no optimizer, so none of their last bits: half the memory, and no cast in every product.
+        if training.bf16 and "dtype" not in given:
+            model.dtype = "bfloat16"
+        if recipe.base_dropout is None:
+            recipe.base_dropout = 0.0
     if recipe.early_stopping_patience is not None:
         training.load_best_model_at_end = True
         training.metric_for_best_model, training.greater_is_better = "eval_loss", False
@@ -151,6 +170,10 @@ def _impossible(recipe: RecipeArguments, training: TrainingConfig, model: ModelC
         value = getattr(recipe, name)
         if value is not None and value < 1:
             problems.append(f"{name} is {value}; it must be at least 1")
+    if training.max_tokens_per_batch is not None and training.packing:
+        problems.append("max_tokens_per_batch and packing are two ways to the same; set one of them")
+    if recipe.base_dropout is not None and not 0 <= recipe.base_dropout < 1:
+        problems.append(f"base_dropout is {recipe.base_dropout}; it must be at least 0 and below 1")
     if training.max_length is not None and training.max_length < 2:
         problems.append(f"max_length is {training.max_length}; it must be at least 2")
     return problems

@@ -10,9 +10,17 @@ N supervised positions, C model width, V vocabulary.
 
 from __future__ import annotations
 
+import functools
+import types
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 from torch.nn.functional import linear
+from transformers import PreTrainedModel
+from transformers.modeling_outputs import ModelOutput
+
+from finllm.tokens import IGNORED
 
 CHUNK = 1024  # positions a chunk: at V = 50,000 some 200 MB of float32 logits
 
@@ -78,3 +86,33 @@ def linear_cross_entropy(
         bias_V = None if bias_V is None else bias_V.to(dtype)
     with torch.autocast(device, enabled=False):
         return _LinearCrossEntropy.apply(hidden_NC, weight_VC, bias_V, labels_N)
+
+
+@dataclass
+class SupervisedOutput(ModelOutput):
+    """`nll` summed with gradient, `nll_N` of each supervised position, `mask` (B, T-1) of where these stand."""
+
+    nll: torch.Tensor = None
+    nll_N: torch.Tensor = None
+    mask: torch.Tensor = None
+
+
+def add_supervised_head(model: PreTrainedModel) -> None:
+    """Teach `model.forward` the argument `supervised_head=True`, with which it returns losses and builds no logits.
+
+    It is the model's own forward that changes, so that DDP's hooks and peft's wrappers stay on the way.
+    """
+    forward = model.forward
+
+    @functools.wraps(forward)
+    def with_supervised_head(self, *args, labels=None, supervised_head=False, **kwargs):
+        if not supervised_head:
+            return forward(*args, **kwargs) if labels is None else forward(*args, labels=labels, **kwargs)
+        hidden_BTC = self.base_model(*args, **kwargs).last_hidden_state[:, :-1]
+        labels_BT = labels[:, 1:]
+        mask = labels_BT != IGNORED
+        head = self.get_output_embeddings()
+        nll, nll_N, _ = linear_cross_entropy(hidden_BTC[mask], head.weight, labels_BT[mask], head.bias)
+        return SupervisedOutput(nll=nll, nll_N=nll_N, mask=mask)
+
+    model.forward = types.MethodType(with_supervised_head, model)

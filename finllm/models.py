@@ -177,6 +177,15 @@ def _not_loaded(name: str, error: Exception) -> UserError:
     )
 
 
+def set_dropout(model: PreTrainedModel, share: float) -> None:
+    """Give every dropout of the model, its attention's included, the same share (0 to 1) of dropped values."""
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = share
+        if isinstance(getattr(module, "attention_dropout", None), float):  # Llama and its kin keep a number
+            module.attention_dropout = share
+
+
 def add_adapter(model: PreTrainedModel, arguments: ModelConfig) -> PreTrainedModel:
     """`model` with the adapter that TRL's flags describe (LoRA, DoRA, rsLoRA), its base frozen. Seed before calling."""
     from peft import get_peft_model

@@ -212,13 +212,12 @@ class RunDir:
         self.metrics = self.path / "metrics.jsonl"
         self.eval = self.path / "eval"
 
-    def start(self, config: dict[str, Any], origin: dict[str, Any], resume: bool) -> None:
-        """Claim the folder and write `config.yaml` and `provenance.json`; another run's folder is refused.
+    def check(self, config: dict[str, Any], resume: bool) -> None:
+        """Refuse a folder that holds another run, or anything else.
 
         With `resume` the folder may hold the same run, unfinished: its config must be the same.
         """
-        before = self.path / "config.yaml"
-        if before.exists():
+        if (self.path / "config.yaml").exists():
             if not resume:
                 raise UserError(
                     f"{self.path} already holds a run; pass --resume auto to go on with it, "
@@ -230,9 +229,13 @@ class RunDir:
                 (f"{key} was {held.get(key)!r} and is now {config.get(key)!r}" for key in changed),
                 f"resuming {self.path}, whose config.yaml differs; resume with the same config or take another folder",
             )
-        elif self.path.exists() and any(self.path.iterdir()):
+        elif any(item.is_file() for item in self.path.rglob("*")) or self.path.is_file():
             raise UserError(f"{self.path} is not empty and holds no run; take another --output_dir")
-        write_text(before, yaml.safe_dump(config, sort_keys=False, allow_unicode=True))
+
+    def start(self, config: dict[str, Any], origin: dict[str, Any], resume: bool) -> None:
+        """Claim the folder, if `check` finds nothing against it, and write `config.yaml` and `provenance.json`."""
+        self.check(config, resume)
+        write_text(self.path / "config.yaml", yaml.safe_dump(config, sort_keys=False, allow_unicode=True))
         write_json(self.path / "provenance.json", origin)
 
     def log(self, line: dict[str, Any]) -> None:

@@ -3,35 +3,38 @@
 What differs from SFTTrainer, and why:
 - Rows come tokenized, with labels, from finllm.tokens: one place owns the mask.
 - On a CPU the loss is finllm.loss, which skips prompt and padding; SFTTrainer projects every position there.
-- Right padding needs no attention mask in a causal model: a response never sees what stands to its right.
+- On a CPU the rows of a batch stand end to end without padding (finllm.joined). Elsewhere they are padded on the right,
+  which needs no attention mask in a causal model: a response never sees what stands to its right. Either way is proved
+  on the model and two of its rows before training.
+- Batches can have a budget of tokens instead of a number of rows (finllm.batches).
 - Validation loss is Σ nll / Σ tokens over the whole split, for any batch size and number of processes.
   transformers' own is a mean of batch means (transformers#39241).
 """
 
 from __future__ import annotations
 
-import functools
+import itertools
 import logging
+import math
 import shutil
 import time
-import types
 import warnings
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from transformers import EvalPrediction, PreTrainedModel, ProgressCallback, TrainerCallback
-from transformers.modeling_outputs import ModelOutput
+from transformers import EvalPrediction, PreTrainedModel, ProgressCallback
 from transformers.trainer_utils import get_last_checkpoint
 from trl import SFTTrainer
 
+from finllm import joined
+from finllm.batches import TokenBudgetSampler
+from finllm.callbacks import MetricsWriter, ProgressBar
 from finllm.config import TrainingConfig
-from finllm.loss import linear_cross_entropy
+from finllm.loss import add_supervised_head
 from finllm.machine import peak_memory_bytes
-from finllm.run import RunDir, read_jsonl, write_jsonl
-from finllm.tokens import IGNORED
+from finllm.run import RunDir, UserError
 
 # A model whose config sets one of these changes its logits after the projection; TRL's head knows how, ours does not.
 LOGIT_CHANGES = ("final_logit_softcapping", "logit_scale", "output_multiplier", "lm_head_multiplier", "logits_scaling")
@@ -41,6 +44,10 @@ class SupervisedTrainer(SFTTrainer):
     """SFTTrainer on tokenized rows that writes its metrics into a run dir. Arguments as SFTTrainer's, and `run`."""
 
     def __init__(self, model: PreTrainedModel, *, run: RunDir, args: TrainingConfig, **arguments: Any):
+        config = model.config.get_text_config()
+        changed = any(getattr(config, name, None) is not None for name in LOGIT_CHANGES)
+        self.skips_masked_positions = args.device.type == "cpu" and not changed
+        self.joins_rows = _joins_rows(model, args, self.skips_masked_positions)
         if not args.packing:
             args.dataset_kwargs = {**(args.dataset_kwargs or {}), "skip_prepare_dataset": True}
         super().__init__(
@@ -53,27 +60,43 @@ class SupervisedTrainer(SFTTrainer):
         if not self.args.disable_tqdm:
             self.remove_callback(ProgressCallback)
             self.add_callback(ProgressBar)
-        text_config = model.config.get_text_config()
-        changed = any(getattr(text_config, name, None) is not None for name in LOGIT_CHANGES)
-        self.skips_masked_positions = self.args.device.type == "cpu" and not changed
         if self.skips_masked_positions:
-            _add_supervised_head(model.get_base_model() if hasattr(model, "get_base_model") else model)
+            add_supervised_head(_base_of(self.model))
         for parameter in model.parameters():
             # SFTTrainer casts QLoRA's adapters to bfloat16, which most CPUs multiply a hundred times slower.
             if parameter.requires_grad and self.args.device.type == "cpu":
                 parameter.data = parameter.data.float()
+        if self.joins_rows:
+            self._set_joined(True)
+        self._prove_separation()
         self.run = run
         self.evaluation_seconds = 0.0
         self.supervised_tokens = self.tokens = 0  # of this process since training began
         self._window = {"nll": 0.0, "tokens": 0}  # since the last log
         self._logged = {"time": time.perf_counter(), "tokens": 0}
 
+    def _get_train_sampler(self, train_dataset=None):
+        """Batches under `max_tokens_per_batch`; without it, SFTTrainer's."""
+        budget, dataset = self.args.max_tokens_per_batch, train_dataset or self.train_dataset
+        if budget is None:
+            return super()._get_train_sampler(train_dataset)
+        lengths = [len(ids) for ids in dataset["input_ids"]]
+        epochs = math.ceil(self.args.num_train_epochs)
+        if self.args.max_steps > 0:  # an epoch has at least so many batches
+            accumulated = self.args.gradient_accumulation_steps * self.args.world_size
+            epochs = 1 + math.ceil(self.args.max_steps * accumulated * budget / sum(lengths))
+        seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
+        return TokenBudgetSampler(
+            lengths, budget, seed, epochs, rank=self.args.process_index, processes=self.args.world_size
+        )
+
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         """Σ nll over the batch's supervised tokens, divided by those of the whole optimizer step."""
         assert not return_outputs, "no logits are kept"
         nll, nll_B, tokens_B = self._likelihood(model, inputs)
         if self.model.training:
-            self.tokens += int(inputs.get("attention_mask", inputs["input_ids"].ne(-1)).sum())
+            counted = inputs["lengths"] if self.joins_rows else inputs.get("attention_mask", inputs["input_ids"].ne(-1))
+            self.tokens += int(counted.sum())
             self.supervised_tokens += int(tokens_B.sum())
             self._window["nll"] += float(nll_B.sum())
             self._window["tokens"] += int(tokens_B.sum())
@@ -87,16 +110,67 @@ class SupervisedTrainer(SFTTrainer):
     def _likelihood(self, model, inputs) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """The batch's summed nll (with gradient), and per row its nll (B,) and supervised tokens (B,)."""
         labels = inputs["labels"]
-        batch = {key: value for key, value in inputs.items() if key not in ("labels", "attention_mask")}
+        left_out = ("labels", "attention_mask", "rows", "lengths")
+        batch = {key: value for key, value in inputs.items() if key not in left_out}
         if self.skips_masked_positions:
             output = model(**batch, labels=labels, use_cache=False, supervised_head=True)
             nll, nll_N, mask = output.nll, output.nll_N, output.mask
         else:
             output = model(**batch, labels=labels, use_cache=False, fused_lm_head=True)
             nll, nll_N, mask = -output.log_probs.sum(), -output.log_probs[output.label_mask], output.label_mask
-        rows_N = mask.nonzero()[:, 0]
-        nll_B = torch.zeros(len(mask), device=mask.device).index_add(0, rows_N, nll_N.detach().float())
-        return nll, nll_B, mask.sum(1)
+        rows_N = inputs["rows"][:, 1:][mask] if self.joins_rows else mask.nonzero()[:, 0]
+        zeros_B = torch.zeros(len(inputs["lengths"]) if self.joins_rows else len(mask), device=mask.device)
+        nll_B = zeros_B.index_add(0, rows_N, nll_N.detach().float())
+        return nll, nll_B, zeros_B.long().index_add(0, rows_N, torch.ones_like(rows_N))
+
+    def _set_joined(self, joins: bool) -> None:
+        """Give model and collator the one form of a batch or the other."""
+        _base_of(self.model).set_attn_implementation(joined.NAME if joins else "sdpa")
+        self.joins_rows = joins
+        if joins:
+            self._padding_collator, self.data_collator = self.data_collator, joined.join
+        else:
+            self.data_collator = self._padding_collator
+
+    def _prove_separation(self) -> None:
+        """Two rows in one batch must be as likely as each alone, on this very model.
+
+        A model that mixes tokens elsewhere than in its attention fails when rows are joined, and is padded instead; one
+        that fails otherwise cannot be trained in batches, or not on packed rows.
+        """
+        pair = list(itertools.islice((part for row in self.train_dataset for part in joined.documents_of(row)), 2))
+        apart = self._apart(pair)
+        if self.joins_rows and apart > self._tolerance():
+            print(f"rows are padded: end to end, a row's loss moves by {apart:.2g} nats a token with its neighbour")
+            self._set_joined(False)
+            apart = self._apart(pair)
+        if apart > self._tolerance():
+            raise UserError(
+                f"this model does not keep the rows of a batch apart: a row's loss moves by {apart:.2g} nats a token "
+                f"with its neighbour (limit {self._tolerance():.0e}); set "
+                + ("packing: false" if self.args.packing else "per_device_train_batch_size: 1")
+            )
+
+    def _apart(self, pair: list[dict[str, list[int]]]) -> float:
+        """By how many nats a token the loss of rows in one batch differs from that of each alone."""
+        together = pair
+        if self.args.packing and not self.joins_rows:
+            pair = [{**row, "seq_lengths": [len(row["input_ids"])]} for row in pair]
+            together = [{key: [*itertools.chain(*(row[key] for row in pair))] for key in pair[0]}]
+        training = self.model.training
+        self.model.eval()
+        nll, tokens = [], []
+        with torch.no_grad(), self.compute_loss_context_manager():
+            for rows in (together, *([row] for row in pair)):
+                _, nll_B, tokens_B = self._likelihood(self.model, self._prepare_inputs(self.data_collator(rows)))
+                nll.append(float(nll_B.double().sum()))
+                tokens.append(int(tokens_B.sum()))
+        self.model.train(training)
+        return abs(nll[0] - sum(nll[1:])) / max(1, tokens[0])
+
+    def _tolerance(self) -> float:
+        exact = next(self.model.parameters()).dtype == torch.float32 and not (self.args.bf16 or self.args.fp16)
+        return 1e-4 if exact else 2e-2
 
     def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
         """Per row its nll and its supervised tokens; transformers gathers them and drops repeated rows."""
@@ -169,64 +243,25 @@ class SupervisedTrainer(SFTTrainer):
             work.rename(self.run.model)
 
 
+def _base_of(model: PreTrainedModel) -> PreTrainedModel:
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
+
+
+def _joins_rows(model: PreTrainedModel, args: TrainingConfig, skips_masked_positions: bool) -> bool:
+    """Whether batches are joined: on a CPU where the model can, unless `join_rows` says no."""
+    possible = skips_masked_positions and joined.can_join(_base_of(model))
+    if args.join_rows and not possible:
+        raise UserError(
+            f"join_rows is true and {type(_base_of(model)).__name__} on '{args.device}' cannot: it needs a CPU and "
+            "sdpa attention of every token to all earlier ones; remove it"
+        )
+    return possible and args.join_rows is not False
+
+
 def _exact_loss(prediction: EvalPrediction) -> dict[str, float]:
     """Σ nll / Σ tokens of a split, in nats per supervised token."""
     nll, tokens = np.float64(prediction.predictions).sum(), np.int64(prediction.label_ids).sum()
     return {"loss": float(nll / tokens), "supervised_tokens": int(tokens)}
-
-
-@dataclass
-class SupervisedOutput(ModelOutput):
-    """`nll` summed with gradient, `nll_N` of each supervised position, `mask` (B, T-1) of where these stand."""
-
-    nll: torch.Tensor = None
-    nll_N: torch.Tensor = None
-    mask: torch.Tensor = None
-
-
-def _add_supervised_head(model: PreTrainedModel) -> None:
-    """Teach `model.forward` the argument `supervised_head=True`, with which it returns losses and builds no logits.
-
-    It is the model's own forward that changes, so that DDP's hooks and peft's wrappers stay on the way.
-    """
-    forward = model.forward
-
-    @functools.wraps(forward)
-    def with_supervised_head(self, *args, labels=None, supervised_head=False, **kwargs):
-        if not supervised_head:
-            return forward(*args, **kwargs) if labels is None else forward(*args, labels=labels, **kwargs)
-        hidden_BTC = self.base_model(*args, **kwargs).last_hidden_state[:, :-1]
-        labels_BT = labels[:, 1:]
-        mask = labels_BT != IGNORED
-        head = self.get_output_embeddings()
-        nll, nll_N, _ = linear_cross_entropy(hidden_BTC[mask], head.weight, labels_BT[mask], head.bias)
-        return SupervisedOutput(nll=nll, nll_N=nll_N, mask=mask)
-
-    model.forward = types.MethodType(with_supervised_head, model)
-
-
-class MetricsWriter(TrainerCallback):
-    """Writes metrics.jsonl: a line a logged training step, a line an evaluation."""
-
-    TRAINING = ("loss", "learning_rate", "grad_norm", "tokens_per_second", "supervised_tokens", "peak_memory_bytes")
-
-    def __init__(self, run: RunDir):
-        self.run = run
-
-    def on_train_begin(self, args, state, control, **kwargs):
-        """Drop the lines that a stopped run wrote after its last checkpoint: their steps will be done again."""
-        if state.is_world_process_zero and self.run.metrics.exists():
-            lines = read_jsonl(self.run.metrics)
-            write_jsonl(self.run.metrics, [line for line in lines if 0 < state.global_step >= line["step"]])
-
-    def on_log(self, args, state, control, logs=None, **kwargs):
-        if not state.is_world_process_zero:
-            return
-        place = {"step": state.global_step, "epoch": round(float(state.epoch or 0), 4)}
-        if "loss" in logs:
-            self.run.log({**place, **{key: logs[key] for key in self.TRAINING if key in logs}})
-        elif "eval_loss" in logs:
-            self.run.log({**place, "validation_loss": logs["eval_loss"]})
 
 
 def _masks_are_needed(record: logging.LogRecord) -> bool:
@@ -237,18 +272,3 @@ def _masks_are_needed(record: logging.LogRecord) -> bool:
 logging.getLogger("transformers.modeling_utils").addFilter(_masks_are_needed)
 # TRL asks peft, which asks transformers, by the older name; nobody who runs a recipe can change that.
 warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated", category=FutureWarning)
-
-
-class ProgressBar(ProgressCallback):
-    """transformers' bars, with the losses beside them instead of a dictionary printed at every log."""
-
-    def __init__(self):
-        super().__init__()
-        self.losses: dict[str, str] = {}
-
-    def on_log(self, args, state, control, logs=None, **kwargs):
-        for name, key in (("loss", "loss"), ("validation", "eval_loss")):
-            if key in logs:
-                self.losses[name] = f"{logs[key]:.3f}"
-        if state.is_world_process_zero and self.training_bar is not None:
-            self.training_bar.set_postfix(self.losses)

@@ -12,6 +12,7 @@ from accelerate import PartialState
 from transformers import EarlyStoppingCallback, set_seed
 
 from finllm import machine, models, summary
+from finllm.batches import check_budget
 from finllm.config import parse, resolved
 from finllm.data.prepare import resolve
 from finllm.plots import plot_loss
@@ -27,8 +28,10 @@ def main() -> None:
     process = PartialState()
     if recipe.keep_freed_memory and process.device.type == "cpu":
         machine.keep_freed_memory()
+    config = resolved(recipe, training, model_arguments)
     if recipe.resume and run.complete:
         return summary.already_finished(run)
+    run.check(config, resume=recipe.resume is not None)
 
     # The data, prepared once and read by every process
     with process.main_process_first():
@@ -51,6 +54,8 @@ def main() -> None:
         model = models.load_base_model(base, model_arguments)
     models.check_length(model, training.max_length)
     base_hash = models.base_model_hash(base, model)
+    if recipe.base_dropout is not None:
+        models.set_dropout(model, recipe.base_dropout)
     if model_arguments.use_peft:
         model = models.add_adapter(model, model_arguments)
 
@@ -60,12 +65,9 @@ def main() -> None:
     validation, validation_lengths = tokenize(tokenizer, validation, training.max_length, prompt_loss)
 
     if process.is_main_process:
-        origin = provenance(
-            dataset_hash=dataset.hash, base_model_hash=base_hash, template_hash=TEMPLATE_HASH, seed=training.seed
-        )
-        run.start(resolved(recipe, training, model_arguments), origin, resume=recipe.resume is not None)
         summary.print_lengths({"train": train_lengths, "validation": validation_lengths})
-    process.wait_for_everyone()
+    if training.max_tokens_per_batch is not None:
+        check_budget(train_lengths.lengths, training.max_tokens_per_batch, process.num_processes)
 
     training.output_dir = str(run.checkpoints)
     trainer = SupervisedTrainer(
@@ -77,6 +79,12 @@ def main() -> None:
         processing_class=tokenizer,
         callbacks=[EarlyStoppingCallback(recipe.early_stopping_patience)] if recipe.early_stopping_patience else [],
     )
+    if process.is_main_process:
+        origin = provenance(
+            dataset_hash=dataset.hash, base_model_hash=base_hash, template_hash=TEMPLATE_HASH, seed=training.seed
+        )
+        run.start(config, origin, resume=recipe.resume is not None)
+    process.wait_for_everyone()
     measured = trainer.train_run(resume=recipe.resume is not None)
     trainer.save_to_run()
 

@@ -16,7 +16,14 @@ ALLOWED = {
     "recipes": {"finllm"},
 }
 # Within finllm a module may import those of its own rank and below.
-RANKS = [("run", "machine"), ("prompts",), ("data",), ("tokens",), ("models", "loss", "plots", "config"), ("trainer", "generate")]
+RANKS = [
+    ("run", "machine"),
+    ("prompts",),
+    ("data",),
+    ("tokens",),
+    ("models", "loss", "plots", "config", "joined", "batches", "callbacks"),
+    ("trainer", "generate"),
+]
 
 
 def imports(path: Path) -> set[str]:

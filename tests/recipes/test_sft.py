@@ -7,6 +7,7 @@ import pytest
 import torch
 import yaml
 from safetensors.torch import load_file
+from transformers import GPT2Model
 
 from finllm.models import load_run_model, load_tokenizer
 from finllm.run import RunDir
@@ -129,6 +130,61 @@ def test_packing_keeps_documents_apart(sft, tmp_path):
     assert losses[1] == pytest.approx(losses[0], rel=1e-5)
 
 
+def test_rows_end_to_end_train_as_padded_ones_do(sft, llama_dir, tmp_path):
+    """Losses and weights are the same; on a Llama, which has no dropout, whose draws would differ."""
+    weights, losses = [], []
+    for joins in ("true", "false"):
+        done, run = sft("--join_rows", joins, "--optim", "sgd", output_dir=tmp_path / joins, model=llama_dir)
+        assert done.status == 0, done.err
+        weights.append(load_file(run.model / "model.safetensors"))
+        losses.append([line["loss"] for line in map(json.loads, run.metrics.open()) if "loss" in line])
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5) and len(losses[0]) == 3
+    for name in weights[0]:
+        assert torch.allclose(weights[0][name], weights[1][name], rtol=1e-5, atol=1e-6), name
+
+
+def test_a_model_that_mixes_neighbours_is_found_out_before_training(sft, monkeypatch):
+    """Joined rows become padded ones where something else than attention carries from row to row."""
+
+    def mix(module, args, output):
+        output.last_hidden_state = output.last_hidden_state.cumsum(1)
+        return output
+
+    before = GPT2Model.__init__
+
+    def init(self, *args, **kwargs):
+        before(self, *args, **kwargs)
+        self.register_forward_hook(mix)
+
+    monkeypatch.setattr(GPT2Model, "__init__", init)
+    done, _ = sft(steps=1)
+    assert done.status == 0 and "rows are padded: end to end, a row's loss moves by" in done.out
+    done, _ = sft("--packing", "true", output_dir=_.path.with_name("packed"), steps=1)
+    assert done.status == 2 and "does not keep the rows of a batch apart" in done.err and "packing: false" in done.err
+
+
+def test_a_token_budget_makes_the_batches(sft):
+    done, run = sft("--max_tokens_per_batch", 700, "--num_train_epochs", 1, steps=-1)
+    assert done.status == 0, done.err
+    summary = run.summary()
+    assert summary["epochs"] == 1.0
+    rows = len((RunDir(run.config()["dataset_name"]).path / "train.jsonl").read_text().splitlines())
+    assert rows / 7 < summary["steps"] < rows  # some 2 to 6 rows a batch
+
+
+def test_a_frozen_base_has_no_dropout_and_full_training_its_own(sft, tmp_path):
+    adapter = ("--use_peft", "true", "--lora_target_modules", "c_attn")
+    _, run = sft(*adapter, output_dir=tmp_path / "lora", steps=1)
+    assert run.config()["base_dropout"] == 0.0
+    first = {}
+    for share in (0.0, 0.5):
+        done, run = sft("--base_dropout", share, "--seed", 1, output_dir=tmp_path / str(share), steps=1)
+        assert done.status == 0, done.err
+        first[share] = next(line["loss"] for line in map(json.loads, run.metrics.open()) if "loss" in line)
+    assert abs(first[0.0] - first[0.5]) > 1e-4
+    assert sft(output_dir=tmp_path / "full", steps=1)[1].config()["base_dropout"] is None
+
+
 def test_another_eos_is_the_one_that_is_learned(sft, tmp_path):
     done, run = sft("--eos_token", "!", steps=1)
     assert done.status == 0, done.err
@@ -223,6 +279,10 @@ def test_early_stopping_keeps_the_best(sft):
         (["--trust_remote_code", "true"], "no code of a model repository is run here"),
         (["--early_stopping_patience", 1], "needs eval_strategy: steps or epoch"),
         (["--max_train_samples", 0], "max_train_samples is 0; it must be at least 1"),
+        (["--max_tokens_per_batch", 50], "max_tokens_per_batch is 50 and the longest row has"),
+        (["--max_tokens_per_batch", 900, "--packing", "true"], "two ways to the same; set one of them"),
+        (["--base_dropout", 1], "base_dropout is 1.0; it must be at least 0 and below 1"),
+        (["--join_rows", "true", "--attn_implementation", "eager"], "join_rows is true and GPT2LMHeadModel on 'cpu'"),
         (["--max_length", 20], "nothing left to learn; raise max_length"),
         (["--dataset_train_split", "trian"], "no split 'trian'"),
     ],
