@@ -10,6 +10,7 @@ from finllm.run import run_command
 HELP = {
     "prepare": "raw rows to a dataset dir: validated, cleaned, split",
     "data": "`data show`: an example in colours, as the model reads and learns it",
+    "plan": "predict the time and memory of a run before it starts, from the flags of recipes/sft.py",
     "generate": "ask a run dir or a base model",
     "random-weights": "a model with random weights from a config, for benchmarks and tests",
 }
@@ -31,7 +32,11 @@ def _main() -> None:
         subparser = subparsers.add_parser(name, help=text, description=text)
         if name == called:
             COMMANDS[name](subparser)
-    arguments = parser.parse_args()
+    arguments, others = parser.parse_known_args()
+    if called == "plan":
+        arguments.others = others  # the recipe's flags, which its own parser knows
+    elif others:
+        parser.error(f"unrecognized arguments: {' '.join(others)}")
     arguments.run(arguments)
 
 
@@ -75,7 +80,15 @@ def _random_weights(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(run=lambda a: models.make_random_model(a.config_dir, a.output_dir, a.seed))
 
 
-COMMANDS = {"prepare": _prepare, "data": _data, "generate": _generate, "random-weights": _random_weights}
+def _plan(parser: argparse.ArgumentParser) -> None:
+    from finllm import plan
+
+    parser.set_defaults(run=lambda arguments: plan.main(arguments.others))
+
+
+COMMANDS = {
+    "prepare": _prepare, "data": _data, "plan": _plan, "generate": _generate, "random-weights": _random_weights,
+}  # fmt: skip
 
 if __name__ == "__main__":
     main()

@@ -6,6 +6,7 @@ import ctypes
 import os
 import resource
 import sys
+import time
 
 import torch
 
@@ -63,3 +64,14 @@ def peak_memory_bytes() -> int:
         return torch.cuda.max_memory_allocated()
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
+
+
+def matrix_product_rate(dtype: torch.dtype = torch.float32, size: int = 1024, seconds: float = 0.5) -> float:
+    """Floating-point operations a second that square products of `size` reach: 2 · size³ each, the best of some."""
+    left, right = torch.randn(2, size, size).to(dtype)
+    best, end = float("inf"), time.perf_counter() + seconds
+    while time.perf_counter() < end or best == float("inf"):
+        start = time.perf_counter()
+        left @ right
+        best = min(best, time.perf_counter() - start)
+    return 2 * size**3 / best

@@ -1,6 +1,7 @@
 """The run dir: what one training run leaves on disk, and how anything here is written to disk at all.
 
     runs/NAME/
+      plan.json         what `finllm plan` predicted, where it was asked
       config.yaml       everything resolved; runs again as it is
       provenance.json   git commit, package versions, hardware, hashes of dataset, base model and template, seeds
       metrics.jsonl     a line a logged step, and a line an evaluation
@@ -229,7 +230,7 @@ class RunDir:
                 (f"{key} was {held.get(key)!r} and is now {config.get(key)!r}" for key in changed),
                 f"resuming {self.path}, whose config.yaml differs; resume with the same config or take another folder",
             )
-        elif any(item.is_file() for item in self.path.rglob("*")) or self.path.is_file():
+        elif any(item.is_file() and item.name != "plan.json" for item in self.path.rglob("*")) or self.path.is_file():
             raise UserError(f"{self.path} is not empty and holds no run; take another --output_dir")
 
     def start(self, config: dict[str, Any], origin: dict[str, Any], resume: bool) -> None:

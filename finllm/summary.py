@@ -7,7 +7,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from finllm.run import RunDir, write_text
+from finllm.run import RunDir, read_json, write_text
 from finllm.tokens import LengthReport
 
 SHOWN_DROPS = 3
@@ -45,14 +45,20 @@ def print_summary(run: RunDir) -> None:
     table = Table(title=f"{summary['name']}: {summary['method']}{of}", title_justify="left")
     table.add_column("")
     table.add_column("", justify="right")
+    planned = read_json(run.path / "plan.json") if (run.path / "plan.json").exists() else {}
+
+    def beside(key: str, text: str) -> str:
+        """`text` of a measured figure, with how far it is from the plan's."""
+        return f"{text} ({summary[key] / planned[key] - 1:+.0%} of the plan)" if key in planned else text
+
     share = summary["trainable_parameters"] / summary["total_parameters"]
     for name, value in (
         ("validation loss before", f"{summary['first_validation_loss']:.4f} nats per token"),
         ("validation loss after", f"{summary['final_validation_loss']:.4f} nats per token"),
         ("best validation loss", f"{summary['best_validation_loss']:.4f} nats per token"),
-        ("training time", f"{summary['train_seconds']:,.0f} s"),
-        ("rate", f"{summary['tokens_per_second']:,.0f} tokens/s"),
-        ("peak memory", f"{summary['peak_memory_bytes'] / 2**30:.1f} GiB"),
+        ("training time", beside("train_seconds", f"{summary['train_seconds']:,.0f} s")),
+        ("rate", beside("tokens_per_second", f"{summary['tokens_per_second']:,.0f} tokens/s")),
+        ("peak memory", beside("peak_memory_bytes", f"{summary['peak_memory_bytes'] / 2**30:.1f} GiB")),
         ("trainable", f"{summary['trainable_parameters']:,} of {summary['total_parameters']:,} ({share:.2%})"),
     ):
         table.add_row(name, value)

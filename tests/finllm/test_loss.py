@@ -75,7 +75,7 @@ def test_a_models_loss_and_gradients_are_its_own(request, model_dir, adapter):
     from trl import ModelConfig
 
     from finllm.models import add_adapter
-    from finllm.trainer import _add_supervised_head
+    from finllm.loss import add_supervised_head
 
     torch.manual_seed(3)
     model = AutoModelForCausalLM.from_pretrained(request.getfixturevalue(model_dir)).eval()
@@ -97,7 +97,7 @@ def test_a_models_loss_and_gradients_are_its_own(request, model_dir, adapter):
     expected.backward()
     gradients = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
     model.zero_grad()
-    _add_supervised_head(model.get_base_model() if adapter else model)
+    add_supervised_head(model.get_base_model() if adapter else model)
     output = model(input_ids, labels=labels, supervised_head=True)
     output.nll.backward()
     assert output.nll.item() == pytest.approx(expected.item(), rel=1e-6)

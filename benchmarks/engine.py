@@ -1,0 +1,213 @@
+"""Training speed, side by side: this suite's recipe and its peers, same model, same rows, same rows a step.
+
+    python benchmarks/engine.py --model_name_or_path DIR --dataset_name FILE [--rounds 3] [--output FILE.json]
+
+Every variant is a process of its own, and the rounds go through all of them in turn, so that a slow minute of the
+machine hits each alike. The first step is warm-up. Printed: the median over rounds, its spread, and ratios.
+"""
+
+import finllm  # isort: skip  # noqa: F401  before torch: it sets how threads wait
+
+import argparse
+import json
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from finllm import machine
+from finllm.run import run_command, write_json
+
+VARIANTS = {
+    "trl": "(a) TRL as it comes",
+    "trl_best": "(b) TRL, best flags",
+    "trl_best_kept": "(b) with our allocator settings",
+    "notebook": "(c) the notebook: Trainer, padded to 350",
+    "ours": "(d) ours",
+    "trl_best_lora": "(b) LoRA r=16",
+    "ours_lora": "(d) ours, LoRA r=16",
+}
+BATCH, LENGTH = 8, 512
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Time recipes/sft.py against its peers.")
+    parser.add_argument("--model_name_or_path", required=True, help="a folder of GPT-2, random weights will do")
+    parser.add_argument("--dataset_name", required=True, help="a dataset dir, or a source of rows")
+    parser.add_argument("--variants", nargs="+", default=list(VARIANTS), choices=VARIANTS)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--steps", type=int, default=3, help="measured steps; one more before them is warm-up")
+    parser.add_argument("--output", help="write the measurements here, as JSON")
+    parser.add_argument("--child", help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.child:
+        print(json.dumps(measure(arguments)))
+        return
+    console = Console()
+    measured = {variant: [] for variant in arguments.variants}
+    rate = machine.matrix_product_rate()
+    for number in range(arguments.rounds):
+        for variant in arguments.variants:
+            with console.status(f"round {number + 1} of {arguments.rounds}: {VARIANTS[variant]}"):
+                child = [sys.executable, __file__, *sys.argv[1:], "--child", variant]
+                done = subprocess.run(child, capture_output=True, text=True, check=False)
+            if done.returncode:
+                raise SystemExit(f"{VARIANTS[variant]} failed:\n{done.stderr[-3000:]}")
+            measured[variant].append(json.loads(done.stdout.splitlines()[-1]))
+    result = {
+        "machine": f"{platform.processor() or platform.machine()}, {machine.cores()} cores",
+        "matrix_product_flops": rate,
+        "date": time.strftime("%Y-%m-%d"),
+        "measured": measured,
+    }
+    show(result, console)
+    if arguments.output:
+        write_json(Path(arguments.output), result)
+
+
+def show(result: dict, console: Console) -> None:
+    """Median supervised tokens a second with spread, ratio to (b), peak memory, and the share of the product rate."""
+    measured = result["measured"]
+    rates = {variant: [run["supervised"] / run["seconds"] for run in runs] for variant, runs in measured.items()}
+    table = Table(title=f"{result['machine']}, {result['matrix_product_flops'] / 1e9:.0f} GFLOP/s of float32 products")
+    for column in ("variant", "supervised tokens/s", "low – high", "to (a)", "to (b)", "peak memory", "of products"):
+        table.add_column(column, justify="left" if column == "variant" else "right")
+    for variant, runs in measured.items():
+        rate = statistics.median(rates[variant])
+        peers = ("trl", "trl_best_lora" if variant.endswith("lora") else "trl_best")
+        ratios = [f"{rate / statistics.median(rates[peer]):.2f}" if peer in rates else "–" for peer in peers]
+        memory = statistics.median(run["peak_memory_bytes"] for run in runs)
+        # The operations that the task needs on any engine: no padding, and only supervised tokens through the head.
+        share = statistics.median(run["flops"] / run["seconds"] for run in runs) / result["matrix_product_flops"]
+        table.add_row(
+            VARIANTS[variant], f"{rate:.0f}", f"{min(rates[variant]):.0f} – {max(rates[variant]):.0f}", *ratios,
+            f"{memory / 2**30:.1f} GiB", f"{share:.0%}",
+        )  # fmt: skip
+    console.print(table)
+
+
+def measure(arguments: argparse.Namespace) -> dict:
+    """One variant's steps after the first: seconds, supervised tokens, needed operations; and peak memory."""
+    import torch
+    from datasets import Dataset
+    from peft import LoraConfig
+    from transformers import (
+        AutoModelForCausalLM,
+        DataCollatorForLanguageModeling,
+        Trainer,
+        TrainerCallback,
+        TrainingArguments,
+        set_seed,
+    )  # fmt: skip
+    from trl import SFTConfig, SFTTrainer
+
+    from finllm import models
+    from finllm.config import TrainingConfig
+    from finllm.data.prepare import resolve
+    from finllm.prompts import build_prompt
+    from finllm.run import RunDir
+    from finllm.tokens import tokenize
+    from finllm.trainer import SupervisedTrainer
+
+    variant = arguments.child
+    machine.use_all_cores()
+    if variant.startswith("ours") or variant.endswith("kept"):
+        machine.keep_freed_memory()
+    base = models.resolve_base_model(arguments.model_name_or_path)
+    tokenizer = models.load_tokenizer(base)
+    split = resolve(arguments.dataset_name, models.cache_dir() / "datasets").split("train").shuffle(0)
+    split = split.select(range(BATCH * (arguments.steps + 1)))
+    rows, _ = tokenize(tokenizer, split, LENGTH)
+    set_seed(0)
+    model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32, attn_implementation="sdpa")
+    parameters, head = model.num_parameters(), model.config.vocab_size * model.config.hidden_size
+    times: list[float] = []
+
+    class Clock(TrainerCallback):
+        def on_step_begin(self, *args, **kwargs):
+            times.append(time.perf_counter())
+
+        def on_step_end(self, *args, **kwargs):
+            times.append(time.perf_counter())
+
+    folder = tempfile.TemporaryDirectory()
+    common = {
+        "output_dir": folder.name, "per_device_train_batch_size": BATCH, "num_train_epochs": 1, "report_to": "none",
+        "save_strategy": "no", "logging_steps": 1, "use_cpu": not torch.cuda.is_available(), "disable_tqdm": True,
+        "bf16": machine.bf16_is_fast(), "learning_rate": 1e-4, "seed": 0,
+    }  # fmt: skip
+    lora = LoraConfig(r=16, lora_alpha=32, target_modules="all-linear", task_type="CAUSAL_LM", fan_in_fan_out=True)
+    if variant.startswith("ours"):
+        args = TrainingConfig(**common, max_length=LENGTH, eval_on_start=False)
+        if variant.endswith("lora"):
+            models.set_dropout(model, 0.0)
+            from peft import get_peft_model
+
+            model = get_peft_model(model, lora)
+        run = RunDir(folder.name)
+        trainer = SupervisedTrainer(
+            model, run=run, args=args, train_dataset=rows, processing_class=tokenizer, callbacks=[Clock()]
+        )
+    elif variant == "notebook":
+
+        def whole(row):
+            text = build_prompt(row["instruction"], row["input"]) + row["output"] + tokenizer.eos_token
+            return tokenizer(text, truncation=True, max_length=350, padding="max_length")
+
+        dataset = split.map(whole, remove_columns=split.column_names)
+        trainer = Trainer(
+            model,
+            TrainingArguments(**common),
+            DataCollatorForLanguageModeling(tokenizer, mlm=False),
+            dataset,
+            callbacks=[Clock()],
+        )
+    else:
+        best = (
+            {}
+            if variant == "trl"
+            else {"activation_checkpointing": False, "train_sampling_strategy": "group_by_length"}
+        )
+        texts = Dataset.from_list(
+            [{"prompt": build_prompt(row["instruction"], row["input"]), "completion": row["output"]} for row in split]
+        )
+        trainer = SFTTrainer(
+            model,
+            SFTConfig(**common, max_length=LENGTH, **best),
+            train_dataset=texts,
+            processing_class=tokenizer,
+            peft_config=lora if variant.endswith("lora") else None,
+            callbacks=[Clock()],
+        )
+    order: list[int] = []
+    loss = trainer.compute_loss
+
+    def counting(model, inputs, *args, **kwargs):
+        """Which rows a step had is known by their labels alone, whatever sampler and collator made the batch."""
+        order.append(int((inputs["labels"] != -100).sum()))
+        return loss(model, inputs, *args, **kwargs)
+
+    trainer.compute_loss = counting
+    trainer.train()
+    seconds = sum(end - begin for begin, end in zip(times[2::2], times[3::2], strict=True))
+    lengths = [len(ids) for ids in rows["input_ids"]]
+    share = sum(order[1:]) / sum(order)  # of the epoch's work, in the measured steps
+    supervised = sum(sum(label != -100 for label in labels[1:]) for labels in rows["labels"])
+    passes = 4 if variant.endswith("lora") else 6
+    needed = passes * ((parameters - head) * sum(lengths) + head * supervised)
+    return {
+        "seconds": seconds,
+        "supervised": supervised * share,
+        "flops": needed * share,
+        "peak_memory_bytes": machine.peak_memory_bytes(),
+    }
+
+
+if __name__ == "__main__":
+    run_command(main)

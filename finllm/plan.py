@@ -1,0 +1,239 @@
+"""What a run will need, before it is started: `finllm plan --config X.yaml [any flag of the recipe]`.
+
+A model is its embeddings, its head and L equal layers. So the same model with one layer and with two, random weights in
+them, is measured for one batch of the run's own rows: the difference is a layer. No base weights are loaded.
+
+    seconds a step   = s₁ + (L − 1)(s₂ − s₁) + optimizer        s: forward and backward of the mean batch
+    optimizer        = trainable parameters · seconds a parameter, measured on the same models
+    peak memory      = process + weights + optimizer state + the larger of
+                         forward's end:  saved activations of the largest batch + logits of a chunk + head gradient
+                         backward's end: gradients of all trainable weights + head gradient
+    saved activations are counted: a₁ + (L − 1)(a₂ − a₁) bytes a token
+
+On n GPUs nothing is measured here. A step is its operations at an assumed share of the data sheet's rate, and the part
+of the gradients' ring all-reduce, 2(n − 1)/n of their bytes (Patarasuk and Yuan 2009), that backward, two thirds of a
+step, does not hide. docs/scaling.md follows the arithmetic through an example.
+"""
+
+from __future__ import annotations
+
+import copy
+import random
+import time
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import psutil
+import torch
+from rich.console import Console
+from rich.table import Table
+from transformers import AutoConfig, AutoModelForCausalLM, set_seed
+
+from finllm import joined, machine, models
+from finllm.config import parse
+from finllm.data.prepare import resolve
+from finllm.loss import CHUNK, add_supervised_head
+from finllm.run import RunDir, UserError, write_json
+from finllm.tokens import tokenize
+
+GPUS = (1, 2, 4, 8)
+GPU_FLOPS = 0.4 * 989e12  # 40 % of an H100's dense bfloat16 rate by its data sheet
+LINK = 100e9  # bytes a second between GPUs that a ring reaches; NVLink gives more, PCIe 4 some 25e9
+DRAWS = 200  # random batches, to know the mean and the largest
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A prediction. Bytes, seconds, and tokens as the run's own metrics count them."""
+
+    total_parameters: int
+    trainable_parameters: int
+    rows: int
+    tokens: int  # of an epoch
+    supervised_tokens: int
+    steps: int
+    step_seconds: float
+    train_seconds: float
+    tokens_per_second: float
+    peak_memory_bytes: int
+    flops_per_step: float
+    machine_flops: float  # a second, of float32 products
+
+
+@dataclass(frozen=True)
+class Probe:
+    """One step of a model with few layers."""
+
+    seconds: float
+    optimizer_seconds: float
+    saved_bytes: int
+    total: int
+    trainable: int
+
+
+def main(arguments: list[str]) -> None:
+    """Predict a run of recipes/sft.py from its flags, print it, and leave plan.json in the run dir."""
+    recipe, training, model_arguments = parse(arguments)
+    if not training.use_cpu:
+        raise UserError(
+            "finllm plan measures on the CPU it runs on; on a GPU machine add --use_cpu true for a CPU's plan"
+        )
+    if model_arguments.load_in_4bit or model_arguments.load_in_8bit:
+        raise UserError("finllm plan does not know quantised weights; plan the same run without load_in_4bit")
+    if recipe.keep_freed_memory:
+        machine.keep_freed_memory()
+    base = models.resolve_base_model(model_arguments.model_name_or_path, weights=False)
+    tokenizer = models.load_tokenizer(base, model_arguments.model_revision)
+    split = resolve(recipe.dataset_name, models.cache_dir() / "datasets").split(recipe.dataset_train_split)
+    if recipe.max_train_samples:
+        split = split.shuffle(training.seed).select(range(min(recipe.max_train_samples, len(split))))
+    rows, report = tokenize(tokenizer, split, training.max_length, training.completion_only_loss is False)
+    process_bytes = psutil.Process().memory_info().rss
+    plan = predict(base, recipe, training, model_arguments, rows.to_list(), report.supervised_tokens, process_bytes)
+    show(plan)
+    if training.output_dir:
+        write_json(RunDir(training.output_dir).path / "plan.json", asdict(plan))
+
+
+def predict(
+    base: str, recipe, training, model_arguments, rows: list[dict[str, Any]], supervised: int, process_bytes: int
+) -> Plan:
+    """Measure the model with one and two layers on a batch of `rows`, and add up."""
+    config = AutoConfig.from_pretrained(base)
+    layers = config.num_hidden_layers
+    lengths = [len(row["input_ids"]) for row in rows]
+    tokens = sum(lengths)
+    per_step = _rows_per_batch(training, lengths)
+    draw = random.Random(0)
+    batches = [joined.join(draw.sample(rows, min(per_step, len(rows)))) for _ in range(DRAWS)]
+    sizes = sorted(batch["input_ids"].shape[1] for batch in batches)
+    mean = min(batches, key=lambda batch: abs(batch["input_ids"].shape[1] - sum(sizes) / DRAWS))
+    one, two = (_probe(config, count, recipe, model_arguments, mean) for count in (1, 2))
+
+    def extrapolate(first: float, second: float) -> float:
+        return first + (layers - 1) * (second - first)
+
+    trainable = round(extrapolate(one.trainable, two.trainable))
+    total = round(extrapolate(one.total, two.total))
+    accumulated = training.gradient_accumulation_steps
+    optimizer = trainable * two.optimizer_seconds / two.trainable
+    seconds = accumulated * extrapolate(one.seconds, two.seconds) + optimizer
+    batches_an_epoch = -(-len(rows) // per_step)
+    steps = (
+        training.max_steps
+        if training.max_steps > 0
+        else int(training.num_train_epochs * -(-batches_an_epoch // accumulated))
+    )
+    head = config.vocab_size * config.hidden_size
+    head_gradient = 0 if model_arguments.use_peft else 4 * head
+    saved = extrapolate(one.saved_bytes, two.saved_bytes) * sizes[-1] / mean["input_ids"].shape[1]
+    labels = (mean["labels"] != joined.IGNORED).sum().item()
+    logits = 4 * config.vocab_size * min(CHUNK, labels * sizes[-1] // mean["input_ids"].shape[1])
+    peak = (
+        process_bytes
+        + 4 * total
+        + 8 * trainable
+        + max(saved + 2 * logits + head_gradient, 4 * trainable + head_gradient)
+    )
+    body = total - head * (1 if config.tie_word_embeddings else 2)
+    passes = 4 if model_arguments.use_peft else 6
+    joined_tokens = sum(sizes) / DRAWS
+    return Plan(
+        total_parameters=total,
+        trainable_parameters=trainable,
+        rows=len(rows),
+        tokens=tokens,
+        supervised_tokens=supervised,
+        steps=steps,
+        step_seconds=seconds,
+        train_seconds=seconds * steps,
+        tokens_per_second=tokens / len(rows) * per_step * accumulated / seconds,
+        peak_memory_bytes=round(peak),
+        flops_per_step=accumulated * passes * (body * joined_tokens + head * labels),
+        machine_flops=machine.matrix_product_rate(),
+    )
+
+
+def _rows_per_batch(training, lengths: list[int]) -> int:
+    if training.max_tokens_per_batch is None:
+        return min(training.per_device_train_batch_size, len(lengths))
+    return max(1, round(training.max_tokens_per_batch * len(lengths) / sum(lengths)))
+
+
+def _probe(config, layers: int, recipe, model_arguments, batch: dict[str, torch.Tensor]) -> Probe:
+    """Forward, backward and optimizer of the second of two steps of a random model with so many layers."""
+    config = copy.deepcopy(config)
+    config.num_hidden_layers = layers
+    if getattr(config, "layer_types", None):
+        config.layer_types = config.layer_types[:layers]
+    set_seed(0)
+    model = AutoModelForCausalLM.from_config(config, attn_implementation="sdpa")
+    if not joined.can_join(model):
+        raise UserError(f"finllm plan knows models whose rows can be joined, and {type(model).__name__} is none")
+    if recipe.base_dropout is not None:
+        models.set_dropout(model, recipe.base_dropout)
+    add_supervised_head(model)
+    model.set_attn_implementation(joined.NAME)
+    whole = models.add_adapter(model, model_arguments) if model_arguments.use_peft else model
+    whole.train()
+    trainable = [parameter for parameter in whole.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.AdamW(trainable, lr=0.0, fused=True)
+    inputs = {name: batch[name] for name in ("input_ids", "labels", "position_ids", "parts")}
+    saved: dict[int, int] = {}
+
+    def count(tensor: torch.Tensor) -> torch.Tensor:
+        saved[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    for attempt in range(3):
+        start = time.perf_counter()
+        if attempt == 0:
+            with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
+                nll = whole(**inputs, use_cache=False, supervised_head=True).nll
+        else:
+            nll = whole(**inputs, use_cache=False, supervised_head=True).nll
+        nll.backward()
+        middle = time.perf_counter()
+        optimizer.step()
+        end = time.perf_counter()
+        optimizer.zero_grad()
+    weights = {parameter.untyped_storage().data_ptr() for parameter in whole.parameters()}
+    counted = models.count_parameters(whole)
+    activations = sum(size for storage, size in saved.items() if storage not in weights)
+    return Probe(middle - start, end - middle, activations, counted.total, counted.trainable)
+
+
+def on_gpus(plan: Plan, count: int, flops: float = GPU_FLOPS, link: float = LINK) -> tuple[int, float]:
+    """Steps and seconds of the same epochs on `count` GPUs, each with the plan's batch. Assumed rates, not measured."""
+    steps = -(-plan.steps // count)
+    compute = plan.flops_per_step / flops
+    reduce = 2 * (count - 1) / count * 4 * plan.trainable_parameters / link
+    return steps, steps * (compute + max(0.0, reduce - 2 / 3 * compute))
+
+
+def show(plan: Plan) -> None:
+    """The prediction as tables: the run on this machine, and the arithmetic on several GPUs."""
+    table = Table(title="Planned", title_justify="left")
+    table.add_column("")
+    table.add_column("", justify="right")
+    for name, value in (
+        ("trainable", f"{plan.trainable_parameters:,} of {plan.total_parameters:,}"),
+        ("rows, tokens, supervised tokens", f"{plan.rows:,}, {plan.tokens:,}, {plan.supervised_tokens:,}"),
+        ("steps", f"{plan.steps:,}"),
+        ("a step", f"{plan.step_seconds:.2f} s, {plan.flops_per_step / 1e9:,.0f} GFLOP"),
+        ("this machine's float32 products", f"{plan.machine_flops / 1e9:,.0f} GFLOP/s"),
+        ("of which the run reaches", f"{plan.flops_per_step / plan.step_seconds / plan.machine_flops:.0%}"),
+        ("training time", f"{plan.train_seconds:,.0f} s"),
+        ("rate", f"{plan.tokens_per_second:,.0f} tokens/s"),
+        ("peak memory", f"{plan.peak_memory_bytes / 2**30:.1f} GiB"),
+    ):
+        table.add_row(name, value)
+    console = Console()
+    console.print(table)
+    table = Table(title="On H100s, on paper: 40 % of 989 TFLOP/s and 100 GB/s assumed", title_justify="left")
+    for column in ("GPUs", "steps", "training time"):
+        table.add_column(column, justify="right")
+    for count in GPUS:
+        steps, seconds = on_gpus(plan, count)
+        table.add_row(str(count), f"{steps:,}", f"{seconds:,.1f} s")
+    console.print(table)
