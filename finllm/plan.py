@@ -18,7 +18,7 @@ step, does not hide. docs/scaling.md follows the arithmetic through an example.
 from __future__ import annotations
 
 import copy
-import random
+import math
 import time
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -28,8 +28,10 @@ import torch
 from rich.console import Console
 from rich.table import Table
 from transformers import AutoConfig, AutoModelForCausalLM, set_seed
+from transformers.trainer_pt_utils import get_length_grouped_indices
 
 from finllm import joined, machine, models
+from finllm.batches import batches_of_epoch
 from finllm.config import parse
 from finllm.data.prepare import resolve
 from finllm.loss import CHUNK, add_supervised_head
@@ -39,7 +41,8 @@ from finllm.tokens import tokenize
 GPUS = (1, 2, 4, 8)
 GPU_FLOPS = 0.4 * 989e12  # 40 % of an H100's dense bfloat16 rate by its data sheet
 LINK = 100e9  # bytes a second between GPUs that a ring reaches; NVLink gives more, PCIe 4 some 25e9
-DRAWS = 200  # random batches, to know the mean and the largest
+STEPS = 5  # of each small model, the first of which only counts what it saves
+DRAWS = 400  # batches are looked at, to know their mean and the largest
 
 
 @dataclass(frozen=True)
@@ -103,11 +106,15 @@ def predict(
     layers = config.num_hidden_layers
     lengths = [len(row["input_ids"]) for row in rows]
     tokens = sum(lengths)
-    per_step = _rows_per_batch(training, lengths)
-    draw = random.Random(0)
-    batches = [joined.join(draw.sample(rows, min(per_step, len(rows)))) for _ in range(DRAWS)]
-    sizes = sorted(batch["input_ids"].shape[1] for batch in batches)
-    mean = min(batches, key=lambda batch: abs(batch["input_ids"].shape[1] - sum(sizes) / DRAWS))
+    accumulated = training.gradient_accumulation_steps
+    epoch = _batches(training, lengths)
+    steps = round(training.num_train_epochs * math.ceil(len(epoch) / accumulated))
+    if training.max_steps > 0:
+        steps = training.max_steps
+    batches = [joined.join([rows[index] for index in batch]) for batch in epoch[: min(DRAWS, steps * accumulated)]]
+    sizes = [batch["input_ids"].shape[1] for batch in batches]
+    average = sum(sizes) / len(sizes)
+    mean = min(batches, key=lambda batch: abs(batch["input_ids"].shape[1] - average))
     one, two = (_probe(config, count, recipe, model_arguments, mean) for count in (1, 2))
 
     def extrapolate(first: float, second: float) -> float:
@@ -115,20 +122,13 @@ def predict(
 
     trainable = round(extrapolate(one.trainable, two.trainable))
     total = round(extrapolate(one.total, two.total))
-    accumulated = training.gradient_accumulation_steps
     optimizer = trainable * two.optimizer_seconds / two.trainable
     seconds = accumulated * extrapolate(one.seconds, two.seconds) + optimizer
-    batches_an_epoch = -(-len(rows) // per_step)
-    steps = (
-        training.max_steps
-        if training.max_steps > 0
-        else int(training.num_train_epochs * -(-batches_an_epoch // accumulated))
-    )
     head = config.vocab_size * config.hidden_size
     head_gradient = 0 if model_arguments.use_peft else 4 * head
-    saved = extrapolate(one.saved_bytes, two.saved_bytes) * sizes[-1] / mean["input_ids"].shape[1]
+    saved = extrapolate(one.saved_bytes, two.saved_bytes) * max(sizes) / mean["input_ids"].shape[1]
     labels = (mean["labels"] != joined.IGNORED).sum().item()
-    logits = 4 * config.vocab_size * min(CHUNK, labels * sizes[-1] // mean["input_ids"].shape[1])
+    logits = 4 * config.vocab_size * min(CHUNK, labels * max(sizes) // mean["input_ids"].shape[1])
     peak = (
         process_bytes
         + 4 * total
@@ -137,7 +137,6 @@ def predict(
     )
     body = total - head * (1 if config.tie_word_embeddings else 2)
     passes = 4 if model_arguments.use_peft else 6
-    joined_tokens = sum(sizes) / DRAWS
     return Plan(
         total_parameters=total,
         trainable_parameters=trainable,
@@ -147,21 +146,27 @@ def predict(
         steps=steps,
         step_seconds=seconds,
         train_seconds=seconds * steps,
-        tokens_per_second=tokens / len(rows) * per_step * accumulated / seconds,
+        tokens_per_second=accumulated * sum(int(batch["lengths"].sum()) for batch in batches) / len(batches) / seconds,
         peak_memory_bytes=round(peak),
-        flops_per_step=accumulated * passes * (body * joined_tokens + head * labels),
+        flops_per_step=accumulated * passes * (body * average + head * labels),
         machine_flops=machine.matrix_product_rate(),
     )
 
 
-def _rows_per_batch(training, lengths: list[int]) -> int:
-    if training.max_tokens_per_batch is None:
-        return min(training.per_device_train_batch_size, len(lengths))
-    return max(1, round(training.max_tokens_per_batch * len(lengths) / sum(lengths)))
+def _batches(training, lengths: list[int]) -> list[list[int]]:
+    """The batches of the run's first epoch, or some that are made as they are."""
+    size, generator = training.per_device_train_batch_size, torch.Generator().manual_seed(training.seed)
+    if training.max_tokens_per_batch is not None:
+        return batches_of_epoch(lengths, training.max_tokens_per_batch, training.seed, epoch=0)
+    if training.train_sampling_strategy == "group_by_length":  # the longest rows come first
+        order = get_length_grouped_indices(lengths, size * training.gradient_accumulation_steps, generator=generator)
+    else:
+        order = torch.randperm(len(lengths), generator=generator).tolist()
+    return [order[begin : begin + size] for begin in range(0, len(order), size)]
 
 
 def _probe(config, layers: int, recipe, model_arguments, batch: dict[str, torch.Tensor]) -> Probe:
-    """Forward, backward and optimizer of the second of two steps of a random model with so many layers."""
+    """Forward, backward and optimizer of a random model with so many layers: the fastest of some steps."""
     config = copy.deepcopy(config)
     config.num_hidden_layers = layers
     if getattr(config, "layer_types", None):
@@ -185,7 +190,8 @@ def _probe(config, layers: int, recipe, model_arguments, batch: dict[str, torch.
         saved[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
         return tensor
 
-    for attempt in range(3):
+    seconds, optimizer_seconds = [], []
+    for attempt in range(STEPS):
         start = time.perf_counter()
         if attempt == 0:
             with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
@@ -195,12 +201,13 @@ def _probe(config, layers: int, recipe, model_arguments, batch: dict[str, torch.
         nll.backward()
         middle = time.perf_counter()
         optimizer.step()
-        end = time.perf_counter()
+        seconds.append(middle - start)
+        optimizer_seconds.append(time.perf_counter() - middle)
         optimizer.zero_grad()
     weights = {parameter.untyped_storage().data_ptr() for parameter in whole.parameters()}
     counted = models.count_parameters(whole)
     activations = sum(size for storage, size in saved.items() if storage not in weights)
-    return Probe(middle - start, end - middle, activations, counted.total, counted.trainable)
+    return Probe(min(seconds), min(optimizer_seconds), activations, counted.total, counted.trainable)
 
 
 def on_gpus(plan: Plan, count: int, flops: float = GPU_FLOPS, link: float = LINK) -> tuple[int, float]:
