@@ -6,14 +6,14 @@
       leaderboard.md     the table, for a pull request
       index.html         one file that opens without a network: ranking, curves, cost, every question with its answers
 
-Models are ranked on bits per byte, lower is better. Two models whose intervals overlap are not called different.
+Models are ranked on bits per byte, lower is better. Every two are held against each other on the same questions
+(eval/comparison.py); those that a test cannot tell from the best of their group share its rank.
 Everything is checked before anything is written. This module imports neither torch nor transformers nor datasets.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import sys
 from collections import Counter
@@ -29,8 +29,11 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from eval import report
+from eval import report, tables
+from eval.comparison import compare, ranks, recipes
+from eval.findings import caveats, finding, reference_of, spreads
 from eval.results import Results, SplitResults, predictions
+from eval.uncertainty import TEST
 from finllm.run import RunDir, UserError, raise_problems, read_jsonl, run_command, write_json, write_text
 
 
@@ -145,27 +148,18 @@ def distinct_names(runs: list[Run]) -> list[str]:
     return [str(run.path.resolve()) for run in runs]
 
 
-# What is said --------------------------------------------------------------------------------------------------------
+# What is written -----------------------------------------------------------------------------------------------------
 
 
-def reference_of(run: Run, runs: list[Run]) -> Run | None:
-    """The base model that a run is held against: the one it was made from, else the only one there is."""
-    if run.results.model.method == "base":
-        return None
-    bases = [other for other in runs if other.results.model.method == "base"]
-    own = [base for base in bases if base.results.model.base_model == run.results.model.base_model]
-    return own[0] if own else bases[0] if len(bases) == 1 else None
-
-
-def rows_of(runs: list[Run]) -> list[dict[str, Any]]:
+def rows_of(runs: list[Run], rank_of: dict[str, int | None]) -> list[dict[str, Any]]:
     """One row a model, best first: what leaderboard.json holds and what the table and the page are made of."""
     rows = []
-    for rank, run in enumerate(runs, 1):
+    for run in runs:
         base, model, bits = reference_of(run, runs), run.results.model, run.split.metrics["bits_per_byte"]
         cost = ("train_seconds", "tokens_per_second", "peak_memory_bytes", "steps", "epochs", "best_validation_loss")
         rows.append(
             {
-                "rank": None if run.results.sees_the_future else rank,
+                "rank": rank_of[run.name],
                 "name": run.name,
                 "path": str(run.path),
                 **asdict(model),
@@ -173,88 +167,11 @@ def rows_of(runs: list[Run]) -> list[dict[str, Any]]:
                 **asdict(run.split),
                 "reference": base.name if base else None,
                 "bits_per_byte_to_base": bits.value - base.split.metrics["bits_per_byte"].value if base else None,
-                "overlaps_best": bits.overlaps(runs[0].split.metrics["bits_per_byte"]),
+                "audits": run.results.audits,
                 **{key: run.summary.get(key) for key in cost},
             }
         )
     return rows
-
-
-def finding(rows: list[dict[str, Any]], level: float) -> list[str]:
-    """What the numbers say, in sentences: the best model with its interval, its base, and whom it is not told from."""
-    ranked = [row for row in rows if row["rank"]]
-    if not ranked:
-        return ["No model is ranked: each of them can see the tokens that it is asked to predict."]
-    best = ranked[0]
-    bits = best["metrics"]["bits_per_byte"]
-    said = f"{bits['value']:.3f} bits per byte ({100 * level:g} % interval {bits['low']:.3f} to {bits['high']:.3f})"
-    if len(ranked) == 1:
-        return [f"{best['name']} predicts the reference answers with {said}."]
-    base = next((row for row in ranked if row["name"] == best["reference"]), None)
-    if best["method"] == "base":
-        first = (
-            f"No trained model here predicts the reference answers better than the base model {best['name']}: {said}."
-        )
-    elif base:
-        held = base["metrics"]["bits_per_byte"]
-        fewer = f"{held['value'] - bits['value']:.3f} fewer"
-        whose = "its base model" if base["base_model"] == best["base_model"] else "the base model"
-        first = (
-            f"{best['name']} predicts the reference answers best: {said}, {fewer} than "
-            f"{whose} {base['name']} ({held['value']:.3f}, {held['low']:.3f} to {held['high']:.3f})."
-        )
-    else:
-        first = f"{best['name']} predicts the reference answers best: {said}."
-    ties = [row["name"] for row in ranked[1:] if row["overlaps_best"]]
-    if not ties:
-        return [first, "No other model's interval overlaps its own."]
-    names = " and ".join(filter(None, [", ".join(ties[:-1]), ties[-1]]))
-    whose = "that of" if len(ties) == 1 else "those of"
-    return [first, f"Its interval overlaps {whose} {names}, so they are not called different here."]
-
-
-def caveats(runs: list[Run]) -> list[str]:
-    """What a reader must know before comparing the columns of this very table."""
-    written = [run for run in runs if run.split.generated]
-    tokenizers = {run.results.model.tokenizer for run in runs}
-    limits = sorted({run.results.decoding["max_new_tokens"] for run in written})
-    blind = [run.name for run in runs if run.results.sees_the_future]
-
-    def differ(part: str, among: list[Run]) -> bool:
-        return len({json.dumps(getattr(run.results, part), sort_keys=True) for run in among}) > 1
-
-    said = []
-    if blind:
-        said.append(f"Listed and not ranked, since they can see the tokens to predict: {', '.join(blind)}.")
-    if len(tokenizers) > 1:
-        said.append(
-            f"There are {len(tokenizers)} tokenizers: compare perplexities only between models of the same one."
-        )
-    foreign = [
-        run.name
-        for run in runs
-        if (base := reference_of(run, runs)) and base.results.model.base_model != run.results.model.base_model
-    ]
-    if foreign:
-        said.append(f"Held against the only base model here, which they were not made from: {', '.join(foreign)}.")
-    most = max(run.split.generated for run in runs)
-    fewer = [f"{run.split.generated} of {run.name}" for run in runs if run.split.generated < most]
-    if 0 < most < runs[0].split.examples:
-        said.append(f"Answers were written to {most} of the {runs[0].split.examples} examples.")
-    if fewer:
-        said.append(f"ROUGE, BLEU and stop rate cover {most} answers, but only {', '.join(fewer)}.")
-    if len(limits) > 1:
-        said.append(f"Answers were cut at different limits: {', '.join(map(str, limits))} new tokens.")
-    if differ("template", runs):
-        said.append("The models were prompted with different templates.")
-    if differ("signatures", written):
-        said.append("ROUGE or BLEU were computed with different settings; see the signatures of each run.")
-    if differ("confidence", runs):
-        said.append("The intervals were made in different ways; see each run's results.json.")
-    return said
-
-
-# What is written -----------------------------------------------------------------------------------------------------
 
 
 def print_table(rows: list[dict[str, Any]], sentences: list[str], notes: list[str], console: Console) -> None:
@@ -265,7 +182,14 @@ def print_table(rows: list[dict[str, Any]], sentences: list[str], notes: list[st
     for row in rows:
         show = report.shown(row)
         bits = f"{show['bits_per_byte']} ± {report.half_width(row['metrics']['bits_per_byte'])}"
-        cells = [str(row["rank"] or "–"), row["name"], bits, show["to_base"], show["perplexity"]]
+        tied = sum(other["rank"] == row["rank"] for other in rows) > 1
+        cells = [
+            ("=" if tied else "") + str(row["rank"]) if row["rank"] else "–",
+            row["name"],
+            bits,
+            show["to_base"],
+            show["perplexity"],
+        ]
         table.add_row(*map(Text, [*cells, show["rougeL"]]))
     console.print(Text(" ".join(sentences)), table, *map(Text, notes), sep="\n")
 
@@ -281,10 +205,15 @@ def main(arguments: list[str] | None = None) -> None:
 
     runs = read_runs(options.runs, options.split)
     confidence = runs[0].results.confidence
-    rows = rows_of(runs)
-    sentences, notes = finding(rows, confidence["level"]), caveats(runs)
+    comparisons = compare(runs)
+    rank_of = ranks(runs, comparisons)
+    runs = sorted(runs, key=lambda run: rank_of[run.name] or math.inf)  # stable: by bits per byte within a rank
+    rows, pooled = rows_of(runs, rank_of), recipes(runs)
+    sentences, notes = finding(rows, confidence["level"]) + spreads(pooled), caveats(runs)
+    floors = max(runs, key=lambda run: run.split.generated).results.audits.get("memorisation", {}).get("baselines", {})
     text = report.markdown(rows, sentences, notes)
-    page = report.page(runs, rows, sentences, notes, options.split)
+    text += tables.below(rows, comparisons, pooled, floors, confidence["level"])
+    page = report.page(runs, rows, sentences, notes, options.split, comparisons)
 
     content = {
         "split": options.split,
@@ -293,6 +222,10 @@ def main(arguments: list[str] | None = None) -> None:
         "finding": sentences,
         "caveats": notes,
         "models": rows,
+        "test": TEST,
+        "comparisons": comparisons,
+        "recipes": pooled,
+        "baselines": floors,
     }
     write_json(options.output_dir / "leaderboard.json", content)
     write_text(options.output_dir / "leaderboard.md", text)

@@ -1,8 +1,13 @@
-"""What any model must offer to be evaluated: `score` and `generate`. Evaluation knows nothing else of a model.
+"""What any model must offer to be evaluated: four methods. Evaluation knows nothing else of a model.
 
 prompt        Below is … ### Response:\n │ An ETF is a fund … │ EOS │
-scored                                   │ ─── nll summed ─── │ ── │   the response and its EOS, nothing else
-generated                                │ until EOS or max_new_tokens
+encode        prompt's ids               │ response's ids ─────── │
+log_probs                                │ one a response token ─ │   each given all ids before it
+score                                    │ − their sum: nll ───── │   the response and its EOS, nothing else
+generate                                 │ until EOS or max_new_tokens
+
+`score` and `generate` make the figures. `encode` and `log_probs` open the same computation to the audits, which change
+ids after a position and look whether the log-probabilities before it move.
 """
 
 from __future__ import annotations
@@ -11,9 +16,12 @@ import importlib
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from finllm.run import RunDir, UserError
+
+if TYPE_CHECKING:
+    import numpy as np
 
 
 @dataclass(frozen=True)
@@ -36,13 +44,17 @@ class Generation:
 
 @dataclass(frozen=True)
 class Description:
-    """What the report says of a model. `tokenizer` names it: perplexities of two tokenizers cannot be compared."""
+    """What the report says of a model. `tokenizer` names it: perplexities of two tokenizers cannot be compared.
+
+    `dtype` is what the model computes in: how far rounding alone moves a log-probability depends on it.
+    """
 
     method: str  # base, full, lora, qlora, scratch
     base_model: str | None
     tokenizer: str
     total_parameters: int
     trainable_parameters: int
+    dtype: str = "float32"
 
 
 class LanguageModel(Protocol):
@@ -50,8 +62,21 @@ class LanguageModel(Protocol):
 
     description: Description
 
+    def encode(self, prompt: str, response: str) -> tuple[list[int], list[int]]:
+        """Token ids of the prompt, and of the response with its EOS, exactly as `score` reads them.
+
+        A response that the tokenizer cannot write (a character becomes the unknown token) is a `UserError`.
+        """
+
+    def log_probs(self, pairs: Sequence[tuple[list[int], list[int]]]) -> list[np.ndarray]:
+        """For each (prompt ids, response ids) the log-probability of each response token, in nats.
+
+        A float64 array of shape (tokens of the response,) a pair: of each token given the prompt and the response
+        before it, from one forward pass over the whole, so that a model that sees the future shows it.
+        """
+
     def score(self, prompts: Sequence[str], responses: Sequence[str]) -> list[Score]:
-        """Score each response, and its EOS, after its prompt."""
+        """Score each response, and its EOS, after its prompt: the same numbers as `log_probs`, summed."""
 
     def generate(self, prompts: Sequence[str], max_new_tokens: int) -> list[Generation]:
         """Answer each prompt greedily."""

@@ -18,8 +18,9 @@ from types import NoneType
 from typing import Any
 
 from eval.lm import Description
-from finllm.run import RunDir, UserError, raise_problems, read_json, read_jsonl, write_json
+from finllm.run import RunDir, UserError, did_you_mean, raise_problems, read_json, read_jsonl, write_json
 
+AUDITS = ("causality", "contamination", "stopping", "memorisation", "template", "sanity")
 METHODS = ("base", "full", "lora", "qlora", "scratch")
 LIKELIHOOD_METRICS = ("nll_per_token", "perplexity", "bits_per_byte", "token_accuracy")
 GENERATION_METRICS = (
@@ -96,6 +97,8 @@ class SplitResults:
 
     `metrics` holds all of LIKELIHOOD_METRICS and, when anything was generated, all of GENERATION_METRICS: nll_per_token
     in nats, perplexity, bits_per_byte, BLEU 0 to 100, length_ratio (answer to reference), everything else 0 to 1.
+    `clean` holds the same for the examples that have no duplicate in the training data; None where there are none, or
+    where the training data could not be looked at.
     """
 
     examples: int
@@ -104,13 +107,22 @@ class SplitResults:
     bytes: int
     generated: int
     metrics: dict[str, Interval]
+    clean: SplitResults | None = None
+
+    @classmethod
+    def of(cls, content: dict[str, Any]) -> SplitResults:
+        """From checked JSON."""
+        clean = content.get("clean")
+        return cls(
+            **{**_only(content, SPLIT), "metrics": _intervals(content["metrics"])}, clean=clean and cls.of(clean)
+        )
 
 
 @dataclass(frozen=True)
 class Results:
     """One model evaluated on one dataset; the keys of results.json, in its order.
 
-    `audits` maps an audit's name to an object with at least `passed` (bool).
+    `audits` maps a name of AUDITS to an object with `passed` (bool), `summary` (a sentence) and its figures.
     """
 
     name: str
@@ -126,10 +138,12 @@ class Results:
 
     def write(self, run_path: Path | str) -> None:
         """Write `eval/results.json`; a number that is not finite or a part that is missing is a `UserError`."""
-        path = RunDir(run_path).eval / "results.json"
-        content = asdict(self)
-        raise_problems(_problems_of_results(content), str(path))
-        write_json(path, content)
+        self.check(run_path)
+        write_json(RunDir(run_path).eval / "results.json", asdict(self))
+
+    def check(self, run_path: Path | str) -> None:
+        """Raise the `UserError` that `write` would, and write nothing."""
+        raise_problems(_problems_of_results(asdict(self)), str(RunDir(run_path).eval / "results.json"))
 
     @classmethod
     def read(cls, run_path: Path | str) -> Results:
@@ -143,11 +157,9 @@ class Results:
             raise_problems(_problems_of_results(content), str(path))
         except UserError as error:
             raise UserError(f"{error}; {fix}") from None
-        splits = {
-            name: SplitResults(**{**_only(split, SPLIT), "metrics": _intervals(split["metrics"])})
-            for name, split in content["splits"].items()
-        }
-        model = Description(**_only(content["model"], RESULTS["model"]))
+        splits = {name: SplitResults.of(split) for name, split in content["splits"].items()}
+        model = content["model"]
+        model = Description(**_only(model, RESULTS["model"]), dtype=model.get("dtype", Description.dtype))
         return cls(**{**_only(content, RESULTS), "model": model, "splits": splits})
 
     @property
@@ -215,22 +227,40 @@ def _problems_of_results(content: dict[str, Any]) -> list[str]:
     if content["model"]["total_parameters"] < 1:
         problems.append(f"model.total_parameters is {content['model']['total_parameters']}, not 1 or more")
     for name, audit in content["audits"].items():
-        problems += _problems(audit, {"passed": bool}, f"audits.{name}")
+        if name not in AUDITS:
+            problems.append(f"audits.{name} is no audit{did_you_mean(name, AUDITS)}; there are {', '.join(AUDITS)}")
+        broken = list(_problems(audit, {"passed": bool, "summary": str}, f"audits.{name}"))
+        problems += broken or _not_finite(audit, f"audits.{name}")
     for name, split in content["splits"].items():
-        place = f"splits.{name}"
-        broken = list(_problems(split, SPLIT, place))
-        problems += broken
-        if broken:
-            continue
-        problems += [f"{place}.{count} is {split[count]}, not 1 or more" for count in COUNTS if split[count] < 1]
-        known = {*LIKELIHOOD_METRICS, *(GENERATION_METRICS if split["generated"] else ())}
-        problems += [f"{place}.metrics.{metric} is missing" for metric in sorted(known - split["metrics"].keys())]
-        for metric, interval in split["metrics"].items():
-            if metric not in known:
-                problems.append(f"{place}.metrics.{metric} is not expected with {split['generated']} generated answers")
-                continue
-            broken = list(_problems(interval, INTERVAL, f"{place}.metrics.{metric}"))
-            problems += broken
-            if not broken and interval["low"] > interval["high"]:
-                problems.append(f"{place}.metrics.{metric} has low {interval['low']} above high {interval['high']}")
+        problems += _problems_of_split(split, f"splits.{name}")
     return problems
+
+
+def _problems_of_split(split: dict[str, Any], place: str) -> list[str]:
+    problems = list(_problems(split, SPLIT, place))
+    if problems:
+        return problems
+    problems += [f"{place}.{count} is {split[count]}, not 1 or more" for count in COUNTS if split[count] < 1]
+    known = {*LIKELIHOOD_METRICS, *(GENERATION_METRICS if split["generated"] else ())}
+    problems += [f"{place}.metrics.{metric} is missing" for metric in sorted(known - split["metrics"].keys())]
+    for metric, interval in split["metrics"].items():
+        if metric not in known:
+            problems.append(f"{place}.metrics.{metric} is not expected with {split['generated']} generated answers")
+            continue
+        broken = list(_problems(interval, INTERVAL, f"{place}.metrics.{metric}"))
+        problems += broken
+        if not broken and interval["low"] > interval["high"]:
+            problems.append(f"{place}.metrics.{metric} has low {interval['low']} above high {interval['high']}")
+    clean = split.get("clean")
+    if clean is not None:
+        problems += _problems_of_split(clean, f"{place}.clean")
+        if not problems and clean["examples"] > split["examples"]:
+            problems.append(f"{place}.clean has {clean['examples']} examples, the split {split['examples']}")
+    return problems
+
+
+def _not_finite(figure: Any, place: str) -> list[str]:
+    """The places of all numbers, at any depth, that are infinite or not a number."""
+    if isinstance(figure, dict):
+        return [problem for key, inner in figure.items() for problem in _not_finite(inner, f"{place}.{key}")]
+    return list(_problems(figure, float, place)) if isinstance(figure, float) else []

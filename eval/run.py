@@ -10,6 +10,8 @@ Writes eval/results.json and eval/predictions.jsonl into each run dir. Any model
 from __future__ import annotations
 
 import argparse
+import dataclasses
+import math
 import sys
 import time
 from collections.abc import Callable
@@ -26,20 +28,20 @@ from accelerate.utils import gather_object
 from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
+from rich.text import Text
 
+from eval import audits
 from eval.figures import measure
-from eval.lm import LanguageModel, open_run
+from eval.lm import Generation, LanguageModel, Score, open_run
 from eval.metrics import bleu, rouge
 from eval.results import Results, SplitResults
-from eval.uncertainty import LEVEL, RESAMPLES, SEED
+from eval.uncertainty import LEVEL, METHOD, RESAMPLES, SEED
 from finllm import machine
-from finllm.data.dataset_dir import DatasetDir
+from finllm.data.dataset_dir import DatasetDir, is_dataset_dir
 from finllm.data.prepare import resolve
 from finllm.models import cache_dir
 from finllm.prompts import TEMPLATE_HASH, TEMPLATE_ID, build_prompt
-from finllm.run import RunDir, UserError, provenance, run_command, write_json, write_jsonl
-
-CHUNK = 4  # batches between two moves of the progress bar
+from finllm.run import RunDir, UserError, provenance, raise_problems, run_command, write_json, write_jsonl
 
 
 def main() -> None:
@@ -93,6 +95,14 @@ def _evaluate(
     """Evaluate one model and write its two files; nothing is done where they already say the same."""
     # In the order of ids, which are hashes: the first N of them are a fixed random choice.
     examples = sorted(dataset.rows(arguments.split), key=lambda row: row["id"])[: arguments.max_examples]
+    if not examples:
+        raise UserError(f"the {arguments.split} split of {dataset.path} is empty; prepare the dataset with more rows")
+    empty = [f"example {example['id']}" for example in examples if not example["output"]]
+    if empty:
+        raise UserError(
+            f"{dataset.path}: {', '.join(empty[:5])} of {arguments.split} has an answer of 0 bytes, which has no bits "
+            "per byte; prepare the dataset anew"
+        )
     generated = len(examples) if arguments.max_generated is None else min(arguments.max_generated, len(examples))
     decoding = {"do_sample": False, "max_new_tokens": arguments.max_new_tokens}
     wanted = {
@@ -103,80 +113,129 @@ def _evaluate(
         _already_evaluated(run, wanted, arguments.split)
         return
     model = load()
-    process = PartialState()
-    mine = list(range(len(examples)))[process.process_index :: process.num_processes]
     prompts = [build_prompt(example["instruction"], example["input"]) for example in examples]
-    # Long and short examples in order of length, so that a batch holds little padding
-    mine.sort(key=lambda index: -len(prompts[index] + examples[index]["output"]))
-    with Progress(disable=not process.is_main_process) as progress:
-        step = arguments.batch_size * CHUNK
+    pairs = _encoded(model, examples, prompts)
+
+    def in_batches(title: str, indices: list[int], length: Callable[[int], int], work: Callable) -> tuple[dict, float]:
+        order = sorted(indices, key=lambda index: -length(index))  # like lengths together: a batch holds little padding
         start = time.perf_counter()
-        scores = _in_chunks(
-            progress, f"{run.path.name}: scoring", mine, step,
-            lambda chunk: model.score([prompts[i] for i in chunk], [examples[i]["output"] for i in chunk]),
-        )  # fmt: skip
-        scored = time.perf_counter()
-        answers = _in_chunks(
-            progress, f"{run.path.name}: answering", [i for i in mine if i < generated], step,
-            lambda chunk: model.generate([prompts[i] for i in chunk], arguments.max_new_tokens),
-        )  # fmt: skip
-        seconds = {"score": scored - start, "generate": time.perf_counter() - scored}
-    scores, answers = dict(gather_object(list(scores.items()))), dict(gather_object(list(answers.items())))
-    if not process.is_main_process:
+        done = work_shared(f"{run.path.name}: {title}", order, arguments.batch_size, work)
+        return done, time.perf_counter() - start
+
+    scores, score_seconds = in_batches(
+        "scoring", list(range(len(examples))), lambda i: len(pairs[i][0]) + len(pairs[i][1]),
+        lambda batch: model.score([prompts[i] for i in batch], [examples[i]["output"] for i in batch]),
+    )  # fmt: skip
+    unsound = [examples[i]["id"] for i in sorted(scores) if not math.isfinite(scores[i].nll)]
+    if unsound:
+        raise UserError(
+            f"{run.path}: the likelihood of {len(unsound):,} of {len(examples):,} examples is not finite "
+            f"({', '.join(unsound[:3])}{' …' if len(unsound) > 3 else ''}); the weights are broken or training diverged"
+        )
+    answers, generate_seconds = in_batches(
+        "answering", list(range(generated)), lambda i: len(pairs[i][0]),
+        lambda batch: model.generate([prompts[i] for i in batch], arguments.max_new_tokens),
+    )  # fmt: skip
+    if not PartialState().is_main_process:
         return
     rows = [
-        {
-            "id": example["id"],
-            "split": arguments.split,
-            "question_id": example["question_id"],
-            "instruction": example["instruction"],
-            "input": example["input"],
-            "prompt": prompts[index],
-            "reference": example["output"],
-            "prediction": answers[index].text if index in answers else None,
-            "nll": scores[index].nll,
-            "tokens": scores[index].tokens,
-            "correct_tokens": scores[index].correct_tokens,
-            "bytes": len(example["output"].encode()),
-            "stopped": answers[index].stopped if index in answers else None,
-            "prediction_tokens": answers[index].tokens if index in answers else None,
-        }
+        _prediction(arguments.split, example, prompts[index], scores[index], answers.get(index))
         for index, example in enumerate(examples)
     ]
+    start = time.perf_counter()
     split = measure(rows)
+    training = _training(run, dataset)
+    found = audits.audit(model, run, training, examples, rows, pairs, scores, arguments.batch_size)
+    copied = found["contamination"].get("contaminated")
+    if copied is not None:
+        kept = [row for row in rows if row["id"] not in set(copied)]
+        split = dataclasses.replace(split, clean=(measure(kept) if copied else split) if kept else None)
     results = Results(
         name=run.path.name,
         model=model.description,
         dataset={"name": str(dataset.path), "hash": dataset.hash},
         template={"id": TEMPLATE_ID, "hash": TEMPLATE_HASH},
         splits={arguments.split: split},
-        confidence={
-            "level": LEVEL,
-            "method": "percentile bootstrap over questions",
-            "resamples": RESAMPLES,
-            "seed": SEED,
-        },
+        confidence={"level": LEVEL, "method": METHOD, "resamples": RESAMPLES, "seed": SEED},
         signatures={"rouge": rouge.SIGNATURE, "bleu": bleu.signature()},
         decoding=decoding,
-        audits={},
-        seconds=seconds,
+        audits=found,
+        seconds={"score": score_seconds, "generate": generate_seconds, "audit": time.perf_counter() - start},
     )
+    results.check(run.path)  # before predictions.jsonl is replaced, so that the two files belong together
     write_jsonl(run.eval / "predictions.jsonl", rows)
     results.write(run.path)
     _print(results, split, run)
 
 
-def _in_chunks(
-    progress: Progress, title: str, indices: list[int], step: int, work: Callable[[list[int]], list[Any]]
+def _encoded(model: LanguageModel, examples: list[dict[str, str]], prompts: list[str]) -> list[tuple]:
+    """Token ids of every example; all that the tokenizer cannot write are named at once."""
+    pairs, problems = [], []
+    for example, prompt in zip(examples, prompts, strict=True):
+        try:
+            pairs.append(model.encode(prompt, example["output"]))
+        except UserError as error:
+            problems.append(f"example {example['id']}: {error}")
+    if len(problems) > 3:
+        problems[3:] = [f"and {len(problems) - 3} more"]
+    raise_problems(problems, "the references")
+    return pairs
+
+
+def work_shared(
+    title: str, order: list[int], batch_size: int, work: Callable[[list[int]], list[Any]]
 ) -> dict[int, Any]:
-    """What `work` makes of each index, with a bar."""
-    task = progress.add_task(title, total=len(indices))
-    done = {}
-    for start in range(0, len(indices), step):
-        chunk = indices[start : start + step]
-        done.update(zip(chunk, work(chunk), strict=True))
-        progress.advance(task, len(chunk))
-    return done
+    """What `work` makes of each index of `order`, a batch at a time, with a bar; every process gets all of it.
+
+    Batches are cut before they are dealt out, so any number of processes computes the same ones.
+    """
+    process = PartialState()
+    batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
+    mine = batches[process.process_index :: process.num_processes]
+    done = []
+    with Progress(disable=not process.is_main_process) as progress:
+        for batch in progress.track(mine, description=title):
+            found = work(batch)
+            if len(found) != len(batch):
+                raise UserError(f"{title}: the model gave {len(found)} results for {len(batch)} examples")
+            done += zip(batch, found, strict=True)
+    return dict(sorted(gather_object(done)))
+
+
+def _prediction(
+    split: str, example: dict[str, str], prompt: str, score: Score, answer: Generation | None
+) -> dict[str, Any]:
+    """A line of predictions.jsonl, still without its ROUGE and BLEU."""
+    return {
+        "id": example["id"],
+        "split": split,
+        "question_id": example["question_id"],
+        "instruction": example["instruction"],
+        "input": example["input"],
+        "prompt": prompt,
+        "reference": example["output"],
+        "prediction": answer.text if answer else None,
+        "nll": score.nll,
+        "tokens": score.tokens,
+        "correct_tokens": score.correct_tokens,
+        "bytes": len(example["output"].encode()),
+        "stopped": answer.stopped if answer else None,
+        "prediction_tokens": answer.tokens if answer else None,
+    }
+
+
+def _training(run: RunDir, dataset: DatasetDir) -> list[dict[str, str]] | None:
+    """The rows that a run was trained on; those of the evaluated dataset for a base model; None where they are gone."""
+    if not run.complete:
+        return dataset.rows("train")
+    config, trained_on = run.config(), run.provenance()["dataset_hash"]
+    split = config.get("dataset_train_split") or "train"
+    if dataset.hash == trained_on:
+        return dataset.rows(split)
+    if not is_dataset_dir(config["dataset_name"]):
+        return None
+    own = DatasetDir(config["dataset_name"])
+    return own.rows(split) if own.hash == trained_on else None
 
 
 def _already_evaluated(run: RunDir, wanted: dict[str, Any], split: str) -> None:
@@ -208,6 +267,9 @@ def _print(results: Results, split: SplitResults, run: RunDir) -> None:
         table.add_row(name, f"{interval.value:.4f}", f"{interval.low:.4f} – {interval.high:.4f}")
     console = Console()
     console.print(table)
+    for name, audit in results.audits.items():
+        mark = "passed" if audit["passed"] else "FAILED"
+        console.print(Text(f"{name} {mark}: {audit['summary']}"), soft_wrap=True)
     console.print(
         f"Answers: {run.eval}/predictions.jsonl\nNext: python eval/leaderboard.py {run.path} … --output_dir DIR",
         highlight=False,

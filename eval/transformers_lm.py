@@ -1,9 +1,10 @@
-"""Any transformers or peft model behind the two methods of `eval.lm`."""
+"""Any transformers or peft model behind the four methods of `eval.lm`."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch.nn.functional import cross_entropy
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -11,7 +12,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from eval.lm import Description, Generation, Score
 from finllm.generate import answer_all, decoding
 from finllm.models import check_length, count_parameters, load_for_inference
-from finllm.run import RunDir
+from finllm.run import RunDir, UserError
 from finllm.tokens import encode_prompt, encode_response
 
 
@@ -23,43 +24,64 @@ class TransformersLM:
     ):
         self.model, self.tokenizer, self.description, self.batch_size = model, tokenizer, description, batch_size
 
-    @torch.inference_mode()
+    def encode(self, prompt: str, response: str) -> tuple[list[int], list[int]]:
+        """Ids of prompt and response. An unknown token in the response is a `UserError`: it would be scored as text."""
+        ids = encode_response(self.tokenizer, response)
+        unknown = self.tokenizer.unk_token_id
+        # Byte-level vocabularies know every text; GPT-2 names its EOS as the unknown token, which a text may hold.
+        if unknown is not None and unknown != self.tokenizer.eos_token_id and unknown in ids:
+            raise UserError(
+                f"the tokenizer of {self.description.tokenizer} cannot write {response[:60]!r}: some of it becomes "
+                f"{self.tokenizer.unk_token}; take a model whose vocabulary has bytes, or drop the example"
+            )
+        return encode_prompt(self.tokenizer, prompt), ids
+
+    def log_probs(self, pairs: Sequence[tuple[list[int], list[int]]]) -> list[np.ndarray]:
+        """As eval.lm says; float64 of what was computed in float32."""
+        return [log_probs for log_probs, _ in self._in_batches(pairs)]
+
     def score(self, prompts: Sequence[str], responses: Sequence[str]) -> list[Score]:
-        """Rows go by falling length, padded on the right, where no position sees padding: batching changes nothing."""
-        rows = [
-            (encode_prompt(self.tokenizer, prompt), encode_response(self.tokenizer, response))
-            for prompt, response in zip(prompts, responses, strict=True)
+        """The likelihood of each whole response and its EOS; no text is cut."""
+        pairs = [self.encode(*pair) for pair in zip(prompts, responses, strict=True)]
+        return [
+            Score(float(-log_probs.sum()), len(log_probs), correct) for log_probs, correct in self._in_batches(pairs)
         ]
-        lengths = [len(prompt) + len(response) for prompt, response in rows]
+
+    @torch.inference_mode()
+    def _in_batches(self, pairs: Sequence[tuple[list[int], list[int]]]) -> list[tuple[np.ndarray, int]]:
+        """Of each pair its log-probabilities and how many tokens were the likeliest.
+
+        Rows go by falling length, padded on the right, where no position sees padding: batching changes nothing.
+        """
+        lengths = [len(prompt) + len(response) for prompt, response in pairs]
         check_length(self.model, max(lengths, default=0))
-        order = sorted(range(len(rows)), key=lambda index: -lengths[index])
-        scores: list[Score | None] = [None] * len(rows)
+        order = sorted(range(len(pairs)), key=lambda index: -lengths[index])
+        found: list[tuple[np.ndarray, int] | None] = [None] * len(pairs)
         for start in range(0, len(order), self.batch_size):
             batch = order[start : start + self.batch_size]
-            for index, score in zip(batch, self._score_batch([rows[index] for index in batch]), strict=True):
-                scores[index] = score
-        return scores
+            for index, row in zip(batch, self._one_batch([pairs[index] for index in batch]), strict=True):
+                found[index] = row
+        return found
 
-    def _score_batch(self, rows: list[tuple[list[int], list[int]]]) -> list[Score]:
-        width = max(len(prompt) + len(response) for prompt, response in rows)
-        input_ids = torch.full((len(rows), width), self.tokenizer.pad_token_id)
-        for row, (prompt, response) in enumerate(rows):
+    def _one_batch(self, pairs: list[tuple[list[int], list[int]]]) -> list[tuple[np.ndarray, int]]:
+        width = max(len(prompt) + len(response) for prompt, response in pairs)
+        input_ids = torch.full((len(pairs), width), self.tokenizer.pad_token_id)
+        for row, (prompt, response) in enumerate(pairs):
             input_ids[row, : len(prompt) + len(response)] = torch.tensor(prompt + response)
-        first = min(len(prompt) for prompt, _ in rows) - 1  # the position that predicts the earliest response token
+        first = min(len(prompt) for prompt, _ in pairs) - 1  # the position that predicts the earliest response token
         logits = self.model(
             input_ids.to(self.model.device),
             use_cache=False,
             logits_to_keep=torch.arange(first, width, device=self.model.device),
         ).logits
-        scores = []
-        for row, (prompt, response) in enumerate(rows):
+        rows = []
+        for row, (prompt, response) in enumerate(pairs):
             start = len(prompt) - 1 - first
             predicted = logits[row, start : start + len(response)].float()
             labels = torch.tensor(response, device=logits.device)
-            nll = cross_entropy(predicted, labels, reduction="sum")
-            correct = (predicted.argmax(-1) == labels).sum()
-            scores.append(Score(float(nll), len(response), int(correct)))
-        return scores
+            log_probs = -cross_entropy(predicted, labels, reduction="none")
+            rows.append((log_probs.double().cpu().numpy(), int((predicted.argmax(-1) == labels).sum())))
+        return rows
 
     def generate(self, prompts: Sequence[str], max_new_tokens: int) -> list[Generation]:
         """Greedy, by finllm.generate: evaluation asks as users ask."""
@@ -78,6 +100,7 @@ def load(run: RunDir, batch_size: int) -> TransformersLM:
         tokenizer=summary["base_model"],
         total_parameters=summary["total_parameters"],
         trainable_parameters=summary["trainable_parameters"],
+        dtype=_dtype(model),
     )
     return TransformersLM(model, tokenizer, description, batch_size)
 
@@ -85,5 +108,11 @@ def load(run: RunDir, batch_size: int) -> TransformersLM:
 def load_base(name: str, batch_size: int) -> TransformersLM:
     """An untouched base model."""
     model, tokenizer = load_for_inference(name)
-    description = Description("base", name, name, count_parameters(model).total, 0)
+    description = Description("base", name, name, count_parameters(model).total, 0, _dtype(model))
     return TransformersLM(model, tokenizer, description, batch_size)
+
+
+def _dtype(model: PreTrainedModel) -> str:
+    """float32, bfloat16 or float16; for quantised weights what their products are computed in."""
+    settings = getattr(model.config, "quantization_config", None)
+    return str(getattr(settings, "bnb_4bit_compute_dtype", model.dtype)).removeprefix("torch.")

@@ -1,7 +1,4 @@
-import base64
-import hashlib
 import json
-import math
 import re
 import subprocess
 import sys
@@ -9,94 +6,9 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
-import yaml
+from evaluated_runs import ROOT, leaderboard, make_run, report
 
-from eval.lm import Description
-from eval.results import GENERATION_METRICS, Interval, Results, SplitResults
-from finllm.run import write_json, write_jsonl
-
-ROOT = Path(__file__).parents[2]
-SCRIPT = ROOT / "eval" / "leaderboard.py"
-COUNT, BYTES, TOKENS = 4, 20, 5  # examples of a run; bytes and tokens of each reference
-FILES = ["index.html", "leaderboard.json", "leaderboard.md"]
-
-
-def make_run(
-    path: Path,
-    bits: float,
-    method: str = "lora",
-    *,
-    name: str | None = None,
-    base_model: str | None = "gpt2",
-    dataset_hash: str = "d1",
-    ids: str = "abcd",
-    instruction: str = "What is a bond?",
-    answer: str | None = "A loan.",
-    answered: str | None = None,
-    audits: dict | None = None,
-    margin: float = 0.05,
-) -> Path:
-    """A run dir as the other stages leave it, whose numbers belong together: `bits` ± `margin` bits per byte."""
-    nll = bits * math.log(2) * BYTES
-    answered = (ids if answered is None else answered) if answer is not None else ""
-    rows = [
-        {"id": id, "split": "test", "question_id": id, "instruction": instruction, "input": "", "prompt": "p"}
-        | {
-            "reference": "A loan to the state.",
-            "prediction": answer if id in answered else None,
-            "nll": nll,
-            "tokens": TOKENS,
-            "correct_tokens": 2,
-        }
-        | {
-            "bytes": BYTES,
-            "stopped": id != "a" if id in answered else None,
-            "prediction_tokens": 3 if id in answered else None,
-        }
-        | dict.fromkeys(("rouge1", "rouge2", "rougeL", "rougeLsum"), 0.25 if id in answered else None)
-        | {"bleu": 2.5 if id in answered else None}
-        for id in ids
-    ]
-    metrics = {
-        "nll_per_token": Interval(nll / TOKENS, nll / TOKENS - 0.1, nll / TOKENS + 0.1),
-        "perplexity": Interval(math.exp(nll / TOKENS), 1.0, 99.0),
-        "bits_per_byte": Interval(bits, bits - margin, bits + margin),
-        "token_accuracy": Interval(0.4, 0.3, 0.5),
-    }
-    if answered:
-        metrics |= {metric: Interval(0.25, 0.125, 0.5) for metric in GENERATION_METRICS}
-    Results(
-        name=name or path.name,
-        model=Description(method, base_model, "gpt2" if base_model else "own", 1000, 0 if method == "base" else 250),
-        dataset={"name": "data/finance", "hash": dataset_hash},
-        template={"id": "alpaca", "hash": "t1"},
-        splits={"test": SplitResults(len(ids), len(ids), TOKENS * len(ids), BYTES * len(ids), len(answered), metrics)},
-        confidence={"level": 0.95, "method": "percentile bootstrap over questions", "resamples": 1000, "seed": 0},
-        signatures={"rouge": "r", "bleu": "b"},
-        decoding={"do_sample": False, "max_new_tokens": 64},
-        audits=audits or {},
-        seconds={"score": 1.0, "generate": 2.0},
-    ).write(path)
-    write_jsonl(path / "eval" / "predictions.jsonl", rows)
-    write_json(path / "provenance.json", {"git_commit": "c0ffee", "packages": {"torch": "2.13"}, "seed": 42})
-    if method != "base":
-        lines = [{"step": 0, "epoch": 0, "validation_loss": 3.0}, {"step": 5, "epoch": 1, "loss": 2.0}]
-        write_jsonl(path / "metrics.jsonl", [*lines, {"step": 5, "epoch": 1, "validation_loss": 2.5}])
-        write_json(path / "summary.json", {"train_seconds": 754.0, "peak_memory_bytes": 2_500_000_000, "steps": 5})
-        config = {"learning_rate": 0.0002, "hub_token": "hf_confidential"}
-        (path / "config.yaml").write_text(yaml.safe_dump(config))
-    return path
-
-
-def leaderboard(*arguments, cwd: Path = ROOT) -> subprocess.CompletedProcess:
-    command = [sys.executable, str(SCRIPT), *map(str, arguments)]
-    return subprocess.run(command, cwd=cwd, capture_output=True, text=True)
-
-
-def report(*runs: Path, out: Path) -> dict:
-    done = leaderboard(*runs, "--output_dir", out)
-    assert done.returncode == 0, done.stderr
-    return json.loads((out / "leaderboard.json").read_text())
+from finllm.run import write_jsonl
 
 
 class Page(HTMLParser):
@@ -129,7 +41,7 @@ def test_models_are_ranked_by_bits_per_byte_in_all_three_files(tmp_path):
     out = tmp_path / "out"
     done = leaderboard(*runs, "--output_dir", out)
     assert done.returncode == 0, done.stderr
-    assert sorted(path.name for path in out.iterdir()) == FILES
+    assert sorted(path.name for path in out.iterdir()) == ["index.html", "leaderboard.json", "leaderboard.md"]
     content = json.loads((out / "leaderboard.json").read_text())
     order = ["lora", "full", "gpt2", "scratch"]
     assert content["schema_version"] == 1
@@ -138,8 +50,8 @@ def test_models_are_ranked_by_bits_per_byte_in_all_three_files(tmp_path):
     assert [row["bits_per_byte_to_base"] for row in content["models"]] == pytest.approx([-1.0, -0.7, None, 0.6])
     assert content["models"][0]["metrics"]["perplexity"]["high"] == 99.0
     table = [line.split(" | ") for line in (out / "leaderboard.md").read_text().splitlines() if line.startswith("| ")]
-    assert [line[1] for line in table[2:]] == order
-    assert table[2][3:6] == ["0.900 ± 0.050", "−1.000", f"{2 ** (0.9 * BYTES / TOKENS):.2f} (gpt2)"]
+    assert [line[1] for line in table[2:6]] == order
+    assert table[2][3:6] == ["0.900 ± 0.050", "−1.000", f"{2 ** (0.9 * 20 / 5):.2f} (gpt2)"]
     assert table[2][9:] == ["250 (25 %)", "13 min", "2.5 GB |"]
     assert table[4][9:] == ["0 (0 %)", "–", "– |"]
     page = Page(out / "index.html")
@@ -157,23 +69,63 @@ def test_the_finding_names_the_best_its_interval_and_its_base(tmp_path):
     assert finding == [
         "lora predicts the reference answers best: 0.900 bits per byte (95 % interval 0.850 to 0.950), "
         "1.000 fewer than its base model gpt2 (1.900, 1.850 to 1.950).",
-        "No other model's interval overlaps its own.",
+        "All others are told from it by a paired test on the same questions.",
     ]
     page = Page(tmp_path / "out" / "index.html")
     assert page.text.lstrip().startswith("FinLLM leaderboard: finance (test)")
     assert finding[0] in page.text and finding[1] in page.text
     markdown = (tmp_path / "out" / "leaderboard.md").read_text()
     assert " ".join(finding) in markdown
-    assert "do not compare it between tokenizers" in markdown.splitlines()[-1]
+    assert "do not compare it between tokenizers" in markdown
+    assert "paired sign-flip permutation" in markdown and "| gpt2 | +1.000 | +1.000 to +1.000 |" in markdown
 
 
-def test_models_whose_intervals_overlap_are_not_called_different(tmp_path):
-    runs = [make_run(tmp_path / "a", 0.90), make_run(tmp_path / "b", 0.98), make_run(tmp_path / "c", 0.99)]
-    content = report(*runs, make_run(tmp_path / "d", 1.1), out=tmp_path / "out")
-    assert content["finding"][1] == "Its interval overlaps those of b and c, so they are not called different here."
-    assert [row["overlaps_best"] for row in content["models"]] == [True, True, True, False]
-    page = Page(tmp_path / "out" / "index.html")
-    assert page.text.count("overlaps the best") == 2
+def test_models_that_a_paired_test_cannot_tell_apart_share_a_rank(tmp_path):
+    """b is as good as a on half of the questions and better on the others by turns; c is worse on every one."""
+    runs = [make_run(tmp_path / "a", 0.90), make_run(tmp_path / "b", 0.91, noise=0.2), make_run(tmp_path / "c", 0.93)]
+    out = tmp_path / "out"
+    content = report(*runs, make_run(tmp_path / "d", 1.9, noise=0.1), out=out)
+    assert [(row["name"], row["rank"]) for row in content["models"]] == [("a", 1), ("b", 1), ("c", 3), ("d", 4)]
+    assert (
+        content["finding"][1] == "It cannot be told from b by a paired test on the same questions: they share rank 1."
+    )
+    pairs = {(each["a"], each["b"]): each for each in content["comparisons"]}
+    assert list(pairs) == [("a", "b"), ("a", "c"), ("a", "d"), ("b", "c"), ("b", "d"), ("c", "d")]
+    assert pairs["a", "c"]["difference"] == pytest.approx(-0.03)
+    assert pairs["a", "c"]["p_value"] == 2 / 2**12 and pairs["a", "c"]["p_adjusted"] == 2 / 2**12 * 6
+    assert pairs["a", "b"]["low"] < 0 < pairs["a", "b"]["high"] and pairs["a", "b"]["p_adjusted"] > 0.05
+    markdown = (out / "leaderboard.md").read_text()
+    assert "| b | +0.010 | " in markdown and "| c | +0.030 | +0.030 to +0.030 | 0.003 |" in markdown
+    assert "=1   a " in leaderboard(*runs, "--output_dir", tmp_path / "again").stdout
+
+
+def test_the_score_on_the_clean_part_is_said(tmp_path):
+    run = make_run(tmp_path / "lora", 0.9)
+    content = json.loads((run / "eval" / "results.json").read_text())
+    split = content["splits"]["test"]
+    bits = {"value": 1.2, "low": 1.1, "high": 1.3}
+    clean = {**split, "examples": 9, "questions": 9, "metrics": {**split["metrics"], "bits_per_byte": bits}}
+    edit(run / "eval" / "results.json", splits={"test": {**split, "clean": clean}})
+    content = report(run, out=tmp_path / "out")
+    assert content["models"][0]["clean"]["metrics"]["bits_per_byte"] == bits
+    assert content["caveats"][0].endswith("how many are left of 12: lora 1.200 (9).")
+
+
+def test_seeds_of_one_recipe_are_pooled_with_their_spread(tmp_path):
+    runs = [make_run(tmp_path / f"s{seed}", bits, config={"seed": seed, "output_dir": f"s{seed}"})
+            for seed, bits in ((1, 0.9), (2, 1.0), (3, 1.1))]  # fmt: skip
+    other = make_run(tmp_path / "other", 1.5, config={"seed": 1, "learning_rate": 0.1})
+    content = report(*runs, other, out=tmp_path / "out")
+    (recipe,) = content["recipes"]
+    assert recipe["runs"] == ["s1", "s2", "s3"] and recipe["seeds"] == [1, 2, 3]
+    assert recipe["metrics"]["bits_per_byte"] == pytest.approx(
+        {"mean": 1.0, "spread": 0.1, "lowest": 0.9, "highest": 1.1}
+    )
+    assert recipe["bits_per_byte"]["value"] == pytest.approx(1.0)
+    assert "bits per byte are 1.000 ± 0.100 (standard deviation between seeds)" in content["finding"][-1]
+    assert (
+        "| s1, s2, s3 | 1, 2, 3 | 1.000 (1.000 to 1.000) | ± 0.100 |" in (tmp_path / "out/leaderboard.md").read_text()
+    )
 
 
 def test_a_base_model_that_no_training_improved_is_said_so(tmp_path):
@@ -189,12 +141,11 @@ def test_one_base_model_alone_has_a_report_without_curves_or_cost(tmp_path):
     ]
     page = Page(tmp_path / "out" / "index.html")
     assert page.data["models"][0]["training"] == page.data["models"][0]["validation"] == []
-    assert page.data["questions"][0]["answers"] == [[None, 1.9, None, None, None]]
-    assert "No config.yaml" in page.text
+    assert content["comparisons"] == content["recipes"] == []
 
 
 def test_a_model_that_sees_the_future_is_listed_and_not_ranked(tmp_path):
-    blind = make_run(tmp_path / "cheat", 0.1, audits={"causality": {"passed": False}})
+    blind = make_run(tmp_path / "cheat", 0.1, audits={"causality": {"passed": False, "summary": "it moved"}})
     content = report(blind, make_run(tmp_path / "lora", 0.9), out=tmp_path / "out")
     assert [(row["name"], row["rank"]) for row in content["models"]] == [("lora", 1), ("cheat", None)]
     assert content["finding"] == [
@@ -210,35 +161,12 @@ def test_what_must_not_be_compared_is_said(tmp_path):
     assert caveats == [
         "There are 2 tokenizers: compare perplexities only between models of the same one.",
         "Held against the only base model here, which they were not made from: scratch.",
-        "ROUGE, BLEU and stop rate cover 4 answers, but only 0 of gpt2.",
+        "ROUGE, BLEU and stop rate cover 12 answers, but only 0 of gpt2.",
     ]
     assert all(note in (tmp_path / "out" / "leaderboard.md").read_text() for note in caveats)
     assert report(runs[0], out=tmp_path / "alone")["caveats"] == []
     half = make_run(tmp_path / "half", 0.9, answered="ab")
-    assert report(half, out=tmp_path / "half_out")["caveats"] == ["Answers were written to 2 of the 4 examples."]
-
-
-def test_numbers_in_the_page_are_those_of_results_json(tmp_path):
-    runs = [make_run(tmp_path / "lora", 0.9123456), make_run(tmp_path / "gpt2", 1.9876543, "base")]
-    report(*runs, out=tmp_path / "out")
-    page = Page(tmp_path / "out" / "index.html")
-    cells = [attributes for tag, attributes in page.tags if tag == "td" and "data-key" in attributes]
-    for number, run in enumerate(runs):
-        results = Results.read(run)
-        metrics = results.splits["test"].metrics
-        shown = {cell["data-key"]: cell["data-value"] for cell in cells[9 * number : 9 * number + 9]}
-        for metric in ("bits_per_byte", "perplexity", "rougeL", "bleu", "stop_rate"):
-            assert float(shown[metric]) == metrics[metric].value
-        assert int(shown["trainable"]) == results.model.trainable_parameters
-        bits = metrics["bits_per_byte"]
-        assert page.data["models"][number]["bits_per_byte"] == vars(bits)
-        assert f"{bits.value:.3f}" in page.text and f"{bits.low:.3f}–{bits.high:.3f}" in page.text
-    assert page.data["questions"][0]["answers"] == [
-        ["A loan.", 0.9123, 0.25, False, 3],
-        ["A loan.", 1.9877, 0.25, False, 3],
-    ]
-    assert page.data["models"][0]["training"] == [[5, 2.0]]
-    assert page.data["models"][0]["validation"] == [[0, 3.0], [5, 2.5]]
+    assert report(half, out=tmp_path / "half_out")["caveats"] == ["Answers were written to 2 of the 12 examples."]
 
 
 def test_long_training_curves_are_averaged_and_repeated_steps_count_once(tmp_path):
@@ -251,55 +179,11 @@ def test_long_training_curves_are_averaged_and_repeated_steps_count_once(tmp_pat
     assert curve[0] == [4, 0.5] and curve[-1] == [1200, 0.5]
 
 
-HOSTILE = "</script><script>alert(1)</script><img src=x onerror=alert(2)><!--\u2028& \"' {{ 7 * 7 }} ${1} <b>|`*"
-
-
-def test_hostile_text_becomes_no_element(tmp_path):
-    plain = [
-        make_run(tmp_path / "x" / "lora", 0.9, name="lora"),
-        make_run(tmp_path / "x" / "gpt2", 1.9, "base", name="gpt2"),
-    ]
-    evil = make_run(tmp_path / "y" / "lora", 0.9, name=HOSTILE, base_model=HOSTILE, instruction=HOSTILE, answer=HOSTILE)
-    base = make_run(tmp_path / "y" / "gpt2", 1.9, "base", name=HOSTILE + "2", base_model=HOSTILE, answer=HOSTILE)
-    (evil / "config.yaml").write_text(yaml.safe_dump({"note": HOSTILE}))
-    report(*plain, out=tmp_path / "plain")
-    report(evil, base, out=tmp_path / "evil")
-    harmless, attacked = Page(tmp_path / "plain" / "index.html"), Page(tmp_path / "evil" / "index.html")
-    shape = [(tag, sorted(attributes)) for tag, attributes in harmless.tags]
-    assert [(tag, sorted(attributes)) for tag, attributes in attacked.tags] == shape
-    assert attacked.raw[2:] == harmless.raw[2:]  # the script that runs is ours alone
-    assert attacked.data["models"][0]["name"] == HOSTILE
-    assert attacked.data["questions"][0]["instruction"] == HOSTILE
-    assert attacked.data["questions"][0]["answers"][0][0] == HOSTILE
-    assert not set("<>&\u2028\u2029") & set(attacked.raw[1])
-    assert HOSTILE in attacked.text  # the run's name, shown as it is
-
-
 def test_hostile_names_do_not_break_the_markdown_table(tmp_path):
     report(make_run(tmp_path / "lora", 0.9, name="a | b\n<img src=x>"), out=tmp_path / "out")
     lines = (tmp_path / "out" / "leaderboard.md").read_text().splitlines()
     assert lines[4].startswith("| 1 | a \\| b \\<img src=x\\> | lora |")
     assert not re.search(r"(?<!\\)<", "\n".join(lines))
-
-
-def test_the_page_needs_nothing_from_outside(tmp_path):
-    report(make_run(tmp_path / "lora", 0.9), out=tmp_path / "out")
-    page = Page(tmp_path / "out" / "index.html")
-    targets = [attributes[key] for _, attributes in page.tags for key in ("src", "href") if key in attributes]
-    assert targets and all(target.startswith("#") for target in targets)
-    style, data, script = page.raw
-    assert not re.search(r"url\(|@import", style)
-    assert not re.search(
-        r"innerHTML|outerHTML|insertAdjacentHTML|document\.write|eval\(|fetch\(|XMLHttp|import\(", script
-    )
-    policy = next(attributes["content"] for tag, attributes in page.tags if attributes.get("http-equiv"))
-    hashes = ["sha256-" + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode() for text in (style, script)]
-    assert policy.startswith("default-src 'none'; ")
-    assert f"style-src '{hashes[0]}'; script-src '{hashes[1]}'" in policy
-    assert not [
-        attributes for _, attributes in page.tags if "style" in attributes or any(key[:2] == "on" for key in attributes)
-    ]
-    assert json.loads(data)["questions"]
 
 
 def test_a_secret_of_the_config_stays_out_of_the_page(tmp_path):
@@ -339,9 +223,9 @@ def test_everything_that_forbids_a_comparison_is_refused_at_once(tmp_path):
     for said in (
         f"{good} is given 2 times",
         f"{other} was evaluated on another dataset (data/finance, hash d2) than {good} (data/finance, hash d1)",
-        f"{fewer} was evaluated on other examples (3) of dataset d1 than {good} (4)",
+        f"{fewer} was evaluated on other examples (3) of dataset d1 than {good} (12)",
         f"{torn}: eval/results.json and eval/predictions.jsonl do not belong together",
-        "results count 4 examples, predictions hold 3",
+        "results count 12 examples, predictions hold 3",
         "results say 1.0000 bits per byte, the predictions' nll gives ",
         f"{bare / 'eval' / 'results.json'} does not exist; evaluate the run: python eval/run.py {bare}",
     ):
@@ -385,7 +269,7 @@ def test_torch_and_its_company_are_not_imported(tmp_path):
     code = (
         "import sys\nfrom eval.leaderboard import main\n"
         f"main([{str(run)!r}, '--output_dir', {str(tmp_path / 'out')!r}])\n"
-        "sys.exit(', '.join({'torch', 'transformers', 'datasets', 'numpy'} & set(sys.modules)) or 0)"
+        "sys.exit(', '.join({'torch', 'transformers', 'datasets', 'evaluate'} & set(sys.modules)) or 0)"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

@@ -12,6 +12,10 @@ from finllm.run import UserError, write_jsonl
 
 ROOT = Path(__file__).parents[2]
 
+PASSED = {"passed": True, "summary": "all is well"}
+METRICS = {name: {"value": 1, "low": 0.5, "high": 1.5} for name in LIKELIHOOD_METRICS + GENERATION_METRICS}
+SPLIT = {"examples": 2, "questions": 2, "tokens": 10, "bytes": 40, "generated": 2, "metrics": METRICS}
+
 
 def results(**changed) -> Results:
     metrics = {name: Interval(1.0, 0.5, 1.5) for name in LIKELIHOOD_METRICS + GENERATION_METRICS}
@@ -20,11 +24,11 @@ def results(**changed) -> Results:
         "model": Description("lora", "gpt2", "gpt2", 1000, 10),
         "dataset": {"name": "finance", "hash": "d1"},
         "template": {"id": "alpaca", "hash": "t1"},
-        "splits": {"test": SplitResults(2, 2, 10, 40, 2, metrics)},
+        "splits": {"test": SplitResults(2, 2, 10, 40, 2, metrics, clean=SplitResults(1, 1, 5, 20, 1, metrics))},
         "confidence": {"level": 0.95, "method": "percentile bootstrap over questions", "resamples": 1000, "seed": 0},
         "signatures": {"rouge": "r", "bleu": "b"},
         "decoding": {"do_sample": False, "max_new_tokens": 64},
-        "audits": {"causality": {"passed": True, "largest_difference": 0.0}},
+        "audits": {"causality": {"passed": True, "summary": "nothing moved", "largest_difference": 0.0}},
         "seconds": {"score": 1.5, "generate": 2},
     }
     return Results(**{**values, **changed})
@@ -71,7 +75,11 @@ def test_likelihood_alone_is_complete_when_nothing_was_generated(tmp_path):
         ({"model": {**vars(results().model), "method": "prompt"}}, "model.method is 'prompt', not one of base, full"),
         ({"model": {**vars(results().model), "total_parameters": 0}}, "model.total_parameters is 0"),
         ({"seconds": {"score": float("nan"), "generate": 1}}, "seconds.score is nan, not a finite number"),
-        ({"audits": {"causality": {}}}, "audits.causality.passed is missing"),
+        ({"audits": {"causality": {}}}, "audits.causality.passed is missing; audits.causality.summary is missing"),
+        ({"audits": {"casuality": PASSED}}, "audits.casuality is no audit (did you mean 'causality'?)"),
+        ({"audits": {"sanity": {**PASSED, "more": {"nll": float("inf")}}}}, "audits.sanity.more.nll is inf"),
+        ({"splits": {"test": {**SPLIT, "clean": {**SPLIT, "examples": 0}}}}, "splits.test.clean.examples is 0"),
+        ({"splits": {"test": {**SPLIT, "clean": {**SPLIT, "examples": 3}}}}, "clean has 3 examples, the split 2"),
         ({"splits": {"test": {"examples": 2}}}, "splits.test.bytes is missing"),
         ({"splits": []}, "splits is [], not dict"),
     ],

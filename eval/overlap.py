@@ -1,0 +1,166 @@
+"""Which test texts, and which answers of a model, stand in the training data; and what copying alone would score."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from statistics import median
+from typing import Any
+
+import numpy as np
+
+from eval.metrics import bleu, rouge
+from finllm.data.near_duplicates import THRESHOLD, WORDS, NearDuplicates
+from finllm.data.split import normalised_question
+
+LONG_RUN = 20  # words of one training answer, verbatim, from which an answer counts as memorised
+MOST_MEMORISED = 0.05  # share of the answers
+
+
+def question_of(row: dict[str, str]) -> str:
+    return f"{row['instruction']}\n{row['input']}" if row["input"] else row["instruction"]
+
+
+def answer_of(row: dict[str, str]) -> str:
+    return row["output"]
+
+
+def contamination(test: Sequence[dict[str, str]], training: Sequence[dict[str, str]]) -> dict[str, Any]:
+    """Exact and near duplicates of test questions and answers, in the training data and within the test split.
+
+    Exact is equal but for case, punctuation and white space; near is a Jaccard index of word 5-grams of half or more
+    (finllm/data/near_duplicates.py). An answer of fewer than five words is nobody's copy. `contaminated` holds the ids
+    of the test examples with a duplicate in the training data: the clean part is without them.
+    """
+    figures: dict[str, Any] = {}
+    contaminated: set[int] = set()
+    within = {}
+    for name, text_of in (("questions", question_of), ("answers", answer_of)):
+        exact, near, inside = _duplicates(test, training, text_of, least_words=WORDS if name == "answers" else 1)
+        figures |= {f"exact_{name}": len(exact), f"near_{name}": len(near - exact)}
+        within[name] = len(inside)
+        contaminated |= exact | near
+    counts = "; ".join(
+        f"{name}: {figures[f'exact_{name}']} exact, {figures[f'near_{name}']} near" for name in ("questions", "answers")
+    )
+    return {
+        "passed": not contaminated,
+        "summary": f"{len(contaminated):,} of {len(test):,} examples have a duplicate among {len(training):,} training "
+        f"examples ({counts}); {within['questions']} questions and {within['answers']} answers repeat within the split",
+        **figures,
+        "within": within,
+        "training_examples": len(training),
+        "threshold": THRESHOLD,
+        "contaminated": sorted(test[index]["id"] for index in contaminated),
+    }
+
+
+def _duplicates(
+    test: Sequence[dict[str, str]],
+    training: Sequence[dict[str, str]],
+    text_of: Callable[[dict[str, str]], str],
+    least_words: int,
+) -> tuple[set[int], set[int], set[int]]:
+    """Positions of test rows with an exact and with a near duplicate in training, and of those that repeat another.
+
+    Answers to one question are no repetition of each other's question.
+    """
+    long_enough = [i for i, row in enumerate(test) if len(normalised_question(text_of(row)).split()) >= least_words]
+    if not long_enough:
+        return set(), set(), set()
+    texts = [text_of(test[index]) for index in long_enough]
+    folded = {normalised_question(text_of(row)) for row in training}
+    exact = {i for i, text in zip(long_enough, texts, strict=True) if normalised_question(text) in folded}
+    index = NearDuplicates(texts)
+    near = {long_enough[other] for found in index.search(map(text_of, training)) for other in found}
+    inside = set()
+    for number, found in enumerate(index.search(texts)):
+        row = test[long_enough[number]]
+        earlier = (test[long_enough[other]] for other in found if other < number)
+        if any(other["question_id"] != row["question_id"] for other in earlier):
+            inside.add(long_enough[number])
+    return exact, near, inside
+
+
+def memorisation(rows: Sequence[dict[str, Any]], training: Sequence[dict[str, str]], trained: bool) -> dict[str, Any]:
+    """The longest run of words that each answer shares, verbatim, with a training answer; and what copying scores.
+
+    Adds `verbatim_words` to every answered row. Two baselines stand beside a model's ROUGE and BLEU, on the same
+    examples: its question given back, and the training answer to the most similar question. A ROUGE that is not above
+    them shows no knowledge. Fails when more than 5 % of the answers hold 20 or more words of one training answer.
+    """
+    answered = [row for row in rows if row["prediction"] is not None]
+    if not answered:
+        return {"passed": True, "summary": "no answers written, nothing to compare"}
+    longest = longest_overlaps([row["prediction"] for row in answered], [row["output"] for row in training])
+    for row, words in zip(answered, longest, strict=True):
+        row["verbatim_words"] = words
+    share = sum(words >= LONG_RUN for words in longest) / len(longest)
+    baselines = {
+        "copy the question": _score([question_of(row) for row in answered], answered),
+        "nearest training answer": _score(nearest_answers(answered, training), answered),
+    }
+    own = float(np.mean([row["rougeL"] for row in answered]))
+    floors = " and ".join(f"{scores['rougeL']:.3f} ({name})" for name, scores in baselines.items())
+    whose = "" if trained else ", not trained on,"
+    return {
+        "passed": share <= MOST_MEMORISED,
+        "summary": f"{100 * share:.3g} % of {len(answered):,} answers hold {LONG_RUN} or more words of one "
+        f"training answer{whose} (longest {max(longest)}, median {median(longest):g}); ROUGE-L is {own:.3f}, "
+        f"that of copying {floors}",
+        "longest_words": max(longest),
+        "median_words": float(median(longest)),
+        "memorised_share": share,
+        "baselines": baselines,
+    }
+
+
+def longest_overlaps(answers: Sequence[str], training: Sequence[str]) -> list[int]:
+    """Words of the longest run that each answer shares with any training answer; runs under five words count as 0."""
+    words = [answer.split() for answer in answers]
+    places: dict[tuple[str, ...], list[tuple[int, int]]] = defaultdict(list)
+    for number, answer in enumerate(words):
+        for start in range(len(answer) - WORDS + 1):
+            places[tuple(answer[start : start + WORDS])].append((number, start))
+    longest = [0] * len(answers)
+    for text in training:
+        other = text.split()
+        for begin in range(len(other) - WORDS + 1):
+            for number, start in places.get(tuple(other[begin : begin + WORDS]), ()):
+                answer = words[number]
+                if start and begin and answer[start - 1] == other[begin - 1]:
+                    continue  # part of a run that was counted from its beginning
+                length = WORDS
+                while (
+                    start + length < len(answer)
+                    and begin + length < len(other)
+                    and answer[start + length] == other[begin + length]
+                ):
+                    length += 1
+                longest[number] = max(longest[number], length)
+    return longest
+
+
+def nearest_answers(rows: Sequence[dict[str, str]], training: Sequence[dict[str, str]]) -> list[str]:
+    """The training answer to the question that is nearest by the cosine of tf-idf (Salton & Buckley 1988)."""
+    from scipy.sparse import csr_matrix, diags
+
+    vocabulary: dict[str, int] = {}
+    questions = [normalised_question(question_of(row)).split() for row in (*training, *rows)]
+    columns = [vocabulary.setdefault(word, len(vocabulary)) for words in questions for word in words]
+    starts = np.cumsum([0, *map(len, questions)])
+    counts = csr_matrix((np.ones(len(columns)), columns, starts), shape=(len(questions), len(vocabulary)))
+    counts.sum_duplicates()
+    weights = counts @ diags(np.log(len(questions) / np.bincount(counts.indices, minlength=len(vocabulary))))
+    norms = np.sqrt(np.asarray(weights.multiply(weights).sum(1)).ravel())
+    unit = (diags(1 / np.maximum(norms, 1e-12)) @ weights).tocsr()
+    known, asked = unit[: len(training)], unit[len(training) :]
+    nearest = [(known @ asked[number].T).toarray().argmax() for number in range(len(rows))]
+    return [training[number]["output"] for number in nearest]
+
+
+def _score(texts: Sequence[str], rows: Sequence[dict[str, Any]]) -> dict[str, float]:
+    references = [row["reference"] for row in rows]
+    each = [rouge.scores_of(text, reference) for text, reference in zip(texts, references, strict=True)]
+    scores = {type: float(np.mean([score[type] for score in each])) for type in rouge.TYPES}
+    return {**scores, "bleu": bleu.METRIC.corpus_score(list(texts), [references]).score}

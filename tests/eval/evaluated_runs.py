@@ -1,0 +1,100 @@
+"""Run dirs as training and evaluation leave them, made up; and the command that compares them."""
+
+import json
+import math
+import subprocess
+import sys
+from pathlib import Path
+
+import yaml
+
+from eval.lm import Description
+from eval.results import GENERATION_METRICS, Interval, Results, SplitResults
+from finllm.run import write_json, write_jsonl
+
+ROOT = Path(__file__).parents[2]
+SCRIPT = ROOT / "eval" / "leaderboard.py"
+BYTES, TOKENS = 20, 5  # of each reference
+
+
+def make_run(
+    path: Path,
+    bits: float,
+    method: str = "lora",
+    *,
+    name: str | None = None,
+    base_model: str | None = "gpt2",
+    dataset_hash: str = "d1",
+    ids: str = "abcdefghijkl",
+    instruction: str = "What is a bond?",
+    answer: str | None = "A loan.",
+    answered: str | None = None,
+    audits: dict | None = None,
+    margin: float = 0.05,
+    noise: float = 0.0,
+    config: dict | None = None,
+) -> Path:
+    """A run dir as the other stages leave it, whose numbers belong together: `bits` ± `margin` bits per byte.
+
+    `noise` moves every second example's likelihood up by that share and the others down; their sum stays.
+    """
+    nll = bits * math.log(2) * BYTES
+    answered = (ids if answered is None else answered) if answer is not None else ""
+    rows = [
+        {"id": id, "split": "test", "question_id": id, "instruction": instruction, "input": "", "prompt": "p"}
+        | {
+            "reference": "A loan to the state.",
+            "prediction": answer if id in answered else None,
+            "nll": nll * (1 + (noise if number % 2 else -noise)),
+            "tokens": TOKENS,
+            "correct_tokens": 2,
+        }
+        | {
+            "bytes": BYTES,
+            "stopped": id != "a" if id in answered else None,
+            "prediction_tokens": 3 if id in answered else None,
+        }
+        | dict.fromkeys(("rouge1", "rouge2", "rougeL", "rougeLsum"), 0.25 if id in answered else None)
+        | {"bleu": 2.5 if id in answered else None}
+        for number, id in enumerate(ids)
+    ]
+    metrics = {
+        "nll_per_token": Interval(nll / TOKENS, nll / TOKENS - 0.1, nll / TOKENS + 0.1),
+        "perplexity": Interval(math.exp(nll / TOKENS), 1.0, 99.0),
+        "bits_per_byte": Interval(bits, bits - margin, bits + margin),
+        "token_accuracy": Interval(0.4, 0.3, 0.5),
+    }
+    if answered:
+        metrics |= {metric: Interval(0.25, 0.125, 0.5) for metric in GENERATION_METRICS}
+    Results(
+        name=name or path.name,
+        model=Description(method, base_model, "gpt2" if base_model else "own", 1000, 0 if method == "base" else 250),
+        dataset={"name": "data/finance", "hash": dataset_hash},
+        template={"id": "alpaca", "hash": "t1"},
+        splits={"test": SplitResults(len(ids), len(ids), TOKENS * len(ids), BYTES * len(ids), len(answered), metrics)},
+        confidence={"level": 0.95, "method": "percentile bootstrap over questions", "resamples": 1000, "seed": 0},
+        signatures={"rouge": "r", "bleu": "b"},
+        decoding={"do_sample": False, "max_new_tokens": 64},
+        audits=audits or {},
+        seconds={"score": 1.0, "generate": 2.0},
+    ).write(path)
+    write_jsonl(path / "eval" / "predictions.jsonl", rows)
+    write_json(path / "provenance.json", {"git_commit": "c0ffee", "packages": {"torch": "2.13"}, "seed": 42})
+    if method != "base":
+        lines = [{"step": 0, "epoch": 0, "validation_loss": 3.0}, {"step": 5, "epoch": 1, "loss": 2.0}]
+        write_jsonl(path / "metrics.jsonl", [*lines, {"step": 5, "epoch": 1, "validation_loss": 2.5}])
+        write_json(path / "summary.json", {"train_seconds": 754.0, "peak_memory_bytes": 2_500_000_000, "steps": 5})
+        config = {"learning_rate": 0.0002, "hub_token": "hf_confidential"} | (config or {})
+        (path / "config.yaml").write_text(yaml.safe_dump(config))
+    return path
+
+
+def leaderboard(*arguments, cwd: Path = ROOT) -> subprocess.CompletedProcess:
+    command = [sys.executable, str(SCRIPT), *map(str, arguments)]
+    return subprocess.run(command, cwd=cwd, capture_output=True, text=True)
+
+
+def report(*runs: Path, out: Path) -> dict:
+    done = leaderboard(*runs, "--output_dir", out)
+    assert done.returncode == 0, done.stderr
+    return json.loads((out / "leaderboard.json").read_text())
