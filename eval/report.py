@@ -1,17 +1,17 @@
 """How the leaderboard looks: its numbers in words, the table of a pull request, and the page, one self-contained file.
 
 In the page, names, sentences and tables are rendered here, escaped by Jinja. Questions, answers and curves travel as
-JSON in a data block and are put into the page by report_*.js as text, never as markup. The Content-Security-Policy
-names the hashes of our own style and script: nothing else is loaded or run, from the file or from elsewhere.
+data (eval/report_data.py) and are put into the page by report_*.js as text, never as markup. The
+Content-Security-Policy names the hashes of our own style and script: nothing else is loaded or run.
 """
 
 from __future__ import annotations
 
 import base64
 import hashlib
-import json
-import math
 import re
+from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,14 +19,25 @@ import yaml
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
+from eval import report_data
+
 if TYPE_CHECKING:
     from eval.leaderboard import Run
 
 FOLDER = Path(__file__).parent
-SCRIPTS = ("report_table.js", "report_charts.js", "report_questions.js")
-CURVE_POINTS = 300  # a training curve with more logged steps is averaged down to about this many points
+SCRIPTS = ("report_table.js", "report_texts.js", "report_charts.js", "report_compare.js", "report_questions.js")
 HUES = 8  # colours in report_page.css; beyond them they repeat with dashed lines
 SECRET = re.compile(r"(_token|_key|password|secret)$")  # a config key whose value is never shown
+
+AUDITS = {
+    "causality": "No later token changes the likelihood of an earlier one. A model that fails has seen what it is "
+    "asked to predict: it is listed and not ranked.",
+    "contamination": "No test question or answer stands, word for word or nearly, in the training data.",
+    "stopping": "Training taught the model where an answer ends, and at least half of its answers end by themselves.",
+    "memorisation": "The answers are the model's own: hardly any holds a long passage of one training answer.",
+    "template": "The model is asked in the very words, as a hash tells, in which it was trained.",
+    "sanity": "Answers fit their own question better than another's, and the batch size changes no likelihood.",
+}
 
 # Numbers -------------------------------------------------------------------------------------------------------------
 
@@ -117,8 +128,15 @@ def markdown(rows: list[dict[str, Any]], sentences: list[str], notes: list[str])
 # The page ------------------------------------------------------------------------------------------------------------
 
 
-def page(runs: list[Run], rows: list[dict[str, Any]], sentences: list[str], notes: list[str], split: str) -> str:
-    """index.html as text; `rows` are the runs' rows in the same order."""
+def page(
+    runs: list[Run],
+    rows: list[dict[str, Any]],
+    sentences: list[str],
+    notes: list[str],
+    split: str,
+    comparisons: Sequence[dict[str, Any]] = (),
+) -> str:
+    """index.html as text; `rows` are the runs' rows in the same order, `comparisons` those of leaderboard.json."""
     style = (FOLDER / "report_page.css").read_text(encoding="utf-8")
     parts = "\n".join((FOLDER / name).read_text(encoding="utf-8") for name in SCRIPTS)
     script = f'"use strict";\n{{\n{parts}}}\n'  # in a block, so that no name of ours meets one of the window's
@@ -132,13 +150,21 @@ def page(runs: list[Run], rows: list[dict[str, Any]], sentences: list[str], note
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.globals.update(shown=shown, interval_text=interval_text, duration=duration)
+    environment.globals.update(shown=shown, interval_text=interval_text, decimals=decimals)
+    entries = list(zip(runs, rows, colours, strict=True))
     return environment.get_template("report.html.j2").render(
-        runs=list(zip(runs, rows, colours, strict=True)),
+        runs=entries,
+        ranked=[entry for entry in entries if entry[1]["rank"]],
+        unranked=[entry for entry in entries if not entry[1]["rank"]],
+        sharing=Counter(row["rank"] for row in rows),
+        floors=_floors(runs),
+        audits=[(name, said) for name, said in AUDITS.items() if any(name in run.results.audits for run in runs)],
         sentences=sentences,
         notes=notes,
         split=split,
+        tested=bool(comparisons),
         dataset=Path(runs[0].results.dataset["name"]).name or "dataset",  # the name may be a path of another machine
+        card=report_data.data_card(runs),
         scale=(
             min(min(each["low"], each["value"]) for each in bits),
             max(max(each["high"], each["value"]) for each in bits),
@@ -147,14 +173,17 @@ def page(runs: list[Run], rows: list[dict[str, Any]], sentences: list[str], note
         policy=f"default-src 'none'; {allowed}; base-uri 'none'; form-action 'none'",
         style=Markup(style),
         script=Markup(script),
-        data=Markup(embed(_data(runs, rows, colours))),
+        data=Markup(report_data.embed(report_data.figures(runs, rows, colours, comparisons))),
+        packs=[Markup(pack) for pack in report_data.packs(runs)],
     )
 
 
-def embed(content: Any) -> str:
-    """JSON that is safe inside <script>: no <, > or & and, being ASCII, no U+2028 or U+2029."""
-    text = json.dumps(content, allow_nan=False, separators=(",", ":"))
-    return text.replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e")
+def _floors(runs: list[Run]) -> dict[str, dict[str, float]]:
+    """What copying scores on the examples that the models answered, from the memorisation audit with most answers."""
+    most = max(
+        runs, key=lambda run: (bool(run.results.audits.get("memorisation", {}).get("baselines")), run.split.generated)
+    )
+    return most.results.audits.get("memorisation", {}).get("baselines", {})
 
 
 def _hash(text: str) -> str:
@@ -171,52 +200,6 @@ def _colours(rows: list[dict[str, Any]]) -> list[str]:
         hue, dashed = ("base", number > 0) if kind == "base" else (str(number % HUES), number >= HUES)
         classes.append(f"hue-{hue}" + (" dashed" if dashed else ""))
     return classes
-
-
-def _data(runs: list[Run], rows: list[dict[str, Any]], colours: list[str]) -> dict[str, Any]:
-    """What the scripts draw. An answer is [text, bits per byte of the reference, ROUGE-L, stopped, its tokens]."""
-    answers = [{row["id"]: row for row in run.predictions} for run in runs]
-    return {
-        "models": [
-            {
-                **{key: row[key] for key in ("name", "method", "trainable_parameters", "train_seconds")},
-                "peak_memory_bytes": row["peak_memory_bytes"],
-                "bits_per_byte": row["metrics"]["bits_per_byte"],
-                "limit": run.results.decoding["max_new_tokens"],
-                "colour": colour,
-                "training": _thinned(_curve(run.metrics, "loss")),
-                "validation": _curve(run.metrics, "validation_loss"),
-            }
-            for run, row, colour in zip(runs, rows, colours, strict=True)
-        ],
-        "questions": [
-            {
-                **{key: row[key] for key in ("instruction", "input", "reference")},
-                "answers": [_answer(answer[row["id"]]) for answer in answers],
-            }
-            for row in runs[0].predictions
-        ],
-    }
-
-
-def _answer(row: dict[str, Any]) -> list[Any]:
-    bits = row["nll"] / (math.log(2) * row["bytes"])
-    rouge = row["rougeL"] if row["rougeL"] is None else round(row["rougeL"], 4)
-    return [row["prediction"], round(bits, 4), rouge, row["stopped"], row["prediction_tokens"]]
-
-
-def _curve(metrics: list[dict[str, Any]], key: str) -> list[list[float]]:
-    """[step, value] in the order of steps; of a step that a resumed run logged twice the later line counts."""
-    return [
-        [step, value] for step, value in sorted({line["step"]: line[key] for line in metrics if key in line}.items())
-    ]
-
-
-def _thinned(curve: list[list[float]]) -> list[list[float]]:
-    """Means of as many neighbours as it takes to come down to CURVE_POINTS points."""
-    width = math.ceil(len(curve) / CURVE_POINTS) or 1
-    groups = [curve[start : start + width] for start in range(0, len(curve), width)]
-    return [[group[-1][0], sum(value for _, value in group) / len(group)] for group in groups]
 
 
 def _origin(run: Run) -> dict[str, Any]:
@@ -240,9 +223,6 @@ def _origin(run: Run) -> dict[str, Any]:
         "Template": f"{results.template['id']}, hash {results.template['hash']}",
         "Answers": f"{decoding}, at most {results.decoding['max_new_tokens']} new tokens",
         "Signatures": "; ".join(f"{name}: {text}" for name, text in results.signatures.items()),
-        "Audits": ", ".join(
-            f"{name} {'passed' if audit['passed'] else 'failed'}" for name, audit in results.audits.items()
-        ),
         "Evaluation took": f"{score} to score, {generate} to write the answers",
     }
     return {

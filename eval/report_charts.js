@@ -209,6 +209,17 @@ function costChart() {
       chart.append(svg("g", {}, svg("title", {}, base.name),
         svg("line", { class: "base-line", x1: MARGIN.left, x2: width - MARGIN.right, y1: height, y2: height })));
     }
+    // The Pareto front: from the cheapest on, each model that is better than all cheaper ones.
+    const front = [];
+    for (const model of models.filter((each) => each.rank !== null).sort((a, b) => a[key] - b[key] || a.bits_per_byte.value - b.bits_per_byte.value)) {
+      if (!front.length || model.bits_per_byte.value < front.at(-1).bits_per_byte.value) front.push(model);
+    }
+    const step = (model, index) => {
+      const [px, py] = [x(model[key]).toFixed(1), y(model.bits_per_byte.value).toFixed(1)];
+      return index ? `H${px}V${py}` : `M${px} ${py}`;
+    };
+    if (front.length > 1) chart.append(svg("path", { class: "front", d: front.map(step).join("") }));
+    chart.setAttribute("aria-label", `${chart.getAttribute("aria-label")}. On the Pareto front: ${front.map((model) => model.name).join(", ")}`);
     const dots = models.map((model) => ({ model, px: x(model[key]), py: y(model.bits_per_byte.value) }));
     for (const { model, px, py } of dots) {
       const [top, bottom] = [y(model.bits_per_byte.high), y(model.bits_per_byte.low)];

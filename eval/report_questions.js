@@ -1,130 +1,173 @@
-// Every question with the models' answers side by side: search, filters, pages. Only the page in view is built.
+// Every question with the models' answers side by side: search, filters, order, pages. A question is built when opened.
 
-const PAGE = 10;
+const PAGE = 20;
 const COLUMNS = 5; // answers side by side at most
 const SHOWN_AT_FIRST = 6; // with more models than this, the best and a base model; the others wait for their check box
-const [TEXT, BITS, ROUGE, STOPPED] = [0, 1, 2, 3]; // the parts of an answer
 
 const firstBase = data.models.findIndex((model) => model.method === "base");
 const firstShown = data.models.map((_, index) => index).slice(0, SHOWN_AT_FIRST);
 if (firstBase >= SHOWN_AT_FIRST) firstShown[SHOWN_AT_FIRST - 1] = firstBase;
 const shownModels = new Set(firstShown);
+const everyQuestion = Array.from({ length: data.questions }, (_, number) => number);
+const duplicated = new Set(data.duplicated);
 const haystacks = []; // lower-case text of a question, made when it is first searched
 let found = [];
 let start = 0;
+let turn = 0; // counts what was asked for, so that a slow answer to an earlier wish is dropped
+let opened = new Set(); // questions that are open, kept over pages, filters and orders
 
-const field = (id) => document.getElementById(id);
-const answersShown = (question) => [...shownModels].sort((a, b) => a - b).map((index) => question.answers[index]);
+const shownScores = () => [...shownModels].sort((a, b) => a - b).map((index) => data.models[index].scores);
+const bitsOf = (number) => shownScores().map((scores) => scores.bits[number]);
 
-function haystack(number) {
-  const question = data.questions[number];
-  const texts = () => [question.instruction, question.input, question.reference, ...question.answers.map((answer) => answer[TEXT] ?? "")];
-  return (haystacks[number] ??= texts().join("\n").toLowerCase());
+async function haystack(number) {
+  if (haystacks[number] === undefined) {
+    const { instruction, input, reference, answers } = await textsOf(number);
+    haystacks[number] = [instruction, input, reference, ...answers.map((answer) => answer ?? "")].join("\n").toLowerCase();
+  }
+  return haystacks[number];
 }
 
-function spread(question) {
-  const bits = answersShown(question).map((answer) => answer[BITS]);
-  return Math.max(...bits) - Math.min(...bits);
-}
+const FILTERS = {
+  all: () => true,
+  written: (number) => shownScores().some((scores) => scores.stopped[number] !== null),
+  cut: (number) => shownScores().some((scores) => scores.stopped[number] === 0),
+  duplicated: (number) => duplicated.has(number),
+};
 
-function find() {
+const ORDERS = { // what is highest comes first
+  differ: (bits) => Math.max(...bits) - Math.min(...bits),
+  hard: (bits) => bits.reduce((sum, each) => sum + each, 0) / bits.length,
+  easy: (bits) => -bits.reduce((sum, each) => sum + each, 0) / bits.length,
+};
+
+async function find(first = null) {
+  turn += 1;
+  const mine = turn;
   const words = field("search").value.toLowerCase().split(/\s+/).filter(Boolean);
-  const filter = field("filter").value;
-  found = data.questions.map((_, number) => number).filter((number) => words.every((word) => haystack(number).includes(word)));
-  if (filter === "written") found = found.filter((number) => answersShown(data.questions[number]).some((answer) => answer[TEXT] !== null));
-  if (filter === "cut") found = found.filter((number) => answersShown(data.questions[number]).some((answer) => answer[STOPPED] === false));
-  if (filter === "differ") {
-    const spreads = new Map(found.map((number) => [number, spread(data.questions[number])]));
-    found.sort((a, b) => spreads.get(b) - spreads.get(a));
+  let numbers = everyQuestion.filter(FILTERS[field("filter").value]);
+  if (words.length) {
+    const texts = [];
+    for (const number of numbers) texts.push(haystacks[number] ?? await haystack(number));
+    if (mine !== turn) return;
+    numbers = numbers.filter((_, index) => words.every((word) => texts[index].includes(word)));
   }
-  start = 0;
-  render();
-}
-
-/** Positions of the words of `text` in the longest common subsequence with `reference`, as ROUGE-L counts it. */
-function sharedWords(text, reference) {
-  const [ours, theirs] = [text, reference].map((each) => each.toLowerCase().match(/[\p{L}\p{N}]+/gu) ?? []);
-  const table = Array.from({ length: ours.length + 1 }, () => new Uint16Array(theirs.length + 1));
-  for (let i = ours.length - 1; i >= 0; i -= 1) {
-    for (let j = theirs.length - 1; j >= 0; j -= 1) {
-      table[i][j] = ours[i] === theirs[j] ? table[i + 1][j + 1] + 1 : Math.max(table[i + 1][j], table[i][j + 1]);
-    }
+  const order = ORDERS[field("order").value];
+  if (order && shownModels.size) {
+    const keys = new Map(numbers.map((number) => [number, order(bitsOf(number))]));
+    numbers.sort((a, b) => keys.get(b) - keys.get(a));
   }
-  const shared = new Set();
-  for (let i = 0, j = 0; i < ours.length && j < theirs.length; ) {
-    if (ours[i] === theirs[j]) {
-      shared.add(i);
-      i += 1;
-      j += 1;
-    } else if (table[i + 1][j] >= table[i][j + 1]) i += 1;
-    else j += 1;
-  }
-  return shared;
+  found = numbers;
+  start = Math.max(0, Math.floor(found.indexOf(first) / PAGE) * PAGE);
+  await render();
 }
 
 function answerText(text, reference) {
   if (text === null) return html("p", { class: "text none" }, "not generated");
   if (text === "") return html("p", { class: "text none" }, "an empty answer");
-  if (!field("shared").checked) return html("p", { class: "text" }, text);
-  const shared = sharedWords(text, reference);
-  let word = -1;
-  const parts = text.split(/([\p{L}\p{N}]+)/u).map((part, index) => {
-    if (index % 2 === 0) return part;
-    word += 1;
-    return shared.has(word) ? html("mark", {}, part) : part;
-  });
-  return html("p", { class: "text" }, ...parts);
+  const parts = { plain: () => [text], shared: sharedWords, changes: changedWords }[field("words").value];
+  return html("p", { class: "text" }, ...parts(text, reference));
 }
 
-function answerCard(model, answer, reference, lowest) {
-  const bits = answer[BITS].toFixed(3);
+function answerCard(index, number, texts, lowest) {
+  const model = data.models[index];
+  const [bits, rouge, stopped] = ["bits", "rougeL", "stopped"].map((key) => model.scores[key][number]);
   return html(
     "div", { class: `answer ${model.colour}` },
     html("h4", {}, swatch(model), model.name),
     html("div", { class: "badges" },
-      html("span", {}, html("b", answer[BITS] === lowest ? { class: "low" } : {}, bits), " bits/byte"),
-      answer[ROUGE] === null ? null : html("span", {}, "ROUGE-L ", html("b", {}, answer[ROUGE].toFixed(2))),
-      answer[STOPPED] === false ? html("span", { class: "cut" }, `cut at ${model.limit} tokens`) : null),
-    answerText(answer[TEXT], reference),
+      html("span", {}, html("b", bits === lowest ? { class: "low" } : {}, bits.toFixed(3)), " bits/byte"),
+      rouge === null ? null : html("span", {}, "ROUGE-L ", html("b", {}, rouge.toFixed(2))),
+      stopped === 0 ? html("span", { class: "cut" }, `cut at ${model.limit} tokens`) : null),
+    answerText(texts.answers[index], texts.reference),
   );
 }
 
-function questionCard(number) {
-  const question = data.questions[number];
-  const lowest = Math.min(...answersShown(question).map((answer) => answer[BITS]));
+function answersOf(number, texts) {
+  const lowest = Math.min(...bitsOf(number));
   const shown = Math.max(1, shownModels.size);
-  const answers = html("div", { class: "answers" }, ...data.models.flatMap((model, index) =>
-    shownModels.has(index) ? [answerCard(model, question.answers[index], question.reference, lowest)] : []));
+  const answers = html("div", { class: "answers" },
+    ...data.models.flatMap((_, index) => (shownModels.has(index) ? [answerCard(index, number, texts, lowest)] : [])));
   answers.style.setProperty("--columns", Math.ceil(shown / Math.ceil(shown / COLUMNS)));
-  return html(
-    "article", { "aria-label": `Question ${number + 1}` },
-    html("div", { class: "question" }, html("span", { class: "rank" }, String(number + 1)),
-      html("div", {}, html("h3", {}, question.instruction), question.input ? html("p", {}, question.input) : null)),
-    html("div", { class: "reference" }, html("p", { class: "label" }, "Reference"), html("p", { class: "text" }, question.reference)),
+  return [
+    texts.input ? html("p", { class: "input" }, texts.input) : null,
+    html("div", { class: "reference" }, html("p", { class: "label" }, "Reference"), html("p", { class: "text" }, texts.reference)),
     answers,
-  );
+  ].filter(Boolean);
+}
+
+function questionCard(number, texts) {
+  const bits = bitsOf(number);
+  const range = bits.length ? `${Math.min(...bits).toFixed(2)}–${Math.max(...bits).toFixed(2)}` : "";
+  const body = html("div", { class: "body" });
+  const card = html("details", { class: "question" },
+    html("summary", {}, html("span", { class: "rank" }, String(number + 1)), html("span", { class: "asked" }, texts.instruction),
+      duplicated.has(number) ? html("span", { class: "cut" }, "duplicate in training") : null,
+      html("span", { class: "range-text", title: "bits per byte, from the best model shown to the worst" }, range)), body);
+  const fill = () => {
+    if (card.open && !body.hasChildNodes()) body.append(...answersOf(number, texts));
+    if (card.open) opened.add(number);
+    else opened.delete(number);
+    sayOpen();
+  };
+  card.open = opened.has(number);
+  if (card.open) fill();
+  card.addEventListener("toggle", fill);
+  return card;
+}
+
+function sayOpen() {
+  const cards = [...field("questions").children];
+  field("open-all").textContent = cards.length && cards.every((card) => card.open) ? "Close all" : "Open all";
 }
 
 function turnButton(label, to) {
   const button = html("button", { type: "button" }, label);
   button.disabled = to < 0 || to >= found.length;
-  button.addEventListener("click", () => {
+  button.addEventListener("click", async () => {
     start = to;
-    render();
+    await render();
     field("tools").scrollIntoView();
     field("status").focus({ preventScroll: true });
   });
   return button;
 }
 
-function render() {
-  const end = Math.min(start + PAGE, found.length);
-  const among = found.length === data.questions.length ? "" : ` found among ${data.questions.length}`;
-  field("status").textContent = found.length ? `Questions ${start + 1} to ${end} of ${found.length}${among}` : "No question fits.";
-  field("questions").replaceChildren(...found.slice(start, end).map(questionCard));
+async function render() {
+  turn += 1;
+  const mine = turn;
+  const numbers = found.slice(start, start + PAGE);
+  const texts = await Promise.all(numbers.map(textsOf));
+  if (mine !== turn) return;
+  const among = found.length === data.questions ? "" : ` found among ${data.questions}`;
+  field("status").textContent = found.length ? `Questions ${start + 1} to ${start + numbers.length} of ${found.length}${among}` : "No question fits.";
+  field("questions").replaceChildren(...numbers.map((number, index) => questionCard(number, texts[index])));
+  sayOpen();
   for (const place of document.querySelectorAll(".turn")) {
     place.replaceChildren(turnButton("← Previous", start - PAGE), turnButton("Next →", start + PAGE));
   }
+}
+
+/** A wish of the reader's: what goes wrong while texts are unpacked is said where the questions would stand. */
+function wish(work) {
+  work().catch((error) => { field("status").textContent = `The answers cannot be unpacked by this browser: ${error.message}`; });
+}
+
+function showOnly(indices, number) {
+  shownModels.clear();
+  [...field("models").querySelectorAll("input")].forEach((box, index) => {
+    box.checked = indices.includes(index);
+    if (box.checked) shownModels.add(index);
+  });
+  field("search").value = "";
+  field("filter").value = "all";
+  field("order").value = "differ";
+  opened = new Set(number === null ? [] : [number]);
+  wish(async () => {
+    await find(number);
+    const card = field("questions").querySelector("details[open]") ?? field("tools");
+    card.scrollIntoView();
+    card.querySelector("summary, input").focus({ preventScroll: true });
+  });
 }
 
 data.models.forEach((model, index) => {
@@ -133,7 +176,7 @@ data.models.forEach((model, index) => {
   box.addEventListener("change", () => {
     if (box.checked) shownModels.add(index);
     else shownModels.delete(index);
-    find();
+    wish(find);
   });
   field("models").append(html("label", {}, box, swatch(model), model.name));
 });
@@ -141,9 +184,15 @@ data.models.forEach((model, index) => {
 let waiting;
 field("search").addEventListener("input", () => {
   clearTimeout(waiting);
-  waiting = setTimeout(find, 150);
+  waiting = setTimeout(() => wish(find), 150);
 });
-field("filter").addEventListener("change", find);
-field("shared").addEventListener("change", render);
+for (const id of ["filter", "order"]) field(id).addEventListener("change", () => wish(find));
+field("words").addEventListener("change", () => wish(render));
 field("tools").addEventListener("submit", (event) => event.preventDefault());
-find();
+field("open-all").addEventListener("click", () => {
+  const open = field("open-all").textContent === "Open all";
+  for (const card of field("questions").children) card.open = open;
+});
+if (!duplicated.size) field("filter").querySelector("[value=duplicated]").remove();
+opened.add(0);
+wish(find);

@@ -12,6 +12,8 @@ const html = (tag, attributes = {}, ...children) => build(document.createElement
 const svg = (tag, attributes = {}, ...children) =>
   build(document.createElementNS("http://www.w3.org/2000/svg", tag), attributes, children);
 
+const field = (id) => document.getElementById(id);
+
 const swatch = (model) => html("span", { class: `swatch ${model.colour}` });
 
 function sortTable(table, head, descending) {
@@ -22,8 +24,10 @@ function sortTable(table, head, descending) {
     const order = key === "name" ? a.localeCompare(b, "en", { numeric: true }) : Number(a) - Number(b);
     return descending ? -order : order;
   };
-  const body = table.tBodies[0];
-  body.append(...[...body.rows].sort((a, b) => compare(value(a), value(b))));
+  for (const body of table.tBodies) { // ranked, not ranked, floors: each is sorted within itself, under its heading
+    const rows = [...body.rows].filter((row) => !row.classList.contains("group"));
+    body.append(...rows.sort((a, b) => compare(value(a), value(b))));
+  }
   for (const other of table.tHead.rows[0].cells) other.removeAttribute("aria-sort");
   head.setAttribute("aria-sort", descending ? "descending" : "ascending");
 }
