@@ -1,52 +1,71 @@
 """Multi-head attention: the formula as it stands in the paper, the same by torch's fast kernel, and the module.
 
-Shapes: see model.py. Queries are T tokens, keys and values S tokens; in self-attention over a whole text, S = T.
+Shapes: see model.py. Queries are T tokens, keys and values S tokens. In self-attention both are of one text; in
+cross-attention the queries are of the answer being written and the keys of the prompt that the encoder has read.
 """
 
+from __future__ import annotations
+
 import math
+from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import nn
 from torch.nn import functional
 
-
-def attend_plain(
-    q_BHTD: torch.Tensor,
-    k_BHSD: torch.Tensor,
-    v_BHSD: torch.Tensor,
-    causal: bool,
-    visible_BS: torch.Tensor | None = None,
-) -> torch.Tensor:
-    """softmax(Q Kᵀ / √D) V (Vaswani et al. 2017, eq. 1), written out to be read and to test `attend_fast` against.
-
-    causal      query t sees keys 0 … t and none after it (section 3.2.3); needs S = T
-    visible_BS  True where a key is text and False where it is padding; without it every key is text
-    """
-    scores_BHTS = q_BHTD @ k_BHSD.transpose(-2, -1) / math.sqrt(q_BHTD.shape[-1])
-    if causal:
-        past_TS = torch.ones(scores_BHTS.shape[-2:], dtype=torch.bool, device=scores_BHTS.device).tril()
-        scores_BHTS = scores_BHTS.masked_fill(~past_TS, -math.inf)
-    if visible_BS is not None:
-        scores_BHTS = scores_BHTS.masked_fill(~visible_BS[:, None, None, :], -math.inf)
-    weights_BHTS = scores_BHTS.softmax(dim=-1)
-    return weights_BHTS @ v_BHSD
+from baselines.scratch.positional import Rotation
 
 
-def attend_fast(
-    q_BHTD: torch.Tensor,
-    k_BHSD: torch.Tensor,
-    v_BHSD: torch.Tensor,
-    causal: bool,
-    visible_BS: torch.Tensor | None = None,
-) -> torch.Tensor:
+@dataclass(frozen=True)
+class Visible:
+    """Which keys a query sees: all, unless one of these says otherwise."""
+
+    causal: bool = False  # query t sees keys 0 … t and none after it (Vaswani et al. 2017, section 3.2.3); S = T
+    keys_BS: torch.Tensor | None = None  # True where a key is text and False where it is padding
+
+    def mask(self, k_BHSD: torch.Tensor) -> torch.Tensor | None:
+        """True where query t sees key s, in a shape that broadcasts to BHTS; None where every query sees every key."""
+        mask = None if self.keys_BS is None else self.keys_BS[:, None, None, :]
+        if self.causal:
+            length = k_BHSD.shape[2]
+            past_TS = torch.ones(length, length, dtype=torch.bool, device=k_BHSD.device).tril()
+            mask = past_TS if mask is None else past_TS & mask
+        return mask
+
+
+class Keys(NamedTuple):
+    """What queries look at."""
+
+    k_BHSD: torch.Tensor
+    v_BHSD: torch.Tensor
+    visible: Visible
+
+    def keep(self, rows: torch.Tensor) -> Keys:
+        """Those of these texts of the batch, in this order; one may come more than once."""
+        keys_BS = self.visible.keys_BS
+        visible = Visible(self.visible.causal, None if keys_BS is None else keys_BS[rows])
+        return Keys(self.k_BHSD[rows], self.v_BHSD[rows], visible)
+
+
+def attend_plain(q_BHTD: torch.Tensor, keys: Keys) -> torch.Tensor:
+    """softmax(Q Kᵀ / √D) V (Vaswani et al. 2017, eq. 1), written out to be read and to test `attend_fast` against."""
+    scores_BHTS = q_BHTD @ keys.k_BHSD.transpose(-2, -1) / math.sqrt(q_BHTD.shape[-1])
+    mask = keys.visible.mask(keys.k_BHSD)
+    if mask is not None:
+        scores_BHTS = scores_BHTS.masked_fill(~mask, -math.inf)
+    return scores_BHTS.softmax(dim=-1) @ keys.v_BHSD
+
+
+def attend_fast(q_BHTD: torch.Tensor, keys: Keys) -> torch.Tensor:
     """`attend_plain` by torch's fused kernel, which never holds the scores of all pairs (Dao et al. 2022).
 
-    The kernel takes the causal rule or a mask, not both. No caller needs both: a text padded on its right is hidden
-    from its own tokens by the causal rule alone.
+    The kernel knows the causal rule by itself and is faster so, but takes the rule or a mask, not both.
     """
-    assert not (causal and visible_BS is not None), "the causal rule already hides padding on the right"
-    mask_B11S = None if visible_BS is None else visible_BS[:, None, None, :]
-    return functional.scaled_dot_product_attention(q_BHTD, k_BHSD, v_BHSD, attn_mask=mask_B11S, is_causal=causal)
+    k_BHSD, v_BHSD, visible = keys
+    if visible.causal and visible.keys_BS is None:
+        return functional.scaled_dot_product_attention(q_BHTD, k_BHSD, v_BHSD, is_causal=True)
+    return functional.scaled_dot_product_attention(q_BHTD, k_BHSD, v_BHSD, attn_mask=visible.mask(k_BHSD))
 
 
 class KeyValueCache:
@@ -64,6 +83,10 @@ class KeyValueCache:
         self.v_BHSD[:, :, start : self.length] = v_BHTD
         return self.k_BHSD[:, :, : self.length], self.v_BHSD[:, :, : self.length]
 
+    def keep(self, rows: torch.Tensor) -> None:
+        """Go on with these texts of the batch, as `Keys.keep`."""
+        self.k_BHSD, self.v_BHSD = self.k_BHSD[rows], self.v_BHSD[rows]
+
 
 class MultiHeadAttention(nn.Module):
     """H attentions side by side, each in its own D = C / H dimensions (Vaswani et al. 2017, section 3.2.2).
@@ -79,18 +102,15 @@ class MultiHeadAttention(nn.Module):
         self.value = nn.Linear(width, width, bias=False)
         self.output = nn.Linear(width, width, bias=False)
 
-    def forward(
-        self,
-        x_BTC: torch.Tensor,
-        causal: bool,
-        visible_BS: torch.Tensor | None = None,
-        cache: KeyValueCache | None = None,
-    ) -> torch.Tensor:
+    def keys_of(self, x_BSC: torch.Tensor, rotation: Rotation | None = None) -> tuple[torch.Tensor, torch.Tensor]:
+        """k_BHSD and v_BHSD of tokens to look at; with rotary positions the keys are turned, the values are not."""
+        k_BHSD, v_BHSD = self._split(self.key(x_BSC)), self._split(self.value(x_BSC))
+        return (rotation(k_BHSD) if rotation else k_BHSD), v_BHSD
+
+    def forward(self, x_BTC: torch.Tensor, keys: Keys, rotation: Rotation | None = None) -> torch.Tensor:
+        """What each of the T tokens draws from the keys: BTC."""
         q_BHTD = self._split(self.query(x_BTC))
-        k_BHSD, v_BHSD = self._split(self.key(x_BTC)), self._split(self.value(x_BTC))
-        if cache is not None:
-            k_BHSD, v_BHSD = cache.append(k_BHSD, v_BHSD)
-        heads_BHTD = attend_fast(q_BHTD, k_BHSD, v_BHSD, causal, visible_BS)
+        heads_BHTD = attend_fast(rotation(q_BHTD) if rotation else q_BHTD, keys)
         return self.output(heads_BHTD.transpose(1, 2).flatten(2))  # Concat: BHTD to BTC
 
     def _split(self, x_BTC: torch.Tensor) -> torch.Tensor:

@@ -6,7 +6,7 @@
       optimizer.safetensors   Adam's two moments and step count of each parameter
       state.json              `Progress`
 
-The order of the data and the dropout of a step follow from the seed and the step's number (data.py, train.py), and so
+The order of the data and the dropout of a step follow from the seed and the step's number (data.py, loop.py), and so
 does the learning rate: there is no state of them to keep.
 """
 
@@ -20,6 +20,7 @@ from pathlib import Path
 import safetensors.torch
 import torch
 
+from baselines.scratch.model import load_weights, read_weights
 from finllm.run import atomic_open, read_json, write_json
 
 Weights = dict[str, torch.Tensor]
@@ -69,7 +70,7 @@ def newest_checkpoint(folder: Path) -> Path | None:
 
 def load_checkpoint(place: Path, model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> tuple[Progress, Weights]:
     """Put weights and moments back where they were; returns the progress and the best weights."""
-    model.load_state_dict(safetensors.torch.load_file(place / "model.safetensors"))
+    load_weights(model, place / "model.safetensors")
     state: dict[int, Weights] = {}
     for key, tensor in safetensors.torch.load_file(place / "optimizer.safetensors").items():
         parameter, name = key.split(".")
@@ -77,7 +78,7 @@ def load_checkpoint(place: Path, model: torch.nn.Module, optimizer: torch.optim.
     optimizer.load_state_dict({**optimizer.state_dict(), "state": state})
     content = read_json(place / "state.json")
     del content["schema_version"]
-    return Progress(**content), safetensors.torch.load_file(place / "best.safetensors")
+    return Progress(**content), read_weights(place / "best.safetensors")
 
 
 def copy_of(model: torch.nn.Module) -> Weights:

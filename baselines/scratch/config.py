@@ -14,13 +14,15 @@ from typing import Any
 
 import yaml
 
-from baselines.scratch.model import ModelConfig
+from baselines.scratch.model import VARIANTS, ModelConfig
 from finllm.run import UserError, did_you_mean, raise_problems
 
 LANGUAGE_MODEL = "baselines.scratch.lm"
 CHOICES = {
+    "variant": VARIANTS,
+    "norm": ("pre", "post"),
     "tokenizer": ("bpe", "unigram"),
-    "positions": ("sinusoidal", "learned"),
+    "positions": ("sinusoidal", "learned", "rotary"),
     "language_model": (LANGUAGE_MODEL,),
 }
 
@@ -32,6 +34,7 @@ class TrainConfig:
     dataset_name: str  # a dataset dir
     output_dir: str  # the run dir to write
     seed: int = 0
+    variant: str = "causal"  # which model: as_published, causal, seq2seq; see model.py
 
     tokenizer: str = "bpe"
     vocabulary_size: int = 8000
@@ -45,6 +48,7 @@ class TrainConfig:
     dropout: float = 0.1
     positions: str = "sinusoidal"
     tie_embeddings: bool = False
+    norm: str | None = None  # pre or post; none: post for as_published, pre for the others
 
     num_train_epochs: int = 10
     max_steps: int | None = None  # in place of num_train_epochs
@@ -54,7 +58,9 @@ class TrainConfig:
     weight_decay: float = 0.1
     adam_beta2: float = 0.99
     max_grad_norm: float = 1.0
-    bf16: bool = False  # matrix products of training in bfloat16; needs a CUDA GPU that has it
+    label_smoothing: float = 0.0  # share of each target that is spread over all tokens
+    unlikelihood: float = 0.0  # weight of the loss against repetition
+    bf16: bool = False  # matrix products of training in bfloat16, on a GPU or CPU that has it
 
     logging_steps: int = 10
     eval_steps: int = 100
@@ -62,6 +68,10 @@ class TrainConfig:
     early_stopping_patience: int | None = None  # evaluations without a better validation loss
 
     language_model: str = LANGUAGE_MODEL  # how eval/run.py finds the code of this model
+
+    def __post_init__(self):
+        if self.norm is None:
+            object.__setattr__(self, "norm", "post" if self.variant == "as_published" else "pre")
 
     def model(self, vocabulary_size: int) -> ModelConfig:
         names = {field.name for field in dataclasses.fields(ModelConfig)} - {"vocabulary_size"}
@@ -158,18 +168,23 @@ def _limits(config: TrainConfig) -> typing.Iterator[str]:
         value = getattr(config, key)
         if kind in (int, int | None) and key != "seed" and value is not None and value < 1:
             yield f"{key} is {value} and must be at least 1"
-    for key, low, high in (("dropout", 0, 1), ("warmup_ratio", 0, 1), ("adam_beta2", 0, 1)):
+    for key, low, high in (("dropout", 0, 1), ("warmup_ratio", 0, 1), ("adam_beta2", 0, 1), ("label_smoothing", 0, 1)):
         if not low <= getattr(config, key) < high:
             yield f"{key} is {getattr(config, key)} and must be at least {low} and below {high}"
     for key in ("learning_rate", "max_grad_norm"):
         if getattr(config, key) <= 0:
             yield f"{key} is {getattr(config, key)} and must be above 0"
-    if config.weight_decay < 0:
-        yield f"weight_decay is {config.weight_decay} and must be at least 0"
+    for key in ("weight_decay", "unlikelihood"):
+        if getattr(config, key) < 0:
+            yield f"{key} is {getattr(config, key)} and must be at least 0"
     if config.heads > 0 and config.width % config.heads:
         yield f"width is {config.width} and heads is {config.heads}: the heads must divide the width"
     if config.positions == "sinusoidal" and config.width % 2:
         yield f"width is {config.width} and must be even for sinusoidal positions"
+    if config.positions == "rotary" and config.heads > 0 and config.width // config.heads % 2:
+        yield f"width / heads is {config.width // config.heads} and must be even for rotary positions"
+    if config.variant == "seq2seq" and config.loss_on_prompt:
+        yield "loss_on_prompt is true and variant is seq2seq, whose encoder reads the prompt and predicts nothing of it"
     if config.logging_steps > 0 and config.save_steps % config.logging_steps:
         yield f"save_steps is {config.save_steps} and must be a multiple of logging_steps ({config.logging_steps})"
     if config.batch_tokens < config.max_length:

@@ -1,18 +1,24 @@
 """Ask the baseline.
 
 python baselines/scratch/generate.py runs/NAME "What is an index fund?" [--input "a passage to read"]
+    [--temperature 0.8 --top_p 0.9 --seed 1] [--num_beams 4] [--no_repeat_ngram_size 3]
 """
 
 import argparse
+import dataclasses
 import sys
+import typing
 from pathlib import Path
 
 if not __package__:  # run as a file: see train.py
     sys.path[0] = str(Path(__file__).resolve().parents[2])
 
+import finllm  # isort: skip  # noqa: F401  before torch: it sets how threads wait
+
 from baselines.scratch.lm import load
+from baselines.scratch.sampling import Sampling
 from finllm.prompts import build_prompt
-from finllm.run import RunDir, UserError, run_command
+from finllm.run import RunDir, raise_problems, run_command
 
 
 def main() -> None:
@@ -21,11 +27,19 @@ def main() -> None:
     parser.add_argument("question")
     parser.add_argument("--input", default="", help="a passage that the question is about")
     parser.add_argument("--max_new_tokens", type=int, default=128, help="default 128")
+    kinds = typing.get_type_hints(Sampling)
+    for field in dataclasses.fields(Sampling):
+        kind = next(kind for kind in (int, float) if kind in (kinds[field.name], *typing.get_args(kinds[field.name])))
+        parser.add_argument(f"--{field.name}", type=kind, default=field.default, help=f"default {field.default}")
     arguments = parser.parse_args()
+    sampling = Sampling(**{field.name: getattr(arguments, field.name) for field in dataclasses.fields(Sampling)})
+    problems = list(sampling.problems())
     if arguments.max_new_tokens < 1:
-        raise UserError(f"--max_new_tokens is {arguments.max_new_tokens} and must be at least 1")
+        problems.append(f"max_new_tokens is {arguments.max_new_tokens} and must be at least 1")
+    raise_problems(problems, "the flags")
     model = load(RunDir(arguments.run).require_complete(), batch_size=1)
-    (answer,) = model.generate([build_prompt(arguments.question, arguments.input)], arguments.max_new_tokens)
+    prompt = build_prompt(arguments.question, arguments.input)
+    (answer,) = model.generate([prompt], arguments.max_new_tokens, sampling)
     print(answer.text)
 
 

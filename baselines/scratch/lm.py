@@ -4,28 +4,37 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
+import numpy as np
 import torch
 from accelerate import PartialState
 
-from baselines.scratch.data import collate, encode_example
+from baselines.scratch.data import collate, encode_pair, lay_out
+from baselines.scratch.generation import write
 from baselines.scratch.losses import cross_entropy, next_token_pairs
-from baselines.scratch.model import CausalTransformer
-from baselines.scratch.sampling import greedy
+from baselines.scratch.model import Transformer
+from baselines.scratch.sampling import Sampling
 from baselines.scratch.tokenizer import BOS, EOS, Tokenizer
 from eval.lm import Description, Generation, Score
-from finllm.run import RunDir
+from finllm.run import RunDir, UserError
+
+Pair = tuple[list[int], list[int]]  # ids of a prompt and of its response
 
 
 def load(run: RunDir, batch_size: int) -> ScratchLanguageModel:
     """The model of a run dir of baselines/scratch/train.py, on the GPU of this process where there is one."""
-    model = CausalTransformer.load(run.model).to(PartialState().device)
-    return ScratchLanguageModel(model, Tokenizer.load(run.model), batch_size)
+    model, tokenizer = Transformer.load(run.model), Tokenizer.load(run.model)
+    if tokenizer.vocabulary_size != model.config.vocabulary_size:
+        raise UserError(
+            f"{run.model}: tokenizer.model has {tokenizer.vocabulary_size:,} pieces and config.json "
+            f"{model.config.vocabulary_size:,}; they are of two runs, put back the tokenizer that training wrote"
+        )
+    return ScratchLanguageModel(model.to(PartialState().device), tokenizer, batch_size)
 
 
 class ScratchLanguageModel:
-    """`score` and `generate` as eval/lm.py defines them; `batch_size` examples of like length at a time."""
+    """The methods of eval/lm.py for all three variants; `batch_size` examples of like length at a time."""
 
-    def __init__(self, model: CausalTransformer, tokenizer: Tokenizer, batch_size: int):
+    def __init__(self, model: Transformer, tokenizer: Tokenizer, batch_size: int):
         self.model, self.tokenizer, self.batch_size = model.eval(), tokenizer, batch_size
         parameters = sum(parameter.numel() for parameter in model.parameters())
         self.description = Description(
@@ -36,34 +45,51 @@ class ScratchLanguageModel:
             trainable_parameters=parameters,
         )
 
-    @torch.inference_mode()
+    def encode(self, prompt: str, response: str) -> Pair:
+        """The ids of BOS and prompt, and of response and EOS. No text is cut and none has an unknown token."""
+        return encode_pair(self.tokenizer, prompt, response)
+
+    def log_probs(self, pairs: Sequence[Pair]) -> list[np.ndarray]:
+        """The log-probability of each response token, of one forward pass over prompt and response."""
+        return [-nll for nll, _ in self.predict(pairs)]
+
     def score(self, prompts: Sequence[str], responses: Sequence[str]) -> list[Score]:
         """The likelihood of each whole response and its EOS; no text is cut.
 
         Sinusoidal positions go beyond the length trained on; with learned ones a longer text is a `UserError`.
         """
-        examples = [
-            encode_example(self.tokenizer, prompt, response)
-            for prompt, response in zip(prompts, responses, strict=True)
-        ]
-        scores: dict[int, Score] = {}
-        for indices in self._batches([len(example.ids) for example in examples]):
-            ids_BT, labels_BT = collate([examples[index] for index in indices], self.model.tokens.weight.device)
-            hidden_NC, labels_N = next_token_pairs(self.model.hidden(ids_BT), labels_BT)
+        pairs = [self.encode(prompt, response) for prompt, response in zip(prompts, responses, strict=True)]
+        return [Score(nll.sum().item(), len(nll), correct) for nll, correct in self.predict(pairs)]
+
+    @torch.inference_mode()
+    def predict(self, pairs: Sequence[Pair]) -> list[tuple[np.ndarray, int]]:
+        """Of each pair the negative log-likelihood of each response token and how many were the most likely one."""
+        examples = [lay_out(prompt, response, self.model.config.variant) for prompt, response in pairs]
+        found: dict[int, tuple[np.ndarray, int]] = {}
+        for indices in self._batches([example.length for example in examples]):
+            batch = [examples[index] for index in indices]
+            ids_BT, labels_BT, source_BS = collate(batch, self.model.tokens.weight.device)
+            hidden_BTC = self.model.hidden(ids_BT, self.model.read(source_BS))
+            hidden_NC, labels_N, _ = next_token_pairs(hidden_BTC, labels_BT)
             logits_NV = self.model.logits(hidden_NC)
-            counts = [examples[index].supervised for index in indices]
+            counts = [example.supervised for example in batch]
             nll_of_each = cross_entropy(logits_NV, labels_N).cpu().double().split(counts)
             correct_of_each = (logits_NV.argmax(dim=-1) == labels_N).split(counts)
-            for index, count, nll, correct in zip(indices, counts, nll_of_each, correct_of_each, strict=True):
-                scores[index] = Score(nll.sum().item(), count, int(correct.sum()))
-        return [scores[index] for index in range(len(examples))]
+            for index, nll, correct in zip(indices, nll_of_each, correct_of_each, strict=True):
+                found[index] = nll.numpy(), int(correct.sum())
+        return [found[index] for index in range(len(pairs))]
 
-    def generate(self, prompts: Sequence[str], max_new_tokens: int) -> list[Generation]:
-        """Greedy answers. With learned positions an answer also ends, without EOS, where the positions do."""
+    def generate(
+        self,
+        prompts: Sequence[str],
+        max_new_tokens: int,
+        sampling: Sampling = Sampling(),  # noqa: B008
+    ) -> list[Generation]:
+        """Answers, greedy unless told otherwise. With learned positions one also ends, without EOS, where they do."""
         ids = [[BOS, *self.tokenizer.encode(prompt)] for prompt in prompts]
         generations: dict[int, Generation] = {}
         for indices in self._batches([len(prompt) for prompt in ids]):
-            answers = greedy(self.model, [ids[index] for index in indices], max_new_tokens)
+            answers = write(self.model, [ids[index] for index in indices], max_new_tokens, sampling)
             for index, answer in zip(indices, answers, strict=True):
                 generations[index] = Generation(self.tokenizer.decode(answer), len(answer), answer[-1:] == [EOS])
         return [generations[index] for index in range(len(prompts))]

@@ -16,13 +16,13 @@ from rich.progress import Progress as ProgressBar
 from baselines.scratch.checkpoint import Progress, Weights, copy_of, save_checkpoint
 from baselines.scratch.config import TrainConfig
 from baselines.scratch.data import Example, batches_of_epoch, collate, training_batches
-from baselines.scratch.losses import IGNORED
-from baselines.scratch.model import CausalTransformer
+from baselines.scratch.losses import IGNORED, Objective
+from baselines.scratch.model import Transformer
 from finllm.machine import peak_memory_bytes
 from finllm.run import RunDir, UserError
 
 
-def adamw(model: CausalTransformer, config: TrainConfig) -> torch.optim.AdamW:
+def adamw(model: Transformer, config: TrainConfig) -> torch.optim.AdamW:
     """Adam with decoupled weight decay (Loshchilov and Hutter 2019, algorithm 2).
 
     Only matrix weights decay: not norms, biases and embeddings.
@@ -49,7 +49,7 @@ def learning_rate_at(step: int, total_steps: int, config: TrainConfig) -> float:
 def part_of_this_process(batch: list[Example], accelerator: Accelerator) -> list[Example]:
     """Every n-th example of a batch; a process without one gets an example that teaches nothing, to stay in step."""
     part = batch[accelerator.process_index :: accelerator.num_processes]
-    return part or [Example(batch[0].ids, [IGNORED] * len(batch[0].ids))]
+    return part or [Example(batch[0].ids, [IGNORED] * len(batch[0].ids), batch[0].source)]
 
 
 @dataclass
@@ -58,7 +58,7 @@ class Window:
 
     first_token: int  # `Progress.tokens` where the window begins
     started: float
-    nll: torch.Tensor | float = 0.0  # of this process
+    loss: torch.Tensor | float = 0.0  # of this process
     supervised_tokens: int = 0
 
 
@@ -71,7 +71,7 @@ class Training:
         run: RunDir,
         accelerator: Accelerator,
         console: Console,
-        model: CausalTransformer,
+        model: Transformer,
         optimizer: torch.optim.Optimizer,
         examples: list[Example],
         validation: list[Example],
@@ -82,9 +82,10 @@ class Training:
         self.model, self.plain_optimizer = model, optimizer
         self.parallel_model, self.optimizer = accelerator.prepare(model, optimizer)
         self.examples, self.validation, self.progress, self.best = examples, validation, progress, best
-        self.lengths = [len(example.ids) for example in examples]
+        self.sizes = [example.size for example in examples]
+        self.objective = Objective(config.label_smoothing, config.unlikelihood)
         self.total_steps = config.max_steps or sum(
-            len(batches_of_epoch(self.lengths, config.batch_tokens, config.seed, epoch))
+            len(batches_of_epoch(self.sizes, config.batch_tokens, config.seed, epoch))
             for epoch in range(config.num_train_epochs)
         )
 
@@ -98,7 +99,7 @@ class Training:
             if progress.step == 0:
                 self.evaluate()
                 progress.first_validation_loss = progress.final_validation_loss
-            for epoch, batch in training_batches(self.lengths, config.batch_tokens, config.seed, progress.step):
+            for epoch, batch in training_batches(self.sizes, config.batch_tokens, config.seed, progress.step):
                 patience = config.early_stopping_patience
                 if progress.step == self.total_steps or (patience and progress.evaluations_since_best >= patience):
                     break
@@ -123,22 +124,23 @@ class Training:
         torch.manual_seed(random.Random(f"{config.seed} {progress.step} {accelerator.process_index}").getrandbits(63))
         self.model.train()
         with torch.autocast(accelerator.device.type, torch.bfloat16, enabled=config.bf16):
-            nll_N = self.parallel_model(*collate(part_of_this_process(batch, accelerator), accelerator.device))
+            part = collate(part_of_this_process(batch, accelerator), accelerator.device)
+            loss = self.parallel_model(*part, self.objective)
         supervised = sum(example.supervised for example in batch)
         # Several processes average their gradients: times their number, that is the sum which the mean loss needs.
-        accelerator.backward(nll_N.sum() / supervised * accelerator.num_processes)
+        accelerator.backward(loss / supervised * accelerator.num_processes)
         accelerator.clip_grad_norm_(self.model.parameters(), config.max_grad_norm)
         self.optimizer.step()
         self.optimizer.zero_grad()
-        self.window.nll += nll_N.detach().sum()
+        self.window.loss += loss.detach()
         self.window.supervised_tokens += supervised
         progress.supervised_tokens += supervised
-        progress.tokens += sum(len(example.ids) for example in batch)
+        progress.tokens += sum(example.length for example in batch)
 
     def log(self) -> None:
         """A line of metrics.jsonl about the steps since the last one."""
         progress, window = self.progress, self.window
-        loss = self.sum_over_processes(float(window.nll)) / window.supervised_tokens
+        loss = self.sum_over_processes(float(window.loss)) / window.supervised_tokens
         learning_rate = learning_rate_at(progress.step, self.total_steps, self.config)
         if not math.isfinite(loss):
             raise UserError(
@@ -160,17 +162,17 @@ class Training:
         self.window = Window(progress.tokens, time.perf_counter())
 
     def evaluate(self) -> None:
-        """The validation loss, Σ nll / Σ tokens in float32 weights; the best weights so far are kept."""
+        """The validation loss, always Σ nll / Σ tokens in float32 weights; the best weights so far are kept."""
         progress, device = self.progress, self.accelerator.device
         before = time.perf_counter()
         self.model.eval()
         nll = 0.0
         tokens = sum(example.supervised for example in self.validation)
-        lengths = [len(example.ids) for example in self.validation]
+        sizes = [example.size for example in self.validation]
         with torch.inference_mode():
-            for batch in batches_of_epoch(lengths, self.config.batch_tokens, seed=0, epoch=0):
+            for batch in batches_of_epoch(sizes, self.config.batch_tokens, seed=0, epoch=0):
                 part = part_of_this_process([self.validation[index] for index in batch], self.accelerator)
-                nll += self.model(*collate(part, device)).sum().item()
+                nll += self.model(*collate(part, device)).item()
         progress.final_validation_loss = self.sum_over_processes(nll) / tokens
         if progress.best_validation_loss is None or progress.final_validation_loss < progress.best_validation_loss:
             progress.best_validation_loss, progress.evaluations_since_best = progress.final_validation_loss, 0

@@ -1,11 +1,16 @@
-"""A decoder-only transformer (Radford et al. 2018, section 3.1), small enough to read in one sitting.
+"""Three transformers of the same parts, small enough to read in one sitting.
 
 Every tensor's name ends in its shape:
 
     B batch   T tokens   S tokens attended to   C model width   H heads   D head width = C / H
     F feed-forward width   V vocabulary   N positions picked out of B x T   1 a dimension of one
 
-    ids_BT ─▶ token vectors · √C + positions ─▶ layers x Block ─▶ Norm ─▶ hidden_BTC ─▶ logits_NV
+    as_published   prompt + response ─▶ encoder ─▶ logits        each token sees all: the one to be predicted too
+    causal         prompt + response ─▶ decoder ─▶ logits        each token sees those before it
+    seq2seq        prompt ─▶ encoder ─▶ keys and values ┐
+                   response ───────────────────────────▶ decoder ─▶ logits
+
+    encoder, decoder:   token vectors · √C + positions ─▶ layers x Block ─▶ hidden_BTC
 """
 
 from __future__ import annotations
@@ -20,11 +25,14 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from baselines.scratch.attention import KeyValueCache
-from baselines.scratch.blocks import Block
-from baselines.scratch.losses import cross_entropy, next_token_pairs
-from baselines.scratch.positional import LearnedPositions, SinusoidalPositions
-from finllm.run import atomic_open, read_json, write_json
+from baselines.scratch.attention import Keys, KeyValueCache, Visible
+from baselines.scratch.blocks import Stack
+from baselines.scratch.losses import Objective, next_token_pairs
+from baselines.scratch.tokenizer import PAD
+from finllm.loss import linear_cross_entropy
+from finllm.run import UserError, atomic_open, raise_problems, read_json, write_json
+
+VARIANTS = ("as_published", "causal", "seq2seq")
 
 
 @dataclass(frozen=True)
@@ -33,17 +41,23 @@ class ModelConfig:
 
     vocabulary_size: int
     max_length: int  # tokens that one training text may have
-    layers: int
+    layers: int  # of the encoder and of the decoder, where there are both
     width: int
     heads: int
     feed_forward: int
     dropout: float
-    positions: str  # sinusoidal, learned
+    positions: str  # sinusoidal, learned, rotary
     tie_embeddings: bool  # one matrix VC for the tokens read and the tokens written (Press and Wolf 2017)
+    variant: str = "causal"  # what a model saved before there were three is
+    norm: str = "pre"  # pre, post
 
 
-class CausalTransformer(nn.Module):
-    """Reads tokens, predicts each next one from those before it.
+class Transformer(nn.Module):
+    """Reads tokens, predicts each next one.
+
+    as_published  a bidirectional encoder trained to predict the next token, which it sees: a low loss and no language
+    causal        a decoder (Radford et al. 2018, section 3.1)
+    seq2seq       encoder and decoder (Vaswani et al. 2017, section 3.1)
 
     `forward` is what training runs; `hidden` and `logits` are its two halves; `hidden_of_next` goes on with a cache.
     """
@@ -52,47 +66,67 @@ class CausalTransformer(nn.Module):
         super().__init__()
         self.config = config
         self.tokens = nn.Embedding(config.vocabulary_size, config.width)
-        if config.positions == "learned":
-            self.positions = LearnedPositions(config.max_length, config.width)
-        else:
-            self.positions = SinusoidalPositions(config.width)
-        self.dropout = nn.Dropout(config.dropout)
-        self.blocks = nn.ModuleList(
-            Block(config.width, config.heads, config.feed_forward, config.dropout) for _ in range(config.layers)
-        )
-        self.norm = nn.LayerNorm(config.width)
+        if config.variant != "as_published":
+            self.decoder = Stack(config, cross=config.variant == "seq2seq")
         if not config.tie_embeddings:
             self.vocabulary = nn.Linear(config.width, config.vocabulary_size, bias=False)
+        if config.variant != "causal":
+            self.encoder = Stack(config)
         self._initialise()
 
     def _initialise(self) -> None:
         """Weights from N(0, 1 / n), n the inputs of a map: what comes out varies as what goes in (LeCun et al. 1998,
-        section 4.6). Token and position vectors likewise with n = C. Biases are 0.
+        section 4.6). Token and position vectors likewise with n = C. Biases are 0, the factors of a norm 1.
 
-        The two maps that write into the residual stream of each block start smaller by 1 / √(2 · layers), so that
-        their sum over all blocks does not grow with depth (Radford et al. 2019, section 2.3). That paper's N(0, 0.02²)
-        is 1 / n for n = 2,500; a narrow model learns more slowly from it.
+        With pre-norm, the two or three maps that write into the residual stream of each block start smaller by
+        1 / √(their number), so that their sum does not grow with depth (Radford et al. 2019, section 2.3). That paper's
+        N(0, 0.02²) is 1 / n for n = 2,500; a narrow model learns more slowly from it.
         """
         for name, parameter in self.named_parameters():
             if name.endswith("bias"):
                 nn.init.zeros_(parameter)
             elif parameter.dim() == 2:
-                residual = name.endswith("output.weight")
-                inputs = parameter.shape[1] * (2 * self.config.layers if residual else 1)
+                inputs = parameter.shape[1]
+                if name.endswith("output.weight") and self.config.norm == "pre":
+                    cross = self.config.variant == "seq2seq" and name.startswith("decoder")
+                    inputs *= (3 if cross else 2) * self.config.layers
                 nn.init.normal_(parameter, std=1 / math.sqrt(inputs))
 
-    def forward(self, ids_BT: torch.Tensor, labels_BT: torch.Tensor) -> torch.Tensor:
-        """The negative log-likelihood of each supervised token, in nats: nll_N, row after row."""
-        hidden_NC, labels_N = next_token_pairs(self.hidden(ids_BT), labels_BT)
-        return cross_entropy(self.logits(hidden_NC), labels_N)
+    def forward(
+        self,
+        ids_BT: torch.Tensor,
+        labels_BT: torch.Tensor,
+        source_BS: torch.Tensor | None = None,
+        objective: Objective = Objective(),  # noqa: B008  it is frozen
+    ) -> torch.Tensor:
+        """The loss, summed over the supervised tokens, in nats; without an objective their negative log-likelihood."""
+        hidden_NC, labels_N, texts_N = next_token_pairs(self.hidden(ids_BT, self.read(source_BS)), labels_BT)
+        if objective == Objective():  # the same without holding N x V logits
+            return linear_cross_entropy(hidden_NC, self.matrix_VC, labels_N)[0]
+        return objective(self.logits(hidden_NC), labels_N, texts_N).sum()
 
-    def hidden(self, ids_BT: torch.Tensor, caches: list[KeyValueCache] | None = None) -> torch.Tensor:
+    def read(self, source_BS: torch.Tensor | None) -> list[Keys] | None:
+        """What the encoder makes of the prompts, ready for each layer's cross-attention; None but for seq2seq."""
+        if self.config.variant != "seq2seq":
+            return None
+        encoded_BSC, visible = self._encode(source_BS)
+        return [Keys(*block.cross_attention.keys_of(encoded_BSC), visible) for block in self.decoder.blocks]
+
+    def _encode(self, ids_BT: torch.Tensor) -> tuple[torch.Tensor, Visible]:
+        visible = Visible(keys_BS=ids_BT != PAD)
+        return self.encoder(self._vectors(ids_BT), _positions(ids_BT), visible), visible
+
+    def hidden(
+        self, ids_BT: torch.Tensor, prompt: list[Keys] | None = None, caches: list[KeyValueCache] | None = None
+    ) -> torch.Tensor:
         """hidden_BTC of texts that start at position 0; padding may follow a text, never precede it.
 
-        Empty `caches` (one a layer) are filled on the way, for `hidden_of_next`.
+        `prompt` is what `read` returned. Empty `caches` (one a layer) are filled on the way, for `hidden_of_next`.
         """
-        positions_1T = torch.arange(ids_BT.shape[1], device=ids_BT.device)[None]
-        return self._layers(ids_BT, positions_1T, caches, causal=True)
+        if self.config.variant == "as_published":
+            return self._encode(ids_BT)[0]
+        # The causal rule hides the padding too: it stands after every token that counts.
+        return self.decoder(self._vectors(ids_BT), _positions(ids_BT), Visible(causal=True), caches, prompt)
 
     def hidden_of_next(
         self,
@@ -100,40 +134,36 @@ class CausalTransformer(nn.Module):
         positions_B1: torch.Tensor,
         caches: list[KeyValueCache],
         visible_BS: torch.Tensor,
+        prompt: list[Keys] | None = None,
     ) -> torch.Tensor:
-        """hidden_B1C of one more token of each text. `visible_BS`: which cached tokens, this one included, are text."""
-        return self._layers(ids_B1, positions_B1, caches, causal=False, visible_BS=visible_BS)
+        """hidden_B1C of one more token of each text. `visible_BS`: which cached tokens, this one included, are text.
 
-    def _layers(
-        self,
-        ids_BT: torch.Tensor,
-        positions_BT: torch.Tensor,
-        caches: list[KeyValueCache] | None,
-        causal: bool,
-        visible_BS: torch.Tensor | None = None,
-    ) -> torch.Tensor:
+        Not for as_published: there every new token changes what all earlier ones are, and nothing can be kept.
+        """
+        return self.decoder(self._vectors(ids_B1), positions_B1, Visible(keys_BS=visible_BS), caches, prompt)
+
+    def _vectors(self, ids_BT: torch.Tensor) -> torch.Tensor:
         # Vaswani et al. 2017, section 3.4: token vectors are multiplied by √C before the positions are added.
-        x_BTC = self.tokens(ids_BT) * math.sqrt(self.config.width) + self.positions(positions_BT)
-        x_BTC = self.dropout(x_BTC)
-        for block, cache in zip(self.blocks, caches or [None] * len(self.blocks), strict=True):
-            x_BTC = block(x_BTC, causal, visible_BS, cache)
-        return self.norm(x_BTC)
+        return self.tokens(ids_BT) * math.sqrt(self.config.width)
 
     @property
-    def position_limit(self) -> float:
-        """How many positions there are: `max_length` learned ones, or sinusoids without end."""
-        return self.config.max_length if self.config.positions == "learned" else math.inf
+    def matrix_VC(self) -> torch.Tensor:
+        return self.tokens.weight if self.config.tie_embeddings else self.vocabulary.weight
 
     def logits(self, hidden_NC: torch.Tensor) -> torch.Tensor:
         """logits_NV: how likely each token of the vocabulary is to come next."""
-        matrix_VC = self.tokens.weight if self.config.tie_embeddings else self.vocabulary.weight
-        return functional.linear(hidden_NC, matrix_VC)
+        return functional.linear(hidden_NC, self.matrix_VC)
+
+    @property
+    def position_limit(self) -> float:
+        """How many positions there are: `max_length` learned ones, else without end."""
+        return self.config.max_length if self.config.positions == "learned" else math.inf
 
     def empty_caches(self, batch: int, length: int) -> list[KeyValueCache]:
         """One cache a layer, with room for `length` tokens of `batch` texts."""
         shape_BHSD = (batch, self.config.heads, length, self.config.width // self.config.heads)
         make = self.tokens.weight.new_empty
-        return [KeyValueCache(make(shape_BHSD), make(shape_BHSD)) for _ in self.blocks]
+        return [KeyValueCache(make(shape_BHSD), make(shape_BHSD)) for _ in self.decoder.blocks]
 
     def save(self, folder: Path, weights: dict[str, torch.Tensor] | None = None) -> None:
         """Write `config.json` and `model.safetensors`, of these weights or of those given."""
@@ -142,10 +172,50 @@ class CausalTransformer(nn.Module):
             file.write(safetensors.torch.save(weights or self.state_dict()))
 
     @classmethod
-    def load(cls, folder: Path) -> CausalTransformer:
+    def load(cls, folder: Path) -> Transformer:
         """The model that `save` wrote, on the CPU, in evaluation mode."""
-        config = read_json(folder / "config.json")
-        del config["schema_version"]
-        model = cls(ModelConfig(**config))
-        model.load_state_dict(safetensors.torch.load_file(folder / "model.safetensors"))
+        path = folder / "config.json"
+        held = read_json(path)
+        del held["schema_version"]
+        fields = {field.name: field for field in dataclasses.fields(ModelConfig)}
+        problems = [f"unknown key '{name}'" for name in held if name not in fields]
+        problems += [
+            f"{name} is missing"
+            for name, field in fields.items()
+            if name not in held and field.default is dataclasses.MISSING
+        ]
+        raise_problems(problems, f"{path}; put back the file that training wrote")
+        model = cls(ModelConfig(**held))
+        load_weights(model, folder / "model.safetensors")
         return model.eval()
+
+
+def _positions(ids_BT: torch.Tensor) -> torch.Tensor:
+    return torch.arange(ids_BT.shape[1], device=ids_BT.device)[None]
+
+
+def load_weights(model: Transformer, path: Path) -> None:
+    """Put the weights of a file into a model; a `UserError` where they are those of another config."""
+    weights = read_weights(path)
+    expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    held = {name: tuple(tensor.shape) for name, tensor in weights.items()}
+    differences = [
+        f"{name} is {held.get(name, 'not there')}, the config asks for {expected.get(name, 'none')}"
+        for name in {**expected, **held}
+        if expected.get(name) != held.get(name)
+    ]
+    if differences:
+        more = f"; and {len(differences) - 1:,} more" if len(differences) > 1 else ""
+        raise UserError(
+            f"{path} holds the weights of another config: {differences[0]}{more}; put back the config that it was "
+            "trained with, or train again into another --output_dir"
+        )
+    model.load_state_dict(weights)
+
+
+def read_weights(path: Path) -> dict[str, torch.Tensor]:
+    """The tensors of a file by name. Models saved before there were three have names without their `decoder.`"""
+    return {
+        f"decoder.{name}" if name.startswith(("positions.", "blocks.", "norm.")) else name: tensor
+        for name, tensor in safetensors.torch.load_file(path).items()
+    }

@@ -15,6 +15,8 @@ from pathlib import Path
 if not __package__:  # run as a file: the checkout takes the place of this file's folder, whose `data.py` is no library
     sys.path[0] = str(Path(__file__).resolve().parents[2])
 
+import finllm  # isort: skip  # noqa: F401  before torch: it sets how threads wait
+
 import torch
 from accelerate import Accelerator
 from accelerate.utils import set_seed
@@ -24,8 +26,9 @@ from baselines.scratch.checkpoint import Progress, copy_of, load_checkpoint, new
 from baselines.scratch.config import TrainConfig, read_config
 from baselines.scratch.data import Example, encode_rows, truncate
 from baselines.scratch.loop import Training, adamw
-from baselines.scratch.model import CausalTransformer
+from baselines.scratch.model import Transformer
 from baselines.scratch.tokenizer import Tokenizer
+from finllm import machine
 from finllm.data.dataset_dir import DatasetDir
 from finllm.plots import plot_loss
 from finllm.prompts import TEMPLATE_HASH
@@ -43,12 +46,17 @@ def train(config: TrainConfig, resume: bool = False) -> None:
     run = RunDir(config.output_dir)
     if resume and run.complete:
         return already_finished(run)
+    machine.use_all_cores()
+    machine.keep_freed_memory()
     set_seed(config.seed)
     # bf16 is for the steps alone, see Training.step; told nothing, accelerate gives a CPU no second process.
     accelerator = Accelerator(mixed_precision="no", cpu=not torch.accelerator.is_available())
     console = Console(highlight=False, quiet=not accelerator.is_main_process)
-    if config.bf16 and not (accelerator.device.type == "cuda" and torch.cuda.is_bf16_supported(False)):
-        raise UserError(f"bf16 is true and the device is '{accelerator.device}'; it needs a CUDA GPU that has bfloat16")
+    if config.bf16 and not machine.bf16_is_fast():
+        raise UserError(
+            f"bf16 is true and this {accelerator.device.type} has no arithmetic for it; it needs a CUDA GPU that has "
+            "bfloat16, or a CPU with AMX or AVX512-BF16; set bf16 to false"
+        )
 
     # Text to tokens, by a tokenizer that has seen the training split and nothing else
     dataset = DatasetDir(config.dataset_name)
@@ -61,20 +69,22 @@ def train(config: TrainConfig, resume: bool = False) -> None:
     else:
         texts = (row[column] for row in rows["train"] for column in ("instruction", "input", "output"))
         tokenizer = Tokenizer.train(texts, config.vocabulary_size, config.tokenizer)
-    whole = encode_rows(tokenizer, rows["train"], config.loss_on_prompt)
+    whole = encode_rows(tokenizer, rows["train"], config.variant, config.loss_on_prompt)
     examples = cut("train", whole, config, console)
     # The validation loss is that of response and EOS, whatever is trained on: any two runs can be compared.
-    validation = cut("validation", encode_rows(tokenizer, rows["validation"]), config, console)
+    validation = cut("validation", encode_rows(tokenizer, rows["validation"], config.variant), config, console)
 
     if accelerator.is_main_process:
         claim(run, config, dataset.hash, resume)
         tokenizer.save(run.model)
-        report = tokenizer.report([example.ids for example in whole], config.max_length)
+        report = tokenizer.report(
+            [example.source + example.ids[bool(example.source) :] for example in whole], config.max_length
+        )
         write_json(run.model / "tokenizer_report.json", report)
     accelerator.wait_for_everyone()
 
     # The model, from random weights or from the newest checkpoint
-    model = CausalTransformer(config.model(tokenizer.vocabulary_size)).to(accelerator.device)
+    model = Transformer(config.model(tokenizer.vocabulary_size)).to(accelerator.device)
     optimizer = adamw(model, config)
     progress, best = Progress(), copy_of(model)
     place = newest_checkpoint(run.checkpoints) if resume else None
@@ -127,7 +137,7 @@ def cut(split: str, examples: list[Example], config: TrainConfig, console: Conso
             f"{dropped:,} more dropped, whose prompt alone is as long"
         )
     if not kept:
-        shortest = min(len(example.ids) for example in examples)
+        shortest = min(example.length for example in examples)
         raise UserError(
             f"max_length is {config.max_length} and no prompt of the {split} split leaves room for a response: the "
             f"shortest example has {shortest:,} tokens; raise max_length"
@@ -144,8 +154,19 @@ def claim(run: RunDir, config: TrainConfig, dataset_hash: str, resume: bool) -> 
                 f"{run.path} began with dataset {before[:16]} and {config.dataset_name} is now {dataset_hash[:16]}; "
                 "put the old dataset back, or take another --output_dir"
             )
+    settings = dataclasses.asdict(config)
+    if resume and (run.path / "config.yaml").exists():  # a key that came after this run began has its default there
+        held, defaults = run.config(), vars(TrainConfig(config.dataset_name, config.output_dir))
+        settings = {key: value for key, value in settings.items() if key in held or value != defaults[key]}
     origin = provenance(dataset_hash=dataset_hash, template_hash=TEMPLATE_HASH, base_model_hash=None, seed=config.seed)
-    run.start(dataclasses.asdict(config), origin, resume)
+    run.start(settings, origin, resume)
+
+
+KINDS = {
+    "as_published": "A bidirectional encoder that sees the token it is to predict: a failure kept to be studied",
+    "causal": "A decoder-only transformer",
+    "seq2seq": "An encoder-decoder transformer",
+}
 
 
 def model_card(run: RunDir, config: TrainConfig, progress: Progress, parameters: int) -> str:
@@ -156,10 +177,11 @@ tags: [finllm, scratch]
 
 # {run.path.resolve().name}
 
-A decoder-only transformer trained from random weights on financial instructions with FinLLM.
+{KINDS[config.variant]}, trained from random weights on financial instructions with FinLLM.
 
 | | |
 |---|---|
+| variant | {config.variant} |
 | parameters | {parameters:,} |
 | layers, width, heads, feed-forward | {config.layers}, {config.width}, {config.heads}, {config.feed_forward} |
 | tokenizer | SentencePiece {config.tokenizer}, {config.vocabulary_size:,} pieces |

@@ -1,20 +1,26 @@
 """The modules: formulas against their definition, causality, the cache, initialisation, save and load."""
 
-import math
+import dataclasses
+import json
 
 import pytest
+import safetensors.torch
 import torch
 
-from baselines.scratch.attention import attend_fast, attend_plain
-from baselines.scratch.losses import IGNORED, cross_entropy, next_token_pairs
-from baselines.scratch.model import CausalTransformer, ModelConfig
-from baselines.scratch.positional import LearnedPositions, SinusoidalPositions
-from baselines.scratch.sampling import greedy
+from baselines.scratch.blocks import Stack
+from baselines.scratch.data import collate, lay_out
+from baselines.scratch.generation import Cached, Recomputed, write
+from baselines.scratch.losses import IGNORED, Objective
+from baselines.scratch.model import VARIANTS, ModelConfig, Transformer
+from baselines.scratch.sampling import Sampling
 from baselines.scratch.tokenizer import EOS
 from finllm.run import UserError
+from tests.baselines.conftest import shuffled_weights
+
+POSITIONS = ["sinusoidal", "learned", "rotary"]
 
 
-def model_of(**changes) -> CausalTransformer:
+def model_of(**changes) -> Transformer:
     torch.manual_seed(0)
     shape = {
         "vocabulary_size": 50,
@@ -27,128 +33,224 @@ def model_of(**changes) -> CausalTransformer:
         "positions": "sinusoidal",
         "tie_embeddings": True,
     }
-    return CausalTransformer(ModelConfig(**(shape | changes))).eval()
+    return Transformer(ModelConfig(**(shape | changes))).eval()
 
 
-@pytest.mark.parametrize("causal, masked", [(True, False), (False, True), (False, False)])
-def test_plain_and_fast_attention_agree(causal, masked):
-    torch.manual_seed(0)
-    q, k, v = (torch.randn(3, 2, 7, 8, requires_grad=True) for _ in range(3))
-    visible = torch.arange(7)[None] < torch.tensor([[7], [4], [1]]) if masked else None
+def test_only_a_pre_norm_stack_ends_with_a_norm():
+    assert isinstance(Stack(model_of(norm="pre").config).norm, torch.nn.LayerNorm)
+    assert not list(Stack(model_of(norm="post").config).norm.parameters())
+
+
+def batch_of(model: Transformer, lengths=((4, 7), (9, 3), (1, 12))):
+    draw = torch.Generator().manual_seed(0)
+    ids = lambda n: torch.randint(4, 50, (n,), generator=draw).tolist()  # noqa: E731
+    pairs = [([2, *ids(n)], [*ids(m), EOS]) for n, m in lengths]
+    return collate([lay_out(*pair, model.config.variant) for pair in pairs], torch.device("cpu"))
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_training_runs_what_the_plain_formula_says(variant):
+    """The loss without N x V logits at once, and its gradients, are those of the formula over them."""
+    model = model_of(variant=variant)
+    same = Objective(label_smoothing=1e-12)  # goes the long way
     results = []
-    for attend in (attend_plain, attend_fast):
-        heads = attend(q, k, v, causal, visible)
-        results.append((heads, *torch.autograd.grad(heads.square().sum(), (q, k, v))))
-    for plain, fast in zip(*results, strict=True):
-        torch.testing.assert_close(plain, fast)
+    for objective in (Objective(), same):
+        loss = model(*batch_of(model), objective)
+        results.append((loss, *torch.autograd.grad(loss, list(model.parameters()))))
+    for fast, plain in zip(*results, strict=True):
+        torch.testing.assert_close(fast, plain, rtol=1e-4, atol=1e-5)
+    assert all(gradient.any() for gradient in results[0][1:])
 
 
-def test_attention_by_hand():
-    q = torch.tensor([[[[2.0], [0.0]]]])  # D = 1, so scores are q · k
-    k = torch.tensor([[[[0.0], [math.log(3) / 2]]]])
-    v = torch.tensor([[[[4.0], [8.0]]]])
-    assert attend_plain(q, k, v, causal=False).flatten().tolist() == pytest.approx([(4 + 3 * 8) / 4, 6.0])
-    assert attend_plain(q, k, v, causal=True).flatten().tolist() == pytest.approx([4.0, 6.0])
-
-
-def test_sinusoidal_positions_by_hand():
-    encoding = SinusoidalPositions(4)(torch.tensor([[0, 3]]))
-    expected = [math.sin(3), math.cos(3), math.sin(3 / 100), math.cos(3 / 100)]
-    assert encoding[0, 0].tolist() == [0.0, 1.0, 0.0, 1.0]
-    assert encoding[0, 1].tolist() == pytest.approx(expected)
-
-
-def test_learned_positions_end():
-    positions = LearnedPositions(5, 8)
-    assert positions(torch.arange(5)[None]).shape == (1, 5, 8)
-    with pytest.raises(UserError, match=r"a text of 6 tokens: this model learned 5 positions .* larger max_length"):
-        positions(torch.arange(6)[None])
-
-
-def test_cross_entropy_by_hand():
-    logits = torch.tensor([[math.log(1), math.log(2), math.log(5)], [0.0, 0.0, 0.0]])
-    nll = cross_entropy(logits, torch.tensor([1, 2]))
-    assert nll.tolist() == pytest.approx([-math.log(2 / 8), math.log(3)])
-
-
-def test_only_supervised_positions_are_paired():
-    hidden = torch.arange(10.0).view(2, 5, 1)
-    labels = torch.tensor([[IGNORED, IGNORED, 7, 8, IGNORED], [IGNORED, 9, IGNORED, IGNORED, 6]])
-    picked, next_tokens = next_token_pairs(hidden, labels)
-    assert picked.flatten().tolist() == [1.0, 2.0, 5.0, 8.0]
-    assert next_tokens.tolist() == [7, 8, 9, 6]
-
-
-def test_an_example_that_teaches_nothing_moves_nothing():
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_an_example_that_teaches_nothing_moves_nothing(variant):
     """What a process without an example of its own runs, to stay in step with the others."""
-    model = model_of()
-    ids = torch.randint(4, 50, (1, 9))
-    nll = model(ids, torch.full_like(ids, IGNORED))
-    assert nll.shape == (0,)
-    nll.sum().backward()
+    model = model_of(variant=variant)
+    ids, labels, source = batch_of(model)
+    for objective in (Objective(), Objective(0.1, 1.0)):
+        loss = model(ids, torch.full_like(labels, IGNORED), source, objective)
+        assert loss == 0
+        loss.backward()
     assert not any(parameter.grad.any() for parameter in model.parameters())
 
 
-@pytest.mark.parametrize("positions", ["sinusoidal", "learned"])
-def test_causality(positions):
-    """Other tokens after t leave everything up to t as it was, and change what comes after."""
-    model = model_of(positions=positions)
+def log_probabilities(model: Transformer, ids, source=None):
+    return model.logits(model.hidden(ids, model.read(source))).log_softmax(-1)
+
+
+@pytest.mark.parametrize("norm", ["pre", "post"])
+@pytest.mark.parametrize("positions", POSITIONS)
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_causality(variant, positions, norm):
+    """Other tokens after t leave everything up to t as it was, and change what comes after; but for as_published."""
+    model = model_of(variant=variant, positions=positions, norm=norm)
     ids = torch.randint(4, 50, (2, 20))
+    source = torch.randint(4, 50, (2, 9)) if variant == "seq2seq" else None
     for t in (0, 7, 18):
         other = ids.clone()
-        other[:, t + 1 :] = (other[:, t + 1 :] + 1) % 50
-        before, after = (model.logits(model.hidden(x)).log_softmax(-1) for x in (ids, other))
-        torch.testing.assert_close(before[:, : t + 1], after[:, : t + 1], rtol=0, atol=1e-6)
+        other[:, t + 1 :] = 4 + (other[:, t + 1 :] + 1) % 46
+        before, after = (log_probabilities(model, x, source) for x in (ids, other))
+        if variant == "as_published":
+            assert (before[:, : t + 1] - after[:, : t + 1]).abs().amax(-1).min() > 1e-4
+        else:
+            torch.testing.assert_close(before[:, : t + 1], after[:, : t + 1], rtol=0, atol=1e-5)
         assert (before[:, t + 1 :] - after[:, t + 1 :]).abs().amax(-1).min() > 1e-4
 
 
-@pytest.mark.parametrize("positions", ["sinusoidal", "learned"])
-def test_generation_with_the_cache_is_generation_without(positions):
-    model = model_of(positions=positions)
-    for parameter in model.parameters():  # weights large enough that the answers differ from text to text
-        parameter.data.mul_(5)
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_padding_changes_nothing(variant):
+    """Each text of a batch is what it is alone; seq2seq also reads its whole prompt."""
+    model = model_of(variant=variant)
+    ids, _, source = batch_of(model)
+    together = log_probabilities(model, ids, source)
+    for row in range(len(ids)):
+        length = int((ids[row] != 0).sum())
+        prompt = None if source is None else source[row : row + 1, : int((source[row] != 0).sum())]
+        alone = log_probabilities(model, ids[row : row + 1, :length], prompt)
+        torch.testing.assert_close(together[row, :length], alone[0], rtol=0, atol=1e-5)
+    if source is not None:
+        source[:, 0] = 7
+        assert (log_probabilities(model, ids, source) - together)[ids != 0].abs().amax(-1).min() > 1e-4
+
+
+@pytest.mark.parametrize("positions", POSITIONS)
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_generation_with_the_cache_is_generation_without(variant, positions):
+    model = shuffled_weights(model_of(variant=variant, positions=positions), 3.0)  # so that texts differ
     draw = torch.Generator().manual_seed(0)
-    prompts = [torch.randint(4, 50, (n,), generator=draw).tolist() for n in (3, 9, 30, 1, 39)]
-    answers = greedy(model, prompts, 12)
-    assert len({tuple(answer) for answer in answers}) > 3
+    prompts = [[2, *torch.randint(4, 50, (n,), generator=draw).tolist()] for n in (3, 9, 30, 1, 38)]
+    answers = write(model, prompts, 12)
+    assert len({tuple(answer) for answer in answers}) > 1
     for prompt, answer in zip(prompts, answers, strict=True):
         expected: list[int] = []
-        limit = min(12, 40 - len(prompt)) if positions == "learned" else 12
+        ids, _, source = collate([lay_out(prompt, [], variant)], torch.device("cpu"))
+        limit = min(12, 40 - ids.shape[1]) if positions == "learned" else 12
         while len(expected) < limit and expected[-1:] != [EOS]:
-            hidden = model.hidden(torch.tensor([prompt + expected]))
-            expected.append(int(model.logits(hidden[:, -1]).argmax()))
+            logits = log_probabilities(model, torch.cat([ids, torch.tensor([expected], dtype=int)], 1), source)
+            expected.append(3 + int(logits[0, -1, 3:].argmax()))
         assert answer == expected
 
 
-def test_generation_stops_at_eos():
-    model = model_of(tie_embeddings=False)
+@pytest.mark.parametrize("variant", ["causal", "seq2seq"])
+def test_beams_with_the_cache_are_beams_without(variant, monkeypatch):
+    model = shuffled_weights(model_of(variant=variant), 2.0)
+    prompts = [[2, 5, 6, 7, 8], [2, 9], [2, 10, 11]]
+    sampling = Sampling(num_beams=4, length_penalty=0.5)
+    cached = write(model, prompts, 8, sampling)
+    monkeypatch.setattr("baselines.scratch.generation.Cached", lambda model, prompts, room: Recomputed(model, prompts))
+    assert write(model, prompts, 8, sampling) == cached
+    assert [write(model, [prompt], 8, sampling)[0] for prompt in prompts] == cached
+    assert len({tuple(answer) for answer in cached}) > 1
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("variant", ["causal", "seq2seq"])
+def test_a_session_goes_on_with_the_texts_that_are_kept(variant):
+    model = shuffled_weights(model_of(variant=variant), 2.0)
+    prompts = [[2, 5, 6, 7, 8], [2, 9], [2, 10, 11]]
+    sessions = [Cached(model, prompts, 4), Recomputed(model, prompts)]
+    for session in sessions:
+        session.add(torch.tensor([12, 13, 14]))
+        session.keep(torch.tensor([2, 0, 2, 2]))
+        session.add(torch.tensor([15, 16, 17, 18]))
+    a, b = (session.next_logits() for session in sessions)
+    assert a.shape == (4, 50)
+    torch.testing.assert_close(a, b, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_generation_stops_at_eos(variant):
+    model = model_of(tie_embeddings=False, variant=variant, norm="pre")
+    last = model.encoder if variant == "as_published" else model.decoder
     with torch.no_grad():
-        model.norm.weight.zero_()
-        model.norm.bias.fill_(1.0)
+        last.norm.weight.zero_()
+        last.norm.bias.fill_(1.0)
         model.vocabulary.weight[EOS] = 1.0
-    assert greedy(model, [[5, 6, 7], [8]], 9) == [[EOS], [EOS]]
+    assert write(model, [[5, 6, 7], [8]], 9) == [[EOS], [EOS]]
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_a_prompt_longer_than_the_positions(variant):
+    model = model_of(variant=variant, positions="learned")
+    assert len(write(model, [[2] + [5] * 38], 5)[0]) >= 1
+    with pytest.raises(UserError, match=r"a text of 41 tokens: this model learned 40 positions .* larger max_length"):
+        write(model, [[2] + [5] * 40], 5)
 
 
 def test_initial_weights():
     model = model_of(width=64, feed_forward=256, layers=8)
-    for block in model.blocks:
+    for block in model.decoder.blocks:
         assert block.attention.query.weight.std().item() == pytest.approx(1 / 8, rel=0.1)
         assert block.attention.output.weight.std().item() == pytest.approx(1 / 8 / 4, rel=0.1)
         assert block.feed_forward.output.weight.std().item() == pytest.approx(1 / 16 / 4, rel=0.1)
         assert not block.feed_forward.inner.bias.any()
-    ids = torch.randint(0, 50, (8, 30))
-    logits = model.logits(model.hidden(ids))
-    assert 0.7 < logits.std().item() < 1.5  # about as large as what goes in
+    model = model_of(width=64, feed_forward=256, layers=3, variant="seq2seq")
+    assert model.decoder.blocks[0].cross_attention.output.weight.std().item() == pytest.approx(1 / 8 / 3, rel=0.1)
+    assert model.encoder.blocks[0].attention.output.weight.std().item() == pytest.approx(1 / 8 / 6**0.5, rel=0.1)
+    model = model_of(width=64, norm="post")
+    assert model.decoder.blocks[0].attention.output.weight.std().item() == pytest.approx(1 / 8, rel=0.1)
 
 
+@pytest.mark.parametrize("norm", ["pre", "post"])
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_first_logits_are_as_large_as_what_goes_in(variant, norm):
+    model = model_of(width=64, feed_forward=128, layers=6, variant=variant, norm=norm)
+    ids = torch.randint(4, 50, (8, 30))
+    assert 0.7 < model.logits(model.hidden(ids, model.read(ids))).std().item() < 1.5
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
 @pytest.mark.parametrize("tied", [True, False])
-def test_save_and_load(tmp_path, tied):
-    model = model_of(tie_embeddings=tied)
+def test_save_and_load(tmp_path, variant, tied):
+    model = model_of(tie_embeddings=tied, variant=variant)
     model.save(tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["config.json", "model.safetensors"]
-    loaded = CausalTransformer.load(tmp_path)
-    ids = torch.randint(0, 50, (2, 9))
-    assert torch.equal(loaded.logits(loaded.hidden(ids)), model.logits(model.hidden(ids)))
-    assert sum(p.numel() for p in loaded.parameters()) == sum(p.numel() for p in model_of().parameters()) + (
-        0 if tied else 50 * 16
-    )
+    loaded = Transformer.load(tmp_path)
+    ids = torch.randint(4, 50, (2, 9))
+    assert torch.equal(log_probabilities(loaded, ids, ids), log_probabilities(model, ids, ids))
+    parameters = sum(p.numel() for p in model_of(variant=variant).parameters())
+    assert sum(p.numel() for p in loaded.parameters()) == parameters + (0 if tied else 50 * 16)
+
+
+def test_a_model_from_before_the_variants_is_causal(tmp_path):
+    """Its config.json has no variant and no norm, its tensors no `decoder.` in their names."""
+    model = model_of(positions="learned")
+    model.save(tmp_path)
+    held = json.loads((tmp_path / "config.json").read_text())
+    del held["variant"], held["norm"]
+    (tmp_path / "config.json").write_text(json.dumps(held))
+    old = {name.removeprefix("decoder."): tensor for name, tensor in model.state_dict().items()}
+    assert {"blocks.0.attention.key.weight", "positions.table.weight", "norm.weight", "tokens.weight"} < set(old)
+    (tmp_path / "model.safetensors").write_bytes(safetensors.torch.save(old))
+    loaded = Transformer.load(tmp_path)
+    ids = torch.randint(4, 50, (2, 9))
+    assert loaded.config == model.config and torch.equal(log_probabilities(loaded, ids), log_probabilities(model, ids))
+
+
+def test_weights_of_another_config(tmp_path):
+    model_of().save(tmp_path)
+    config = tmp_path / "config.json"
+    held = json.loads(config.read_text())
+    for key, value, message in (
+        (
+            "width",
+            32,
+            r"tokens\.weight is \(50, 16\), the config asks for \(50, 32\); and \d+ more; put back the config",
+        ),
+        ("layers", 3, r"decoder\.blocks\.2\.attention_norm\.weight is not there, the config asks for \(16,\)"),
+        ("layers", 1, r"decoder\.blocks\.1\..* is \(16, 16\), the config asks for none"),
+        ("variant", "seq2seq", r"holds the weights of another config: decoder\.blocks\.0\.cross_attention_norm"),
+    ):
+        config.write_text(json.dumps({**held, key: value}))
+        with pytest.raises(UserError, match=message):
+            Transformer.load(tmp_path)
+    config.write_text(json.dumps({**{key: held[key] for key in held if key != "heads"}, "head": 4}))
+    with pytest.raises(
+        UserError, match=r"2 problems in .*config\.json; put back .* unknown key 'head'; heads is missing"
+    ):
+        Transformer.load(tmp_path)
+
+
+def test_the_defaults_are_what_old_models_are():
+    fields = {field.name: field.default for field in dataclasses.fields(ModelConfig)}
+    assert (fields["variant"], fields["norm"]) == ("causal", "pre")

@@ -11,11 +11,11 @@ import torch
 import yaml
 
 from baselines.scratch.checkpoint import newest_checkpoint
-from baselines.scratch.config import TrainConfig, read_config
-from baselines.scratch.data import encode_example
+from baselines.scratch.config import TrainConfig
+from baselines.scratch.data import encode_pair, lay_out
 from baselines.scratch.loop import adamw, learning_rate_at
 from baselines.scratch.losses import IGNORED
-from baselines.scratch.model import CausalTransformer
+from baselines.scratch.model import VARIANTS, Transformer
 from baselines.scratch.tokenizer import Tokenizer
 from baselines.scratch.train import train
 from eval.lm import open_run
@@ -89,7 +89,7 @@ def test_score_covers_response_and_eos_alone(trained):
     model = open_run(run, batch_size=2)
     prompt, response = build_prompt("What is a bond?"), "A bond is money."
     (score,) = model.score([prompt], [response])
-    example = encode_example(model.tokenizer, prompt, response)
+    example = lay_out(*encode_pair(model.tokenizer, prompt, response), "causal")
     log_probabilities = model.model.hidden(torch.tensor([example.ids]))
     log_probabilities = model.model.logits(log_probabilities)[0].log_softmax(-1)
     positions = [t for t, label in enumerate(example.labels) if label != IGNORED]
@@ -125,9 +125,10 @@ def test_description_and_answers(trained):
     assert answer.text.startswith("A ") and answer.stopped and answer.tokens < 40
 
 
-def test_resume_goes_on_exactly(config, tmp_path, monkeypatch):
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_resume_goes_on_exactly(config, tmp_path, monkeypatch, variant):
     """Stopped twice, once in the middle of an epoch: weights bit for bit, metrics line for line."""
-    config = changed(config, save_steps=4, eval_steps=3, dropout=0.2)
+    config = changed(config, variant=variant, save_steps=4, eval_steps=3, dropout=0.2)
     train(config)
     whole = RunDir(config.output_dir)
     log = RunDir.log
@@ -184,17 +185,33 @@ def test_options_train_too(config):
     run = RunDir(config.output_dir)
     assert run.summary()["epochs"] == 2.0
     weights = safetensors.torch.load_file(run.model / "model.safetensors")
-    assert "vocabulary.weight" in weights and "positions.table.weight" in weights
+    assert "vocabulary.weight" in weights and "decoder.positions.table.weight" in weights
     with pytest.raises(UserError, match="this model learned 64 positions"):
         open_run(run, batch_size=1).generate([build_prompt("What? " * 50)], 5)
 
 
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_the_losses_are_trained_on_and_validation_stays_plain(config, variant):
+    """Step 0's validation loss is that of the same weights without the extra losses; what is learned differs."""
+    losses = []
+    for extra in ({}, {"label_smoothing": 0.2}, {"unlikelihood": 2.0}):
+        other = changed(config, variant=variant, output_dir=f"{config.output_dir}-{len(losses)}", max_steps=2, **extra)
+        train(other)
+        losses.append(read_jsonl(RunDir(other.output_dir).metrics))
+    first = [lines[0]["validation_loss"] for lines in losses]
+    assert first == [pytest.approx(first[0], rel=1e-6)] * 3
+    trained = [lines[1]["loss"] for lines in losses]
+    assert len({round(loss, 3) for loss in trained}) == 3 and trained[2] > trained[0]
+    after = [lines[-1]["validation_loss"] for lines in losses]
+    assert len(set(after)) == 3
+
+
 def test_only_matrices_decay(config):
-    model = CausalTransformer(config.model(300))
+    model = Transformer(config.model(300))
     decayed, others = adamw(model, config).param_groups
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     assert decayed["weight_decay"] == config.weight_decay and others["weight_decay"] == 0
-    assert {re.sub(r"blocks\.\d\.", "", names[id(parameter)]) for parameter in decayed["params"]} == {
+    assert {re.sub(r"decoder\.blocks\.\d\.", "", names[id(parameter)]) for parameter in decayed["params"]} == {
         "vocabulary.weight",
         *(f"attention.{part}.weight" for part in ("query", "key", "value", "output")),
         "feed_forward.inner.weight",
@@ -210,59 +227,14 @@ def test_learning_rate_by_hand(config):
     assert rates == pytest.approx([0.5, 1.0, *cosine])
 
 
-def test_config_file_then_flags(tmp_path):
-    path = tmp_path / "c.yaml"
-    path.write_text("dataset_name: data\noutput_dir: runs/x\nlearning_rate: 1e-4\nlayers: 3\nbf16: false\n")
-    config, resume = read_config(["--config", str(path), "--layers", "5", "--max_steps=7", "--resume", "auto"], "")
-    assert (config.learning_rate, config.layers, config.max_steps, config.bf16, resume) == (1e-4, 5, 7, False, True)
-    (tmp_path / "again.yaml").write_text(yaml.safe_dump(dataclasses.asdict(config)))
-    assert read_config(["--config", str(tmp_path / "again.yaml")], "") == (config, False)
-
-
-def test_all_problems_at_once(tmp_path):
-    path = tmp_path / "c.yaml"
-    path.write_text("dataset_name: data\nlayer: 3\nwidth: wide\nbf16: 1\n")
-    with pytest.raises(UserError) as caught:
-        read_config(["--config", str(path), "--learnin_rate", "1", "--dropout", "x", "stray"], "")
-    message = str(caught.value)
-    assert message.startswith(f"7 problems in {path} and the flags")
-    for part in (
-        "unknown flag '--learnin_rate' (did you mean 'learning_rate'?)",
-        "'stray' belongs to no flag",
-        "unknown key 'layer' (did you mean 'layers'?)",
-        "width is 'wide' and must be a whole number",
-        "bf16 is 1 and must be true or false",
-        "dropout is 'x' and must be a number",
-        "output_dir is missing",
-    ):
-        assert part in message
-
-
-@pytest.mark.parametrize(
-    "flag, value, message",
-    [
-        ("heads", "3", "the heads must divide the width"),
-        ("layers", "0", "layers is 0 and must be at least 1"),
-        ("dropout", "1", "dropout is 1.0 and must be at least 0 and below 1"),
-        ("learning_rate", "-1", "learning_rate is -1.0 and must be above 0"),
-        ("positions", "sinusoid", "did you mean 'sinusoidal'?"),
-        ("batch_tokens", "100", r"must be at least max_length \(350\)"),
-        ("save_steps", "15", r"must be a multiple of logging_steps \(10\)"),
-        ("language_model", "os", "language_model is 'os' and must be baselines.scratch.lm"),
-    ],
-)
-def test_values_that_cannot_work(flag, value, message):
-    with pytest.raises(UserError, match=message):
-        read_config(["--dataset_name", "d", "--output_dir", "r", f"--{flag}", value], "")
-
-
-def test_data_that_cannot_work(config, tmp_path):
+def test_data_that_cannot_work(config, tmp_path, monkeypatch):
     empty = write_dataset_dir(tmp_path / "empty", train=rows_of(1, 60), validation=[], test=[])
     with pytest.raises(UserError, match=r"the validation split of .*empty is empty"):
         train(changed(config, dataset_name=str(empty)))
     with pytest.raises(UserError, match=r"no prompt of the train split leaves room .* raise max_length"):
         train(changed(config, max_length=4))
-    with pytest.raises(UserError, match="bf16 is true and the device is 'cpu'"):
+    monkeypatch.setattr("finllm.machine.bf16_is_fast", lambda: False)
+    with pytest.raises(UserError, match=r"bf16 is true and this cpu has no arithmetic for it; .* set bf16 to false"):
         train(changed(config, bf16=True))
     assert not RunDir(config.output_dir).path.exists()
 
@@ -286,6 +258,41 @@ def test_a_run_is_resumed_with_its_own_config_and_data(config, tmp_path, monkeyp
     assert [line["step"] for line in read_jsonl(RunDir(config.output_dir).metrics) if "loss" in line] == [
         *(2, 4, 6, 8, 10, 12)
     ]
+
+
+def test_a_run_from_before_the_variants_goes_on(config, tmp_path, monkeypatch):
+    """Its config.yaml has none of the new keys, its tensors no `decoder.` in their names: it is causal and pre-norm."""
+    train(config)
+    whole = RunDir(config.output_dir)
+    log = RunDir.log
+
+    def log_until(self, line):
+        if line["step"] > 9:
+            raise KeyboardInterrupt
+        log(self, line)
+
+    run = RunDir(tmp_path / "old")
+    config = changed(config, output_dir=str(run.path))
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(RunDir, "log", log_until)
+        train(config)
+    new_keys = ("variant", "norm", "label_smoothing", "unlikelihood")
+    old = {key: value for key, value in run.config().items() if key not in new_keys}
+    (run.path / "config.yaml").write_text(yaml.safe_dump(old, sort_keys=False))
+    for name in ("model", "best"):
+        path = newest_checkpoint(run.checkpoints) / f"{name}.safetensors"
+        tensors = {key.removeprefix("decoder."): tensor for key, tensor in safetensors.torch.load_file(path).items()}
+        path.write_bytes(safetensors.torch.save(tensors))
+    train(config, resume=True)
+    assert run.config() == old
+    assert (run.model / "model.safetensors").read_bytes() == (whole.model / "model.safetensors").read_bytes()
+
+    held = json.loads((run.model / "config.json").read_text())
+    (run.model / "config.json").write_text(json.dumps({k: v for k, v in held.items() if k not in ("variant", "norm")}))
+    assert open_run(run, 4).model.config == open_run(whole, 4).model.config
+    with pytest.raises(UserError, match=r"dropout was 0\.1 and is now 0\.2"):
+        (run.path / "summary.json").unlink()
+        train(changed(config, dropout=0.2), resume=True)
 
 
 def test_the_tokenizer_sees_the_training_split_alone(dataset, config, tmp_path):

@@ -74,8 +74,8 @@ def test_a_models_loss_and_gradients_are_its_own(request, model_dir, adapter):
     from transformers import AutoModelForCausalLM
     from trl import ModelConfig
 
-    from finllm.models import add_adapter
     from finllm.loss import add_supervised_head
+    from finllm.models import add_adapter
 
     torch.manual_seed(3)
     model = AutoModelForCausalLM.from_pretrained(request.getfixturevalue(model_dir)).eval()
