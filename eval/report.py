@@ -100,8 +100,9 @@ def interval_text(name: str, interval: dict[str, float]) -> str:
 # The table of a pull request -----------------------------------------------------------------------------------------
 
 HOW_TO_READ = (
-    "Bits per byte of the reference answers, lower is better, ± half the width of the interval; models whose intervals "
-    "overlap are not called different. Perplexity stands beside its tokenizer: do not compare it between tokenizers."
+    "Bits per byte of the reference answers, lower is better, ± half the width of the interval; models that share a "
+    "rank cannot be told apart by a paired test. Perplexity stands beside its tokenizer: do not compare it between "
+    "tokenizers."
 )
 
 

@@ -1,9 +1,12 @@
-"""Run dirs as training and evaluation leave them, made up; and the command that compares them."""
+"""Run dirs as training and evaluation leave them, made up; the command that compares them, and the page it writes."""
 
+import base64
 import json
 import math
 import subprocess
 import sys
+import zlib
+from html.parser import HTMLParser
 from pathlib import Path
 
 import yaml
@@ -98,3 +101,28 @@ def report(*runs: Path, out: Path) -> dict:
     done = leaderboard(*runs, "--output_dir", out)
     assert done.returncode == 0, done.stderr
     return json.loads((out / "leaderboard.json").read_text())
+
+
+class Page(HTMLParser):
+    """The start tags of a page, the text of its <script> and <style> elements, and all other text."""
+
+    def __init__(self, path: Path):
+        super().__init__(convert_charrefs=True)
+        self.tags, self.raw, self.parts = [], [], []
+        self.feed(path.read_text(encoding="utf-8"))
+        self.style, self.figures, *self.packs, self.script = self.raw
+        self.data = json.loads(self.figures)
+        self.questions = [each for pack in self.packs for each in json.loads(zlib.decompress(base64.b64decode(pack)))]
+        self.text = "".join(self.parts)
+        self.words = " ".join(" ".join(self.parts).split())  # cells of a table stand apart
+
+    def handle_starttag(self, tag, attributes):
+        self.tags.append((tag, dict(attributes)))
+        if tag in ("script", "style"):
+            self.raw.append("")
+
+    def handle_data(self, data):
+        if self.cdata_elem:
+            self.raw[-1] += data
+        else:
+            self.parts.append(data)

@@ -2,37 +2,12 @@ import json
 import re
 import subprocess
 import sys
-from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
-from evaluated_runs import ROOT, leaderboard, make_run, report
+from evaluated_runs import ROOT, Page, leaderboard, make_run, report
 
 from finllm.run import write_jsonl
-
-
-class Page(HTMLParser):
-    """The start tags of a page, the text of its <script> and <style> elements, and all other text."""
-
-    def __init__(self, path: Path):
-        super().__init__(convert_charrefs=True)
-        self.tags, self.raw, self.text = [], [], ""
-        self.feed(path.read_text(encoding="utf-8"))
-
-    def handle_starttag(self, tag, attributes):
-        self.tags.append((tag, dict(attributes)))
-        if tag in ("script", "style"):
-            self.raw.append("")
-
-    def handle_data(self, data):
-        if self.cdata_elem:
-            self.raw[-1] += data
-        else:
-            self.text += data
-
-    @property
-    def data(self) -> dict:
-        return json.loads(self.raw[1])
 
 
 def test_models_are_ranked_by_bits_per_byte_in_all_three_files(tmp_path):

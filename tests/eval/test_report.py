@@ -4,44 +4,17 @@ import base64
 import hashlib
 import json
 import re
-import zlib
-from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
 import yaml
-from evaluated_runs import make_run, report
+from evaluated_runs import Page, make_run, report
 
 from eval.results import Results
 from finllm.run import write_json
 
 HOSTILE = "</script><script>alert(1)</script><img src=x onerror=alert(2)><!--\u2028& \"' {{ 7 * 7 }} ${1} <b>|`*"
 CAUSALITY = "log-probabilities move by up to 2.31 nats when only later tokens change"
-
-
-class Page(HTMLParser):
-    """The start tags of a page, the text of its <script> and <style> elements, and all other text."""
-
-    def __init__(self, path: Path):
-        super().__init__(convert_charrefs=True)
-        self.tags, self.raw, self.parts = [], [], []
-        self.feed(path.read_text(encoding="utf-8"))
-        self.style, self.figures, *self.packs, self.script = self.raw
-        self.data = json.loads(self.figures)
-        self.questions = [each for pack in self.packs for each in json.loads(zlib.decompress(base64.b64decode(pack)))]
-        self.text = "".join(self.parts)
-        self.words = " ".join(" ".join(self.parts).split())  # cells of a table stand apart
-
-    def handle_starttag(self, tag, attributes):
-        self.tags.append((tag, dict(attributes)))
-        if tag in ("script", "style"):
-            self.raw.append("")
-
-    def handle_data(self, data):
-        if self.cdata_elem:
-            self.raw[-1] += data
-        else:
-            self.parts.append(data)
 
 
 def page_of(*runs: Path, out: Path) -> Page:
