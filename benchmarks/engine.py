@@ -51,7 +51,6 @@ def main() -> None:
         return
     console = Console()
     measured = {variant: [] for variant in arguments.variants}
-    rate = machine.matrix_product_rate()
     for number in range(arguments.rounds):
         for variant in arguments.variants:
             with console.status(f"round {number + 1} of {arguments.rounds}: {VARIANTS[variant]}"):
@@ -62,7 +61,6 @@ def main() -> None:
             measured[variant].append(json.loads(done.stdout.splitlines()[-1]))
     result = {
         "machine": f"{platform.processor() or platform.machine()}, {machine.cores()} cores",
-        "matrix_product_flops": rate,
         "date": time.strftime("%Y-%m-%d"),
         "measured": measured,
     }
@@ -75,16 +73,17 @@ def show(result: dict, console: Console) -> None:
     """Median supervised tokens a second with spread, ratio to (b), peak memory, and the share of the product rate."""
     measured = result["measured"]
     rates = {variant: [run["supervised"] / run["seconds"] for run in runs] for variant, runs in measured.items()}
-    table = Table(title=f"{result['machine']}, {result['matrix_product_flops'] / 1e9:.0f} GFLOP/s of float32 products")
-    for column in ("variant", "supervised tokens/s", "low – high", "to (a)", "to (b)", "peak memory", "of products"):
+    # Measured beside every variant: a shared machine is not the same from one minute to the next.
+    products = statistics.median(run["matrix_product_flops"] for runs in measured.values() for run in runs)
+    table = Table(title=f"{result['machine']}, {products / 1e9:.0f} GFLOP/s of float32 products")
+    for column in ("variant", "tokens/s", "low – high", "to (a)", "to (b)", "memory", "of products"):
         table.add_column(column, justify="left" if column == "variant" else "right")
     for variant, runs in measured.items():
         rate = statistics.median(rates[variant])
         peers = ("trl", "trl_best_lora" if variant.endswith("lora") else "trl_best")
         ratios = [f"{rate / statistics.median(rates[peer]):.2f}" if peer in rates else "–" for peer in peers]
         memory = statistics.median(run["peak_memory_bytes"] for run in runs)
-        # The operations that the task needs on any engine: no padding, and only supervised tokens through the head.
-        share = statistics.median(run["flops"] / run["seconds"] for run in runs) / result["matrix_product_flops"]
+        share = statistics.median(run["flops"] / run["seconds"] / run["matrix_product_flops"] for run in runs)
         table.add_row(
             VARIANTS[variant], f"{rate:.0f}", f"{min(rates[variant]):.0f} – {max(rates[variant]):.0f}", *ratios,
             f"{memory / 2**30:.1f} GiB", f"{share:.0%}",
@@ -94,39 +93,109 @@ def show(result: dict, console: Console) -> None:
 
 def measure(arguments: argparse.Namespace) -> dict:
     """One variant's steps after the first: seconds, supervised tokens, needed operations; and peak memory."""
-    import torch
-    from datasets import Dataset
-    from peft import LoraConfig
-    from transformers import (
-        AutoModelForCausalLM,
-        DataCollatorForLanguageModeling,
-        Trainer,
-        TrainerCallback,
-        TrainingArguments,
-        set_seed,
-    )  # fmt: skip
-    from trl import SFTConfig, SFTTrainer
+    from transformers import AutoModelForCausalLM, set_seed
 
     from finllm import models
-    from finllm.config import TrainingConfig
     from finllm.data.prepare import resolve
-    from finllm.prompts import build_prompt
-    from finllm.run import RunDir
     from finllm.tokens import tokenize
-    from finllm.trainer import SupervisedTrainer
 
     variant = arguments.child
-    machine.use_all_cores()
-    if variant.startswith("ours") or variant.endswith("kept"):
-        machine.keep_freed_memory()
+    set_up(variant)
     base = models.resolve_base_model(arguments.model_name_or_path)
     tokenizer = models.load_tokenizer(base)
     split = resolve(arguments.dataset_name, models.cache_dir() / "datasets").split("train").shuffle(0)
     split = split.select(range(BATCH * (arguments.steps + 1)))
     rows, _ = tokenize(tokenizer, split, LENGTH)
     set_seed(0)
-    model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32, attn_implementation="sdpa")
-    parameters, head = model.num_parameters(), model.config.vocab_size * model.config.hidden_size
+    model = AutoModelForCausalLM.from_pretrained(base, dtype="float32", attn_implementation="sdpa")
+    head = model.config.vocab_size * model.config.hidden_size
+    body = model.num_parameters() - head
+    with tempfile.TemporaryDirectory() as folder:
+        trainer = trainer_for(variant, model, tokenizer, dataset_for(variant, split, rows, tokenizer), folder)
+        products = machine.matrix_product_rate()
+        measured = timed(trainer)
+    # The operations that the task needs on any engine: no padding, and only supervised tokens through the head.
+    supervised = sum(sum(label != -100 for label in labels[1:]) for labels in rows["labels"])
+    lengths = sum(len(ids) for ids in rows["input_ids"])
+    needed = (4 if variant.endswith("lora") else 6) * (body * lengths + head * supervised)
+    return {
+        "seconds": measured["seconds"],
+        "supervised": supervised * measured["share"],
+        "flops": needed * measured["share"],
+        "matrix_product_flops": products,
+        "peak_memory_bytes": measured["peak_memory_bytes"],
+    }
+
+
+def set_up(variant: str) -> None:
+    """Threads for all variants; the allocator for ours, and for the peer that is given our settings."""
+    machine.use_all_cores()
+    if variant.startswith("ours") or variant.endswith("kept"):
+        machine.keep_freed_memory()
+
+
+def dataset_for(variant: str, split, rows, tokenizer):
+    """The same rows as each variant reads them: tokenized by us, prompt and completion, or text padded to 350."""
+    from datasets import Dataset
+
+    from finllm.prompts import build_prompt
+
+    def whole(row):
+        text = build_prompt(row["instruction"], row["input"]) + row["output"] + tokenizer.eos_token
+        return tokenizer(text, truncation=True, max_length=350, padding="max_length")
+
+    if variant.startswith("ours"):
+        return rows
+    if variant == "notebook":
+        return split.map(whole, remove_columns=split.column_names)
+    return Dataset.from_list(
+        [{"prompt": build_prompt(row["instruction"], row["input"]), "completion": row["output"]} for row in split]
+    )
+
+
+def trainer_for(variant: str, model, tokenizer, dataset, folder: str, *, batch=BATCH, length=LENGTH, **flags):
+    """The variant's trainer, one epoch of `dataset` ahead of it; `flags` are TrainingArguments over the common ones."""
+    import torch
+    from peft import LoraConfig, get_peft_model
+    from transformers import DataCollatorForLanguageModeling, Trainer, TrainingArguments
+    from trl import SFTConfig, SFTTrainer
+
+    from finllm import models
+    from finllm.config import TrainingConfig
+    from finllm.run import RunDir
+    from finllm.trainer import SupervisedTrainer
+
+    common = {
+        "output_dir": folder, "per_device_train_batch_size": batch, "num_train_epochs": 1, "report_to": "none",
+        "save_strategy": "no", "logging_steps": 1, "use_cpu": not torch.cuda.is_available(), "disable_tqdm": True,
+        "bf16": machine.bf16_is_fast(), "learning_rate": 1e-4, "seed": 0, **flags,
+    }  # fmt: skip
+    lora = LoraConfig(r=16, lora_alpha=32, target_modules="all-linear", task_type="CAUSAL_LM", fan_in_fan_out=True)
+    if variant.startswith("ours"):
+        if variant.endswith("lora"):
+            models.set_dropout(model, 0.0)
+            model = get_peft_model(model, lora)
+        args = TrainingConfig(**common, max_length=length, eval_on_start=False)
+        return SupervisedTrainer(
+            model, run=RunDir(folder), args=args, train_dataset=dataset, processing_class=tokenizer
+        )
+    if variant == "notebook":
+        collator = DataCollatorForLanguageModeling(tokenizer, mlm=False)
+        return Trainer(model, TrainingArguments(**common), collator, dataset)
+    best = {} if variant == "trl" else {"activation_checkpointing": False, "train_sampling_strategy": "group_by_length"}
+    return SFTTrainer(
+        model,
+        SFTConfig(**{**common, **best}, max_length=length),
+        train_dataset=dataset,
+        processing_class=tokenizer,
+        peft_config=lora if variant.endswith("lora") else None,
+    )
+
+
+def timed(trainer) -> dict[str, float]:
+    """Train; seconds of the steps after the first, their share of the epoch's supervised tokens, and peak memory."""
+    from transformers import TrainerCallback
+
     times: list[float] = []
 
     class Clock(TrainerCallback):
@@ -136,75 +205,20 @@ def measure(arguments: argparse.Namespace) -> dict:
         def on_step_end(self, *args, **kwargs):
             times.append(time.perf_counter())
 
-    folder = tempfile.TemporaryDirectory()
-    common = {
-        "output_dir": folder.name, "per_device_train_batch_size": BATCH, "num_train_epochs": 1, "report_to": "none",
-        "save_strategy": "no", "logging_steps": 1, "use_cpu": not torch.cuda.is_available(), "disable_tqdm": True,
-        "bf16": machine.bf16_is_fast(), "learning_rate": 1e-4, "seed": 0,
-    }  # fmt: skip
-    lora = LoraConfig(r=16, lora_alpha=32, target_modules="all-linear", task_type="CAUSAL_LM", fan_in_fan_out=True)
-    if variant.startswith("ours"):
-        args = TrainingConfig(**common, max_length=LENGTH, eval_on_start=False)
-        if variant.endswith("lora"):
-            models.set_dropout(model, 0.0)
-            from peft import get_peft_model
-
-            model = get_peft_model(model, lora)
-        run = RunDir(folder.name)
-        trainer = SupervisedTrainer(
-            model, run=run, args=args, train_dataset=rows, processing_class=tokenizer, callbacks=[Clock()]
-        )
-    elif variant == "notebook":
-
-        def whole(row):
-            text = build_prompt(row["instruction"], row["input"]) + row["output"] + tokenizer.eos_token
-            return tokenizer(text, truncation=True, max_length=350, padding="max_length")
-
-        dataset = split.map(whole, remove_columns=split.column_names)
-        trainer = Trainer(
-            model,
-            TrainingArguments(**common),
-            DataCollatorForLanguageModeling(tokenizer, mlm=False),
-            dataset,
-            callbacks=[Clock()],
-        )
-    else:
-        best = (
-            {}
-            if variant == "trl"
-            else {"activation_checkpointing": False, "train_sampling_strategy": "group_by_length"}
-        )
-        texts = Dataset.from_list(
-            [{"prompt": build_prompt(row["instruction"], row["input"]), "completion": row["output"]} for row in split]
-        )
-        trainer = SFTTrainer(
-            model,
-            SFTConfig(**common, max_length=LENGTH, **best),
-            train_dataset=texts,
-            processing_class=tokenizer,
-            peft_config=lora if variant.endswith("lora") else None,
-            callbacks=[Clock()],
-        )
-    order: list[int] = []
+    supervised: list[int] = []
     loss = trainer.compute_loss
 
     def counting(model, inputs, *args, **kwargs):
         """Which rows a step had is known by their labels alone, whatever sampler and collator made the batch."""
-        order.append(int((inputs["labels"] != -100).sum()))
+        supervised.append(int((inputs["labels"] != -100).sum()))
         return loss(model, inputs, *args, **kwargs)
 
     trainer.compute_loss = counting
+    trainer.add_callback(Clock())
     trainer.train()
-    seconds = sum(end - begin for begin, end in zip(times[2::2], times[3::2], strict=True))
-    lengths = [len(ids) for ids in rows["input_ids"]]
-    share = sum(order[1:]) / sum(order)  # of the epoch's work, in the measured steps
-    supervised = sum(sum(label != -100 for label in labels[1:]) for labels in rows["labels"])
-    passes = 4 if variant.endswith("lora") else 6
-    needed = passes * ((parameters - head) * sum(lengths) + head * supervised)
     return {
-        "seconds": seconds,
-        "supervised": supervised * share,
-        "flops": needed * share,
+        "seconds": sum(end - begin for begin, end in zip(times[2::2], times[3::2], strict=True)),
+        "share": sum(supervised[1:]) / sum(supervised),
         "peak_memory_bytes": machine.peak_memory_bytes(),
     }
 

@@ -18,6 +18,7 @@ from typing import Any
 
 from finllm.data.clean import STEPS, Rejected, StepCount, check_steps, clean
 from finllm.data.dataset_dir import FILES, DatasetDir, dataset_hash, is_dataset_dir
+from finllm.data.near_duplicates import clusters
 from finllm.data.rows import RawRow, Source, find_source, read_rows, source_hash, track
 from finllm.data.schema import COLUMNS, FIELDS, Row, check_rows
 from finllm.data.split import SPLITS, check_fractions, normalised_question, split_of
@@ -37,6 +38,7 @@ class Settings:
     seed: int
     validation_fraction: float
     test_fraction: float
+    cluster_near_duplicates: bool = False
 
     def in_manifest(self) -> dict[str, Any]:
         return {
@@ -46,6 +48,7 @@ class Settings:
                 "seed": self.seed,
                 "validation_fraction": self.validation_fraction,
                 "test_fraction": self.test_fraction,
+                "cluster_near_duplicates": self.cluster_near_duplicates,
             },
         }
 
@@ -75,16 +78,20 @@ def prepare(
     seed: int = DEFAULTS.seed,
     validation_fraction: float = DEFAULTS.validation_fraction,
     test_fraction: float = DEFAULTS.test_fraction,
+    cluster_near_duplicates: bool = DEFAULTS.cluster_near_duplicates,
     count_tokens: Callable[[list[str]], list[int]] | None = None,
     overwrite: bool = False,
 ) -> DatasetDir:
     """Make a dataset dir of a SOURCE (see `finllm.data.rows`) and print its summary to stdout.
 
     A dataset dir that already holds the same source with the same settings is left as it is. Any other folder that is
-    not empty is refused, but for another dataset dir with `overwrite`. `count_tokens` gives the number of tokens of
-    each text, for the summary. Raises `UserError` for everything that the user can mend.
+    not empty is refused, but for another dataset dir with `overwrite`. With `cluster_near_duplicates`, questions that
+    are near duplicates (finllm.data.near_duplicates) go to one split. `count_tokens` gives the number of tokens of each
+    text, for the summary. Raises `UserError` for everything that the user can mend.
     """
-    settings = Settings(columns, frozenset(skip_cleaning), seed, validation_fraction, test_fraction)
+    settings = Settings(
+        columns, frozenset(skip_cleaning), seed, validation_fraction, test_fraction, cluster_near_duplicates
+    )
     check_steps(skip_cleaning)
     check_fractions(validation_fraction, test_fraction)
     where = Path(output_dir)
@@ -180,20 +187,22 @@ def _build(
 def _split(rows: list[Row], settings: Settings, name: str) -> dict[str, list[dict[str, str]]]:
     """The rows of each split as they are written, in the order of the source."""
     splits: dict[str, list[dict[str, str]]] = {split: [] for split in SPLITS}
-    questions, ids = set(), Counter()
-    for row in rows:
-        question = normalised_question(row.instruction, row.input)
-        questions.add(question)
+    questions = [normalised_question(row.instruction, row.input) for row in rows]
+    # A question goes where its own hash sends it, or that of the first of its near duplicates.
+    deciding = clusters(questions) if settings.cluster_near_duplicates else range(len(rows))
+    ids: Counter[str] = Counter()
+    for row, question, first in zip(rows, questions, deciding, strict=True):
         texts = dict(zip(FIELDS, row[:3], strict=True))
         row_id = _sixteen_hex("\0".join(row[:3]))
         ids[row_id] += 1
         unique = row_id if ids[row_id] == 1 else f"{row_id}-{ids[row_id]}"
-        split = split_of(question, settings.seed, settings.validation_fraction, settings.test_fraction)
+        split = split_of(questions[first], settings.seed, settings.validation_fraction, settings.test_fraction)
         splits[split].append({"id": unique, "question_id": _sixteen_hex(question), **texts})
     empty = [split for split in SPLITS if not splits[split]]
     if empty:
+        distinct = len({questions[first] for first in deciding})
         raise UserError(
-            f"{name}: {' and '.join(empty)} would be empty: {len(questions):,} distinct questions with "
+            f"{name}: {' and '.join(empty)} would be empty: {distinct:,} distinct questions with "
             f"validation_fraction {settings.validation_fraction}, test_fraction {settings.test_fraction} and seed "
             f"{settings.seed}; change the fractions or the seed, or add rows"
         )
@@ -297,6 +306,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
             metavar="F",
             help=f"share of the questions that go to {split} (default: %(default)s)",
         )
+    parser.add_argument(
+        "--cluster_near_duplicates",
+        action="store_true",
+        help="keep questions that share half of their word 5-grams in one split",
+    )
     parser.add_argument("--overwrite", action="store_true", help="replace another dataset dir in DIR")
 
 
@@ -310,6 +324,7 @@ def run(args: argparse.Namespace, count_tokens: Callable[[list[str]], list[int]]
         seed=args.seed,
         validation_fraction=args.validation_fraction,
         test_fraction=args.test_fraction,
+        cluster_near_duplicates=args.cluster_near_duplicates,
         count_tokens=count_tokens,
         overwrite=args.overwrite,
     )

@@ -4,6 +4,9 @@ A question is the instruction, plus the input where there is one, normalised: Un
 dropped, white space folded. SHA-256 of seed and question gives a number in [0, 1), the same for ever:
 
     0 ──── test ──── test_fraction ──── validation ──── + validation_fraction ──────────── train ──────────── 1
+
+`finllm prepare --cluster_near_duplicates` gives near duplicates the number of the first of them in the source, so there
+a new row can join two clusters and move one.
 """
 
 from __future__ import annotations

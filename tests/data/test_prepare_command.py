@@ -92,3 +92,37 @@ def test_percentiles_are_lengths_that_occur():
     values = [5, 1, 4, 2, 3]
     assert [percentile(values, share) for share in (0.0, 0.05, 0.5, 0.95, 1.0)] == [1, 1, 3, 5, 5]
     assert percentile([7], 0.5) == 7
+
+
+def test_near_duplicate_questions_stay_in_one_split_when_asked(make_rows, write, tmp_path):
+    families = [
+        {
+            "instruction": f"Could you tell me in plain words what happens to fund {n} when rates rise {tail}",
+            "input": "",
+            "output": "It falls.",
+        }
+        for n in range(60)
+        for tail in ("this year", "next year")
+    ]
+    source = write(tmp_path / "rows.jsonl", [*make_rows(100), *families])
+    splits = {}
+    for flags in ((), ("--cluster_near_duplicates",)):
+        folder = tmp_path / f"dataset{len(flags)}"
+        done = command(source, "--output_dir", folder, "--test_fraction", 0.3, *flags, cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+        dataset = DatasetDir(folder)
+        splits[flags] = {
+            row["instruction"]: split for split in ("train", "validation", "test") for row in dataset.rows(split)
+        }
+        assert dataset.manifest["split"]["cluster_near_duplicates"] is bool(flags)
+
+    def parted(placed):
+        return sum(
+            placed[families[n]["instruction"]] != placed[families[n + 1]["instruction"]] for n in range(0, 120, 2)
+        )
+
+    alone, together = splits.values()
+    assert parted(alone) > 5 and parted(together) == 0
+    assert all(alone[row["instruction"]] == together[row["instruction"]] for row in make_rows(100))
+    again = command(source, "--output_dir", tmp_path / "dataset1", "--test_fraction", 0.3, cwd=tmp_path)
+    assert again.returncode == 2 and "holds another dataset (different split)" in again.stderr

@@ -1,0 +1,144 @@
+"""How cost grows with sequence length, batch size and model size: this suite's step against TRL's with its best flags.
+
+    python benchmarks/growth.py [--steps 3] [--output FOLDER]
+
+Rows are random tokens of one exact length, the second half supervised, and models have random weights in GPT-2's form,
+so that one thing varies at a time. Every point is a process of its own. Written: growth.json and growth.png.
+"""
+
+import finllm  # isort: skip  # noqa: F401  before torch: it sets how threads wait
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from engine import VARIANTS, set_up, timed, trainer_for
+from rich.console import Console
+from rich.progress import track
+
+from finllm.run import run_command, write_json
+
+PAIR = ("trl_best", "ours")
+COLORS = {"trl_best": "#d97706", "ours": "#1d4ed8"}
+MIDDLE = {"length": 128, "batch": 4, "width": 512}
+VARIED = {"length": (32, 64, 128, 256, 512), "batch": (1, 2, 4, 8, 16), "width": (128, 256, 512, 768)}
+LABELS = {"length": "tokens a row", "batch": "rows a step", "width": "million weights"}
+LAYERS = {128: 2, 256: 4, 512: 8, 768: 12}  # the last is GPT-2's own shape
+VOCABULARY = 50_257
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Time steps over sequence length, batch size and model size.")
+    parser.add_argument("--steps", type=int, default=3, help="measured steps; one more before them is warm-up")
+    parser.add_argument("--output", default="growth", help="folder for growth.json and growth.png")
+    parser.add_argument("--child", help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.child:
+        print(json.dumps(measure(json.loads(arguments.child), arguments.steps)))
+        return
+    points = {
+        tuple(sorted({**MIDDLE, name: value}.items())): None for name, values in VARIED.items() for value in values
+    }
+    measured = []
+    for point in track(points, "measuring"):
+        for variant in PAIR:
+            child = [
+                sys.executable,
+                __file__,
+                *sys.argv[1:],
+                "--child",
+                json.dumps({**dict(point), "variant": variant}),
+            ]
+            done = subprocess.run(child, capture_output=True, text=True, check=False)
+            if done.returncode:
+                raise SystemExit(f"{dict(point)} failed:\n{done.stderr[-3000:]}")
+            measured.append(json.loads(done.stdout.splitlines()[-1]))
+    output = Path(arguments.output)
+    output.mkdir(parents=True, exist_ok=True)
+    write_json(output / "growth.json", measured)
+    draw(measured, output / "growth.png")
+    Console().print(f"wrote {output / 'growth.png'}")
+
+
+def measure(point: dict, steps: int) -> dict:
+    """`point` with its model's weights, seconds a step, supervised tokens a second and peak memory of the process."""
+    import torch
+    from datasets import Dataset
+    from tokenizers import Tokenizer
+    from tokenizers.models import WordLevel
+    from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast, set_seed
+
+    variant, length, batch, width = (point[name] for name in ("variant", "length", "batch", "width"))
+    set_up(variant)
+    set_seed(0)
+    shape = GPT2Config(n_embd=width, n_layer=LAYERS[width], n_head=width // 64, n_positions=512, vocab_size=VOCABULARY)
+    model = GPT2LMHeadModel(shape)
+    model.set_attn_implementation("sdpa")
+    ids = torch.randint(10, VOCABULARY, (batch * (steps + 1), length)).tolist()
+    half = length // 2
+    if variant == "ours":
+        labels = [[-100] * half + row[half:] for row in ids]
+        dataset = Dataset.from_dict({"input_ids": ids, "labels": labels})
+    else:
+        dataset = Dataset.from_dict(
+            {"input_ids": ids, "completion_mask": [[0] * half + [1] * (length - half)] * len(ids)}
+        )
+    words = Tokenizer(WordLevel({"<eos>": 0}, unk_token="<eos>"))
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, eos_token="<eos>", pad_token="<eos>")
+    with tempfile.TemporaryDirectory() as folder:
+        result = timed(trainer_for(variant, model, tokenizer, dataset, folder, batch=batch))
+    seconds = result["seconds"] / steps
+    return {
+        **point,
+        "parameters": model.num_parameters(),
+        "seconds": seconds,
+        "supervised_per_second": batch * (length - half) / seconds,
+        "peak_memory_bytes": result["peak_memory_bytes"],
+    }
+
+
+def draw(measured: list[dict], path: Path) -> None:
+    """A column for each thing that varies; rows: seconds a step, supervised tokens a second, peak memory."""
+    import matplotlib
+
+    matplotlib.use("agg")
+    import matplotlib.pyplot as plt
+
+    shown = (
+        ("seconds", "seconds a step", 1),
+        ("supervised_per_second", "supervised tokens a second", 1),
+        ("peak_memory_bytes", "peak memory, GiB", 2**30),
+    )
+    figure, grid = plt.subplots(3, 3, figsize=(10, 8), layout="constrained", sharex="col")
+    for column, (name, values) in enumerate(VARIED.items()):
+        others = {other: value for other, value in MIDDLE.items() if other != name}
+        for variant in PAIR:
+            line = sorted(
+                (point for point in measured if point["variant"] == variant and point.items() >= others.items()),
+                key=lambda point: point[name],
+            )
+            x = [point["parameters"] / 1e6 if name == "width" else point[name] for point in line]
+            for row, (field, label, unit) in enumerate(shown):
+                axes = grid[row][column]
+                y = [point[field] / unit for point in line]
+                axes.plot(x, y, marker="o", markersize=4, color=COLORS[variant], label=VARIANTS[variant])
+                axes.set_xscale("log")
+                axes.set_xticks(x, [f"{value:.0f}" for value in x], minor=False)
+                axes.minorticks_off()
+                axes.spines[["top", "right"]].set_visible(False)
+                axes.set_ylim(bottom=0)
+                if column == 0:
+                    axes.set_ylabel(label)
+                if row == len(shown) - 1:
+                    axes.set_xlabel(LABELS[name])
+        assert len(line) == len(values)
+    grid[0][0].legend(frameon=False)
+    figure.savefig(path, dpi=130)
+    plt.close(figure)
+
+
+if __name__ == "__main__":
+    run_command(main)
