@@ -3,7 +3,7 @@
 Each audit returns `{"passed": bool, "summary": one sentence with the figures, …figures}`, as results.json holds it.
 Audits of texts against training texts stand in eval/overlap.py. No torch here: models are asked through eval.lm.
 
-One model costs `FORWARD_ROWS` short examples more, in five forward passes at a batch size of 16.
+One model costs `FORWARD_ROWS` short examples more, in seven forward passes at a batch size of 16.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from finllm.run import RunDir
 TOLERANCE = {"float32": 2e-4, "float64": 1e-6}
 COARSE_TOLERANCE = 0.1  # bfloat16, float16
 CAUSALITY_EXAMPLES, SHUFFLED_EXAMPLES, ALONE_EXAMPLES = 2, 6, 3
-FORWARD_ROWS = CAUSALITY_EXAMPLES * 5 + SHUFFLED_EXAMPLES + ALONE_EXAMPLES
+FORWARD_ROWS = CAUSALITY_EXAMPLES * 5 + SHUFFLED_EXAMPLES + 3 * ALONE_EXAMPLES
 TRAINING_SAMPLE = 1000  # training examples whose length is looked at
 LEAST_EOS_SHARE, LEAST_STOP_RATE = 0.95, 0.5
 
@@ -133,6 +133,8 @@ def sanity(
 ) -> dict[str, Any]:
     """References must be likelier after their own question than after another, and a batch must change nothing.
 
+    Nor must padding on the other side or packing, where a model is run so elsewhere (`LanguageModel.otherwise`).
+
     `rows` are those of predictions.jsonl, with their answers where there are any, `scores` what the whole run gave them
     in batches of `batch_size`; some are scored again alone.
     """
@@ -171,6 +173,15 @@ def sanity(
         figures["batch_difference"] = apart if np.isfinite(apart) else None
         verb = "changes nothing" if same else "CHANGES the likelihood"
         said.append(f"scoring alone instead of in batches of {batch_size} {verb} ({apart:.1g} nats a token)")
+    some = sample(pairs, ALONE_EXAMPLES)
+    for way, nll in model.otherwise([pairs[i] for i in some]).items():
+        apart = float(
+            np.max([abs(scores[i].nll - other) / scores[i].tokens for i, other in zip(some, nll, strict=True)])
+        )
+        same = bool(apart <= tolerance(model))
+        passed &= same
+        figures[f"{way} difference"] = apart if np.isfinite(apart) else None
+        said.append(f"{way} {'they stay' if same else 'they do NOT stay'} the same ({apart:.1g} nats a token)")
     return {"passed": passed, "summary": "; ".join(said) or "one example alone allows no control", **figures}
 
 

@@ -75,6 +75,12 @@ class LanguageModel(Protocol):
         before it, from one forward pass over the whole, so that a model that sees the future shows it.
         """
 
+    def otherwise(self, pairs: Sequence[tuple[list[int], list[int]]]) -> dict[str, list[float]]:
+        """The nll of each pair's response by every other way that this model is run in; none of them may differ.
+
+        The name of a way, such as "padded on the left", and a nll for each pair. Empty where there is no other way.
+        """
+
     def score(self, prompts: Sequence[str], responses: Sequence[str]) -> list[Score]:
         """Score each response, and its EOS, after its prompt: the same numbers as `log_probs`, summed."""
 

@@ -36,7 +36,8 @@ AUDITS = {
     "stopping": "Training taught the model where an answer ends, and at least half of its answers end by themselves.",
     "memorisation": "The answers are the model's own: hardly any holds a long passage of one training answer.",
     "template": "The model is asked in the very words, as a hash tells, in which it was trained.",
-    "sanity": "Answers fit their own question better than another's, and the batch size changes no likelihood.",
+    "sanity": "Answers fit their own question better than another's, and neither batch size nor padding nor packing "
+    "changes a likelihood.",
 }
 
 # Numbers -------------------------------------------------------------------------------------------------------------

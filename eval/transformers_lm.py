@@ -10,6 +10,7 @@ from torch.nn.functional import cross_entropy
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from eval.lm import Description, Generation, Score
+from finllm import joined
 from finllm.generate import answer_all, decoding
 from finllm.models import check_length, count_parameters, load_for_inference
 from finllm.run import RunDir, UserError
@@ -82,6 +83,37 @@ class TransformersLM:
             log_probs = -cross_entropy(predicted, labels, reduction="none")
             rows.append((log_probs.double().cpu().numpy(), int((predicted.argmax(-1) == labels).sum())))
         return rows
+
+    @torch.inference_mode()
+    def otherwise(self, pairs: Sequence[tuple[list[int], list[int]]]) -> dict[str, list[float]]:
+        """Padded on the left, as `generate` pads; and packed, as rows are trained on where the model allows it."""
+        rows = [
+            {"input_ids": prompt + response, "labels": [joined.IGNORED] * len(prompt) + response}
+            for prompt, response in pairs
+        ]
+        padded = self.tokenizer.pad(
+            {"input_ids": [row["input_ids"] for row in rows]}, padding_side="left", return_tensors="pt"
+        ).to(self.model.device)
+        positions = (padded.attention_mask.cumsum(-1) - 1).clamp(min=0)
+        logits = self.model(**padded, position_ids=positions, use_cache=False).logits
+        found = {
+            "padded on the left": [
+                cross_entropy(row[-len(response) - 1 : -1].float(), row.new_tensor(response).long(), reduction="sum")
+                for row, (_, response) in zip(logits, pairs, strict=True)
+            ]
+        }
+        if joined.can_join(base := self.model.get_base_model() if hasattr(self.model, "peft_config") else self.model):
+            batch = {name: tensor.to(self.model.device) for name, tensor in joined.join(rows).items()}
+            base.set_attn_implementation(joined.NAME)
+            try:
+                inputs = {name: batch[name] for name in ("input_ids", "position_ids", "parts")}
+                logits = self.model(**inputs, use_cache=False).logits
+            finally:
+                base.set_attn_implementation("sdpa")
+            labels = batch["labels"][0, 1:]
+            nll = cross_entropy(logits[0, :-1].float(), labels, reduction="none", ignore_index=joined.IGNORED)
+            found["packed"] = [nll[batch["rows"][0, 1:] == number].sum() for number in range(len(rows))]
+        return {way: torch.stack(values).double().tolist() for way, values in found.items()}
 
     def generate(self, prompts: Sequence[str], max_new_tokens: int) -> list[Generation]:
         """Greedy, by finllm.generate: evaluation asks as users ask."""

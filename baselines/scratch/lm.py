@@ -53,6 +53,10 @@ class ScratchLanguageModel:
         """The log-probability of each response token, of one forward pass over prompt and response."""
         return [-nll for nll, _ in self.predict(pairs)]
 
+    def otherwise(self, pairs: Sequence[Pair]) -> dict[str, list[float]]:
+        """No other way: these models take positions from tokens alone, and are padded on the right everywhere."""
+        return {}
+
     def score(self, prompts: Sequence[str], responses: Sequence[str]) -> list[Score]:
         """The likelihood of each whole response and its EOS; no text is cut.
 

@@ -118,6 +118,9 @@ class Table:
     def encode(self, prompt, response):
         return [1] * len(prompt), [1] * len(response)
 
+    def otherwise(self, pairs):
+        return {}
+
     def score(self, prompts, responses):
         self.calls = len(prompts)
         return [audits.Score(self.nll(*pair, len(prompts)), 4, 1) for pair in zip(prompts, responses, strict=True)]
@@ -142,6 +145,33 @@ def test_controls_of_likelihood(nll, passed, said):
     audit = audits.sanity(model, data, pairs, scores, batch_size=4)
     assert audit["passed"] is passed and said in audit["summary"]
     assert audit["shuffled_rougeL"] < audit["rougeL"]
+
+
+@pytest.mark.parametrize("folder", ["gpt2_dir", "llama_dir"])
+def test_padding_on_the_left_and_packing_change_nothing(folder, request):
+    lm = small_model(request.getfixturevalue(folder), 0)
+    pairs = [lm.encode(row["prompt"], row["reference"]) for row in rows()]
+    expected = [-log_probs.sum() for log_probs in lm.log_probs(pairs)]
+    found = lm.otherwise(pairs)
+    assert list(found) == ["padded on the left", "packed"]
+    assert all(nll == pytest.approx(expected, abs=1e-3) for nll in found.values())
+    assert lm.otherwise(pairs)["padded on the left"] == found["padded on the left"]  # the attention is put back
+
+
+def test_a_model_that_another_padding_moves_is_noticed(gpt2_dir):
+    lm, data = small_model(gpt2_dir, 0), rows(ANSWERS)
+    pairs = [lm.encode(row["prompt"], row["reference"]) for row in data]
+    scores = lm.score([row["prompt"] for row in data], [row["reference"] for row in data])
+    honest = audits.sanity(lm, data, pairs, scores, batch_size=4)
+    assert "padded on the left they stay the same" in honest["summary"] and "packed they stay" in honest["summary"]
+    forward = lm.model.forward
+
+    def without_positions(*arguments, position_ids=None, **others):
+        return forward(*arguments, **others)
+
+    lm.model.forward = without_positions
+    moved = audits.sanity(lm, data, pairs, scores, batch_size=4)
+    assert not moved["passed"] and "padded on the left they do NOT stay the same" in moved["summary"]
 
 
 OWN = {build_prompt(question): answer for question, answer in zip(QUESTIONS, ANSWERS, strict=True)}
