@@ -213,7 +213,7 @@ def main(arguments: list[str] | None = None) -> None:
     floors = max(runs, key=lambda run: run.split.generated).results.audits.get("memorisation", {}).get("baselines", {})
     text = report.markdown(rows, sentences, notes)
     text += tables.below(rows, comparisons, pooled, floors, confidence["level"])
-    page = report.page(runs, rows, sentences, notes, options.split, comparisons)
+    page = report.page(runs, rows, sentences, notes, options.split, comparisons, pooled)
 
     content = {
         "split": options.split,

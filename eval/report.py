@@ -137,8 +137,9 @@ def page(
     notes: list[str],
     split: str,
     comparisons: Sequence[dict[str, Any]] = (),
+    recipes: Sequence[dict[str, Any]] = (),
 ) -> str:
-    """index.html as text; `rows` are the runs' rows in the same order, `comparisons` those of leaderboard.json."""
+    """index.html as text; `rows` are the runs' rows in the same order, the others those of leaderboard.json."""
     style = (FOLDER / "report_page.css").read_text(encoding="utf-8")
     parts = "\n".join((FOLDER / name).read_text(encoding="utf-8") for name in SCRIPTS)
     script = f'"use strict";\n{{\n{parts}}}\n'  # in a block, so that no name of ours meets one of the window's
@@ -163,6 +164,8 @@ def page(
         audits=[(name, said) for name, said in AUDITS.items() if any(name in run.results.audits for run in runs)],
         sentences=sentences,
         notes=notes,
+        recipes=recipes,
+        clean_part=any(run.split.clean and run.split.clean.examples < run.split.examples for run in runs),
         split=split,
         tested=bool(comparisons),
         dataset=Path(runs[0].results.dataset["name"]).name or "dataset",  # the name may be a path of another machine

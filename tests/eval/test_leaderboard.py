@@ -84,6 +84,8 @@ def test_the_score_on_the_clean_part_is_said(tmp_path):
     content = report(run, out=tmp_path / "out")
     assert content["models"][0]["clean"]["metrics"]["bits_per_byte"] == bits
     assert content["caveats"][0].endswith("how many are left of 12: lora 1.200 (9).")
+    assert "Clean part no near duplicates" in (words := Page(tmp_path / "out" / "index.html").words)
+    assert "1.200 1.100–1.300" in words
 
 
 def test_seeds_of_one_recipe_are_pooled_with_their_spread(tmp_path):
@@ -101,6 +103,8 @@ def test_seeds_of_one_recipe_are_pooled_with_their_spread(tmp_path):
     assert (
         "| s1, s2, s3 | 1, 2, 3 | 1.000 (1.000 to 1.000) | ± 0.100 |" in (tmp_path / "out/leaderboard.md").read_text()
     )
+    words = Page(tmp_path / "out" / "index.html").words
+    assert "s1, s2, s3 1, 2, 3 1.000 1.000–1.000 ± 0.100" in words and "Clean part" not in words
 
 
 def test_a_base_model_that_no_training_improved_is_said_so(tmp_path):
