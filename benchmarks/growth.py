@@ -42,6 +42,8 @@ def main() -> None:
     points = {
         tuple(sorted({**MIDDLE, name: value}.items())): None for name, values in VARIED.items() for value in values
     }
+    output = Path(arguments.output)
+    output.mkdir(parents=True, exist_ok=True)
     measured = []
     for point in track(points, "measuring"):
         for variant in PAIR:
@@ -56,9 +58,7 @@ def main() -> None:
             if done.returncode:
                 raise SystemExit(f"{dict(point)} failed:\n{done.stderr[-3000:]}")
             measured.append(json.loads(done.stdout.splitlines()[-1]))
-    output = Path(arguments.output)
-    output.mkdir(parents=True, exist_ok=True)
-    write_json(output / "growth.json", measured)
+            write_json(output / "growth.json", {"measured": measured})
     draw(measured, output / "growth.png")
     Console().print(f"wrote {output / 'growth.png'}")
 

@@ -11,6 +11,7 @@ HELP = {
     "prepare": "raw rows to a dataset dir: validated, cleaned, split",
     "data": "`data show`: an example in colours, as the model reads and learns it",
     "plan": "predict the time and memory of a run before it starts, from the flags of recipes/sft.py",
+    "doctor": "what this machine can do, and what it lacks",
     "generate": "ask a run dir or a base model",
     "random-weights": "a model with random weights from a config, for benchmarks and tests",
 }
@@ -86,8 +87,16 @@ def _plan(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(run=lambda arguments: plan.main(arguments.others))
 
 
+def _doctor(parser: argparse.ArgumentParser) -> None:
+    from finllm import doctor
+
+    doctor.add_arguments(parser)
+    parser.set_defaults(run=doctor.run)
+
+
 COMMANDS = {
-    "prepare": _prepare, "data": _data, "plan": _plan, "generate": _generate, "random-weights": _random_weights,
+    "prepare": _prepare, "data": _data, "plan": _plan, "doctor": _doctor, "generate": _generate,
+    "random-weights": _random_weights,
 }  # fmt: skip
 
 if __name__ == "__main__":

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
+import gc
 import os
 import resource
 import sys
@@ -46,6 +48,13 @@ def keep_freed_memory() -> bool:
     # One arena: backward runs in a thread of its own, and an arena of its own could not hold large buffers.
     settings = {M_MMAP_MAX: 0, M_TRIM_THRESHOLD: -1, M_TOP_PAD: 256 * 2**20, M_ARENA_MAX: 1}
     return all([mallopt(name, value) == 1 for name, value in settings.items()])
+
+
+def give_back_freed_memory() -> None:
+    """Give glibc's free memory back to the kernel now, so that what is allocated next is seen in resident memory."""
+    gc.collect()
+    with contextlib.suppress(AttributeError, OSError, TypeError):  # no glibc
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def bf16_is_fast() -> bool:

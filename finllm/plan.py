@@ -1,14 +1,14 @@
 """What a run will need, before it is started: `finllm plan --config X.yaml [any flag of the recipe]`.
 
-A model is its embeddings, its head and L equal layers. So the same model with one layer and with two, random weights in
-them, is measured for one batch of the run's own rows: the difference is a layer. No base weights are loaded.
+A model is its embeddings, its head and L equal layers. So the same model with one layer and with four, their weights
+random, is measured on batches of the run's own rows: the difference is three layers. No base weights are loaded.
 
-    seconds a step   = s₁ + (L − 1)(s₂ − s₁) + optimizer        s: forward and backward of the mean batch
+    seconds a step   = s₁ + (L − 1)(s₄ − s₁)/3 + optimizer      s: forward and backward of the mean batch
     optimizer        = trainable parameters · seconds a parameter, measured on the same models
-    peak memory      = process + weights + optimizer state + the larger of
-                         forward's end:  saved activations of the largest batch + logits of a chunk + head gradient
-                         backward's end: gradients of all trainable weights + head gradient
-    saved activations are counted: a₁ + (L − 1)(a₂ − a₁) bytes a token
+    peak memory      = p₁ + (L − 1)(p₄ − p₁)/3                 p: this process's peak after steps of the largest batch
+
+The peak holds all there is: libraries, rows, weights, gradients, optimizer state, activations, and what the allocator
+keeps between them. A peak never falls, so the model with one layer goes first.
 
 On n GPUs nothing is measured here. A step is its operations at an assumed share of the data sheet's rate, and the part
 of the gradients' ring all-reduce, 2(n − 1)/n of their bytes (Patarasuk and Yuan 2009), that backward, two thirds of a
@@ -23,7 +23,6 @@ import time
 from dataclasses import asdict, dataclass
 from typing import Any
 
-import psutil
 import torch
 from rich.console import Console
 from rich.table import Table
@@ -34,14 +33,15 @@ from finllm import joined, machine, models
 from finllm.batches import batches_of_epoch
 from finllm.config import parse
 from finllm.data.prepare import resolve
-from finllm.loss import CHUNK, add_supervised_head
+from finllm.loss import add_supervised_head
 from finllm.run import RunDir, UserError, write_json
 from finllm.tokens import tokenize
 
 GPUS = (1, 2, 4, 8)
 GPU_FLOPS = 0.4 * 989e12  # 40 % of an H100's dense bfloat16 rate by its data sheet
 LINK = 100e9  # bytes a second between GPUs that a ring reaches; NVLink gives more, PCIe 4 some 25e9
-STEPS = 5  # of each small model, the first of which only counts what it saves
+FEW, MORE = 1, 4  # layers of the small models; closer together, noise would be multiplied
+STEPS = 3  # of each small model on the mean batch
 DRAWS = 400  # batches are looked at, to know their mean and the largest
 
 
@@ -65,11 +65,11 @@ class Plan:
 
 @dataclass(frozen=True)
 class Probe:
-    """One step of a model with few layers."""
+    """Steps of a model with few layers."""
 
     seconds: float
     optimizer_seconds: float
-    saved_bytes: int
+    peak_memory_bytes: int  # of this process until then
     total: int
     trainable: int
 
@@ -91,17 +91,14 @@ def main(arguments: list[str]) -> None:
     if recipe.max_train_samples:
         split = split.shuffle(training.seed).select(range(min(recipe.max_train_samples, len(split))))
     rows, report = tokenize(tokenizer, split, training.max_length, training.completion_only_loss is False)
-    process_bytes = psutil.Process().memory_info().rss
-    plan = predict(base, recipe, training, model_arguments, rows.to_list(), report.supervised_tokens, process_bytes)
+    plan = predict(base, recipe, training, model_arguments, rows.to_list(), report.supervised_tokens)
     show(plan)
     if training.output_dir:
         write_json(RunDir(training.output_dir).path / "plan.json", asdict(plan))
 
 
-def predict(
-    base: str, recipe, training, model_arguments, rows: list[dict[str, Any]], supervised: int, process_bytes: int
-) -> Plan:
-    """Measure the model with one and two layers on a batch of `rows`, and add up."""
+def predict(base: str, recipe, training, model_arguments, rows: list[dict[str, Any]], supervised: int) -> Plan:
+    """Measure the model with few and more layers on a batch of `rows`, and add up."""
     config = AutoConfig.from_pretrained(base)
     layers = config.num_hidden_layers
     lengths = [len(row["input_ids"]) for row in rows]
@@ -115,26 +112,18 @@ def predict(
     sizes = [batch["input_ids"].shape[1] for batch in batches]
     average = sum(sizes) / len(sizes)
     mean = min(batches, key=lambda batch: abs(batch["input_ids"].shape[1] - average))
-    one, two = (_probe(config, count, recipe, model_arguments, mean) for count in (1, 2))
+    largest = max(batches, key=lambda batch: batch["input_ids"].shape[1])
+    few, more = (_probe(config, count, recipe, model_arguments, mean, largest) for count in (FEW, MORE))
 
     def extrapolate(first: float, second: float) -> float:
-        return first + (layers - 1) * (second - first)
+        return first + (layers - FEW) * (second - first) / (MORE - FEW)
 
-    trainable = round(extrapolate(one.trainable, two.trainable))
-    total = round(extrapolate(one.total, two.total))
-    optimizer = trainable * two.optimizer_seconds / two.trainable
-    seconds = accumulated * extrapolate(one.seconds, two.seconds) + optimizer
+    trainable = round(extrapolate(few.trainable, more.trainable))
+    total = round(extrapolate(few.total, more.total))
+    optimizer = trainable * more.optimizer_seconds / more.trainable
+    seconds = accumulated * extrapolate(few.seconds, more.seconds) + optimizer
     head = config.vocab_size * config.hidden_size
-    head_gradient = 0 if model_arguments.use_peft else 4 * head
-    saved = extrapolate(one.saved_bytes, two.saved_bytes) * max(sizes) / mean["input_ids"].shape[1]
     labels = (mean["labels"] != joined.IGNORED).sum().item()
-    logits = 4 * config.vocab_size * min(CHUNK, labels * max(sizes) // mean["input_ids"].shape[1])
-    peak = (
-        process_bytes
-        + 4 * total
-        + 8 * trainable
-        + max(saved + 2 * logits + head_gradient, 4 * trainable + head_gradient)
-    )
     body = total - head * (1 if config.tie_word_embeddings else 2)
     passes = 4 if model_arguments.use_peft else 6
     return Plan(
@@ -147,7 +136,7 @@ def predict(
         step_seconds=seconds,
         train_seconds=seconds * steps,
         tokens_per_second=accumulated * sum(int(batch["lengths"].sum()) for batch in batches) / len(batches) / seconds,
-        peak_memory_bytes=round(peak),
+        peak_memory_bytes=round(extrapolate(few.peak_memory_bytes, more.peak_memory_bytes)),
         flops_per_step=accumulated * passes * (body * average + head * labels),
         machine_flops=machine.matrix_product_rate(),
     )
@@ -165,8 +154,11 @@ def _batches(training, lengths: list[int]) -> list[list[int]]:
     return [order[begin : begin + size] for begin in range(0, len(order), size)]
 
 
-def _probe(config, layers: int, recipe, model_arguments, batch: dict[str, torch.Tensor]) -> Probe:
-    """Forward, backward and optimizer of a random model with so many layers: the fastest of some steps."""
+def _probe(
+    config, layers: int, recipe, model_arguments, mean: dict[str, torch.Tensor], largest: dict[str, torch.Tensor]
+) -> Probe:
+    """Steps of a random model with so many layers: the fastest of some on the mean batch, and two on the largest."""
+    machine.give_back_freed_memory()
     config = copy.deepcopy(config)
     config.num_hidden_layers = layers
     if getattr(config, "layer_types", None):
@@ -183,31 +175,19 @@ def _probe(config, layers: int, recipe, model_arguments, batch: dict[str, torch.
     whole.train()
     trainable = [parameter for parameter in whole.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(trainable, lr=0.0, fused=True)
-    inputs = {name: batch[name] for name in ("input_ids", "labels", "position_ids", "parts")}
-    saved: dict[int, int] = {}
-
-    def count(tensor: torch.Tensor) -> torch.Tensor:
-        saved[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
-        return tensor
-
     seconds, optimizer_seconds = [], []
-    for attempt in range(STEPS):
+    for batch in (largest, largest, *[mean] * STEPS):  # the second of the largest finds the optimizer's state there
+        inputs = {name: batch[name] for name in ("input_ids", "labels", "position_ids", "parts")}
         start = time.perf_counter()
-        if attempt == 0:
-            with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
-                nll = whole(**inputs, use_cache=False, supervised_head=True).nll
-        else:
-            nll = whole(**inputs, use_cache=False, supervised_head=True).nll
-        nll.backward()
+        whole(**inputs, use_cache=False, supervised_head=True).nll.backward()
         middle = time.perf_counter()
         optimizer.step()
         seconds.append(middle - start)
         optimizer_seconds.append(time.perf_counter() - middle)
         optimizer.zero_grad()
-    weights = {parameter.untyped_storage().data_ptr() for parameter in whole.parameters()}
     counted = models.count_parameters(whole)
-    activations = sum(size for storage, size in saved.items() if storage not in weights)
-    return Probe(min(seconds), min(optimizer_seconds), activations, counted.total, counted.trainable)
+    times = min(seconds[-STEPS:]), min(optimizer_seconds[-STEPS:])
+    return Probe(*times, machine.peak_memory_bytes(), counted.total, counted.trainable)
 
 
 def on_gpus(plan: Plan, count: int, flops: float = GPU_FLOPS, link: float = LINK) -> tuple[int, float]:
