@@ -7,10 +7,13 @@ import ctypes
 import gc
 import os
 import resource
+import shlex
 import sys
 import time
 
 import torch
+
+from finllm.run import UserError
 
 # glibc's mallopt parameters, from malloc.h
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX, M_ARENA_MAX = -1, -2, -4, -8
@@ -55,6 +58,20 @@ def give_back_freed_memory() -> None:
     gc.collect()
     with contextlib.suppress(AttributeError, OSError, TypeError):  # no glibc
         ctypes.CDLL(None).malloc_trim(0)
+
+
+def check_all_gpus_are_used(processes: int, command: list[str]) -> None:
+    """Refuse one process that sees several GPUs: transformers would split its batches over them by DataParallel.
+
+    There a batch has n times the rows that the config says, and the loss is put together from n replicas in threads.
+    """
+    gpus = torch.cuda.device_count()
+    if processes == 1 and gpus > 1:
+        launch = f"accelerate launch --multi_gpu --num_processes {gpus} {shlex.join(command)}"
+        raise UserError(
+            f"this machine has {gpus} GPUs and this is one process; for all of them run: {launch}; "
+            "for one of them set CUDA_VISIBLE_DEVICES=0"
+        )
 
 
 def bf16_is_fast() -> bool:

@@ -8,6 +8,8 @@ YAML. The run dir it leaves in output_dir is described in finllm/run.py.
 
 import finllm  # isort: skip  # noqa: F401  before torch: it sets how threads wait
 
+import sys
+
 from accelerate import PartialState
 from transformers import EarlyStoppingCallback, set_seed
 
@@ -26,6 +28,8 @@ def main() -> None:
     recipe, training, model_arguments = parse()
     run = RunDir(training.output_dir)
     process = PartialState()
+    if process.device.type == "cuda":
+        machine.check_all_gpus_are_used(process.num_processes, sys.argv)
     if recipe.keep_freed_memory and process.device.type == "cpu":
         machine.keep_freed_memory()
     config = resolved(recipe, training, model_arguments)

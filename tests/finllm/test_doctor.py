@@ -40,8 +40,9 @@ def test_a_missing_requirement_fails_with_its_fix_and_a_missing_extra_does_not(c
 
 
 @pytest.mark.parametrize(
-    ("version", "verdict"), [("2.0", "fine"), ("2.9.1+cpu", "fine"), ("1.9", "too old"), ("3.0", "too new"), (None, "missing")]
-)  # fmt: skip
+    ("version", "verdict"),
+    [("2.0", "fine"), ("2.9.1+cpu", "fine"), ("1.9", "too old"), ("3.0", "too new"), (None, "missing")],
+)
 def test_a_version_is_judged_by_its_range(version, verdict):
     finding = doctor.judge(Requirement("thing>=2,<3"), version)
     assert finding.verdict == verdict

@@ -2,6 +2,11 @@
 
 import json
 
+import pytest
+
+from finllm import machine
+from finllm.run import UserError
+
 FAULTS = """
 import json, os, resource, sys
 os.environ.pop("THP_MEM_ALLOC_ENABLE", None)  # another test of this process may have set it
@@ -28,3 +33,14 @@ def test_freed_memory_is_used_again_without_page_faults(shell):
         return
     assert default["faults"] > 100_000  # 5 steps of 160 MiB in pages of 4 KiB
     assert kept["faults"] < default["faults"] / 20
+
+
+def test_one_process_on_several_gpus_is_told_the_command_for_all(monkeypatch):
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 4)
+    command = ["recipes/sft.py", "--config", "my run.yaml"]
+    said = r"--multi_gpu --num_processes 4 recipes/sft.py --config 'my run.yaml'; for one .* CUDA_VISIBLE_DEVICES=0"
+    with pytest.raises(UserError, match=said):
+        machine.check_all_gpus_are_used(1, command)
+    machine.check_all_gpus_are_used(4, command)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 1)
+    machine.check_all_gpus_are_used(1, command)
