@@ -34,7 +34,12 @@ def test_dataset_dir_on_disk(dataset, source):
     assert manifest["source"]["name"] == str(source) and manifest["source"]["rows"] == 203
     assert manifest["template"] == {"id": "alpaca", "hash": TEMPLATE_HASH}
     assert manifest["columns"] == {"instruction": "instruction", "input": "input", "output": "output"}
-    assert manifest["split"] == {"seed": 42, "validation_fraction": 0.05, "test_fraction": 0.05}
+    assert manifest["split"] == {
+        "seed": 42,
+        "validation_fraction": 0.05,
+        "test_fraction": 0.05,
+        "cluster_near_duplicates": False,
+    }
     assert {"step": "unicode", "enabled": True, "changed": 201, "dropped": 0} in manifest["cleaning"]
     assert {"step": "empty_output", "enabled": True, "changed": 0, "dropped": 1} in manifest["cleaning"]
     assert {"step": "duplicates", "enabled": True, "changed": 0, "dropped": 1} in manifest["cleaning"]

@@ -63,7 +63,12 @@ def test_command_renames_columns_and_splits_otherwise(tmp_path):
     assert done.returncode == 0, done.stderr
     dataset = DatasetDir(tmp_path / "out/dataset")
     assert dataset.manifest["columns"] == {"instruction": "Q", "input": "context", "output": "A"}
-    assert dataset.manifest["split"] == {"seed": 3, "validation_fraction": 0.25, "test_fraction": 0.25}
+    assert dataset.manifest["split"] == {
+        "seed": 3,
+        "validation_fraction": 0.25,
+        "test_fraction": 0.25,
+        "cluster_near_duplicates": False,
+    }
     assert all(row["input"] == "c" for row in all_rows(dataset)) and len(all_rows(dataset)) == 40
 
 
