@@ -95,6 +95,12 @@ class SupervisedTrainer(SFTTrainer):
         assert not return_outputs, "no logits are kept"
         nll, nll_B, tokens_B = self._likelihood(model, inputs)
         if self.model.training:
+            if not math.isfinite(float(nll_B.sum())):  # before backward, so the weights stay as the last step left them
+                raise UserError(
+                    f"the training loss is {float(nll_B.sum())} in step {self.state.global_step + 1} and was not "
+                    f"applied; lower learning_rate (now {self.args.learning_rate:g}), raise warmup_steps (now "
+                    f"{self.args.warmup_steps:g}), or look for a broken base model"
+                )
             counted = inputs["lengths"] if self.joins_rows else inputs.get("attention_mask", inputs["input_ids"].ne(-1))
             self.tokens += int(counted.sum())
             self.supervised_tokens += int(tokens_B.sum())

@@ -294,6 +294,19 @@ def test_mistakes_are_answered_with_the_fix_and_leave_nothing(sft, arguments, me
     assert not run.path.exists()
 
 
+def test_a_loss_that_is_no_number_ends_the_run_before_it_reaches_the_weights(sft):
+    done, run = sft(
+        "--learning_rate", "1e30", "--lr_scheduler_type", "constant", "--save_strategy", "steps", "--save_steps", 1,
+        "--eval_on_start", "false", steps=20,
+    )  # fmt: skip
+    assert done.status == 2
+    assert "the training loss is nan in step" in done.err and "lower learning_rate (now 1e+30)" in done.err
+    assert not run.complete and not run.model.exists()
+    newest = max(run.checkpoints.glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1]))
+    weights = load_file(newest / "model.safetensors")
+    assert all(weight.isfinite().all() for weight in weights.values())
+
+
 def test_unknown_keys_of_a_yaml_are_named_all_at_once(command, tmp_path):
     config = tmp_path / "lora.yaml"
     config.write_text(yaml.safe_dump({"lora_rnk": 8, "learning_rat": 1e-4, "max_steps": 1}, sort_keys=False))
