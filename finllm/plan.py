@@ -34,7 +34,7 @@ from finllm.batches import batches_of_epoch
 from finllm.config import parse
 from finllm.data.prepare import resolve
 from finllm.loss import add_supervised_head
-from finllm.run import RunDir, UserError, write_json
+from finllm.run import RunDir, UserError, cache_dir, write_json
 from finllm.tokens import tokenize
 
 GPUS = (1, 2, 4, 8)
@@ -87,7 +87,7 @@ def main(arguments: list[str]) -> None:
         machine.keep_freed_memory()
     base = models.resolve_base_model(model_arguments.model_name_or_path, weights=False)
     tokenizer = models.load_tokenizer(base, model_arguments.model_revision)
-    split = resolve(recipe.dataset_name, models.cache_dir() / "datasets").split(recipe.dataset_train_split)
+    split = resolve(recipe.dataset_name, cache_dir() / "datasets").split(recipe.dataset_train_split)
     if recipe.max_train_samples:
         split = split.shuffle(training.seed).select(range(min(recipe.max_train_samples, len(split))))
     rows, report = tokenize(tokenizer, split, training.max_length, training.completion_only_loss is False)
@@ -162,7 +162,7 @@ def _probe(
     config = copy.deepcopy(config)
     config.num_hidden_layers = layers
     if getattr(config, "layer_types", None):
-        config.layer_types = config.layer_types[:layers]
+        config.layer_types = (config.layer_types * layers)[:layers]  # the model may have fewer than MORE
     set_seed(0)
     model = AutoModelForCausalLM.from_config(config, attn_implementation="sdpa")
     if not joined.can_join(model):

@@ -70,6 +70,11 @@ def run_command(main: Callable[[], None]) -> None:
 # Files ---------------------------------------------------------------------------------------------------------------
 
 
+def cache_dir() -> Path:
+    """Where converted base models and prepared datasets are kept: `$FINLLM_CACHE`, else `~/.cache/finllm`."""
+    return Path(os.environ.get("FINLLM_CACHE", Path.home() / ".cache" / "finllm"))
+
+
 @contextlib.contextmanager
 def atomic_open(path: Path | str, mode: str = "w") -> Iterator[IO]:
     """Open a temporary file beside `path`; on leaving without an error it is synced and takes the place of `path`."""

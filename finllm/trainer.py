@@ -34,6 +34,7 @@ from finllm.callbacks import MetricsWriter, ProgressBar
 from finllm.config import TrainingConfig
 from finllm.loss import add_supervised_head
 from finllm.machine import peak_memory_bytes
+from finllm.models import base_of
 from finllm.run import RunDir, UserError
 
 # A model whose config sets one of these changes its logits after the projection; TRL's head knows how, ours does not.
@@ -61,7 +62,7 @@ class SupervisedTrainer(SFTTrainer):
             self.remove_callback(ProgressCallback)
             self.add_callback(ProgressBar)
         if self.skips_masked_positions:
-            add_supervised_head(_base_of(self.model))
+            add_supervised_head(base_of(self.model))
         for parameter in model.parameters():
             # SFTTrainer casts QLoRA's adapters to bfloat16, which most CPUs multiply a hundred times slower.
             if parameter.requires_grad and self.args.device.type == "cpu":
@@ -95,16 +96,17 @@ class SupervisedTrainer(SFTTrainer):
         assert not return_outputs, "no logits are kept"
         nll, nll_B, tokens_B = self._likelihood(model, inputs)
         if self.model.training:
-            if not math.isfinite(float(nll_B.sum())):  # before backward, so the weights stay as the last step left them
+            summed = float(nll_B.sum())
+            if not math.isfinite(summed):  # before backward, so the weights stay as the last step left them
                 raise UserError(
-                    f"the training loss is {float(nll_B.sum())} in step {self.state.global_step + 1} and was not "
-                    f"applied; lower learning_rate (now {self.args.learning_rate:g}), raise warmup_steps (now "
+                    f"the training loss is {summed} in step {self.state.global_step + 1} and was not applied; lower "
+                    f"learning_rate (now {self.args.learning_rate:g}), raise warmup_steps (now "
                     f"{self.args.warmup_steps:g}), or look for a broken base model"
                 )
             counted = inputs["lengths"] if self.joins_rows else inputs.get("attention_mask", inputs["input_ids"].ne(-1))
             self.tokens += int(counted.sum())
             self.supervised_tokens += int(tokens_B.sum())
-            self._window["nll"] += float(nll_B.sum())
+            self._window["nll"] += summed
             self._window["tokens"] += int(tokens_B.sum())
         divisor = tokens_B.sum() if num_items_in_batch is None else num_items_in_batch
         loss = nll / torch.as_tensor(divisor).clamp(min=1)
@@ -131,7 +133,7 @@ class SupervisedTrainer(SFTTrainer):
 
     def _set_joined(self, joins: bool) -> None:
         """Give model and collator the one form of a batch or the other."""
-        _base_of(self.model).set_attn_implementation(joined.NAME if joins else "sdpa")
+        base_of(self.model).set_attn_implementation(joined.NAME if joins else "sdpa")
         self.joins_rows = joins
         if joins:
             self._padding_collator, self.data_collator = self.data_collator, joined.join
@@ -249,16 +251,12 @@ class SupervisedTrainer(SFTTrainer):
             work.rename(self.run.model)
 
 
-def _base_of(model: PreTrainedModel) -> PreTrainedModel:
-    return model.get_base_model() if hasattr(model, "get_base_model") else model
-
-
 def _joins_rows(model: PreTrainedModel, args: TrainingConfig, skips_masked_positions: bool) -> bool:
     """Whether batches are joined: on a CPU where the model can, unless `join_rows` says no."""
-    possible = skips_masked_positions and joined.can_join(_base_of(model))
+    possible = skips_masked_positions and joined.can_join(base_of(model))
     if args.join_rows and not possible:
         raise UserError(
-            f"join_rows is true and {type(_base_of(model)).__name__} on '{args.device}' cannot: it needs a CPU and "
+            f"join_rows is true and {type(base_of(model)).__name__} on '{args.device}' cannot: it needs a CPU and "
             "sdpa attention of every token to all earlier ones; remove it"
         )
     return possible and args.join_rows is not False

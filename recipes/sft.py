@@ -19,7 +19,7 @@ from finllm.config import parse, resolved
 from finllm.data.prepare import resolve
 from finllm.plots import plot_loss
 from finllm.prompts import TEMPLATE_HASH
-from finllm.run import RunDir, provenance, run_command
+from finllm.run import RunDir, cache_dir, provenance, run_command
 from finllm.tokens import tokenize
 from finllm.trainer import SupervisedTrainer
 
@@ -39,7 +39,7 @@ def main() -> None:
 
     # The data, prepared once and read by every process
     with process.main_process_first():
-        dataset = resolve(recipe.dataset_name, models.cache_dir() / "datasets")
+        dataset = resolve(recipe.dataset_name, cache_dir() / "datasets")
     train, validation = (
         sample(dataset.split(split), rows, training.seed)
         for split, rows in (

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import hashlib
-import json
 import os
 import re
 import secrets
@@ -12,61 +11,19 @@ import shutil
 import sys
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from finllm.data.clean import STEPS, Rejected, StepCount, check_steps, clean
 from finllm.data.dataset_dir import FILES, DatasetDir, dataset_hash, is_dataset_dir
 from finllm.data.near_duplicates import clusters
 from finllm.data.rows import RawRow, Source, find_source, read_rows, source_hash, track
 from finllm.data.schema import COLUMNS, FIELDS, Row, check_rows
+from finllm.data.settings import DEFAULTS, Settings
 from finllm.data.split import SPLITS, check_fractions, normalised_question, split_of
 from finllm.data.summary import print_summary
-from finllm.prompts import TEMPLATE_HASH, TEMPLATE_ID
 from finllm.run import UserError, write_json, write_jsonl
 
 TRACKED_BYTES = 10 << 20  # a source of less is read before a progress bar could be
-
-
-@dataclass(frozen=True)
-class Settings:
-    """Everything beside the source that decides what a dataset dir holds."""
-
-    columns: Mapping[str, str]
-    skip_cleaning: frozenset[str]
-    seed: int
-    validation_fraction: float
-    test_fraction: float
-    cluster_near_duplicates: bool = False
-
-    def in_manifest(self) -> dict[str, Any]:
-        return {
-            "template": {"id": TEMPLATE_ID, "hash": TEMPLATE_HASH},
-            "columns": dict(self.columns),
-            "split": {
-                "seed": self.seed,
-                "validation_fraction": self.validation_fraction,
-                "test_fraction": self.test_fraction,
-                "cluster_near_duplicates": self.cluster_near_duplicates,
-            },
-        }
-
-    def differences(self, manifest: dict[str, Any], source_sha256: str) -> list[str]:
-        """In which parts a dataset dir is another than what this source and these settings make."""
-        cleaning = [(step["step"], step["enabled"]) for step in manifest["cleaning"]]
-        same = {key: manifest[key] == value for key, value in self.in_manifest().items()}
-        same["source"] = manifest["source"]["sha256"] == source_sha256
-        same["cleaning"] = cleaning == [(step, step not in self.skip_cleaning) for step in STEPS]
-        return sorted(part for part, is_same in same.items() if not is_same)
-
-    def key(self, source_sha256: str) -> str:
-        """16 hex digits that name what this source and these settings make."""
-        parts = {"source": source_sha256, "skip": sorted(self.skip_cleaning), "steps": STEPS, **self.in_manifest()}
-        return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
-
-
-DEFAULTS = Settings(COLUMNS, frozenset(), seed=42, validation_fraction=0.05, test_fraction=0.05)
 
 
 def prepare(

@@ -17,6 +17,7 @@ import io
 import json
 import sys
 import zipfile
+import zlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
@@ -210,6 +211,12 @@ def _read_parquet(data: bytes, file: str, place: str) -> Iterator[RawRow]:
 
 
 def _read_zip(path: Path) -> Iterator[RawRow]:
+    for name, data in _members(path):
+        yield from _read_format(data, f"{path.name}/{name}", f"{path}/{name}")
+
+
+def _members(path: Path) -> Iterator[tuple[str, bytes]]:
+    """Name and content of each file in a zip that can be read here, in the order of their names."""
     try:
         with zipfile.ZipFile(path) as archive:
             members = archive.infolist()
@@ -231,9 +238,9 @@ def _read_zip(path: Path) -> Iterator[RawRow]:
             if not wanted:
                 raise UserError(f"{path} holds no file that can be read ({', '.join(FORMATS)})")
             for member in wanted:
-                inside = f"{path.name}/{member.filename}"
-                yield from _read_format(archive.read(member), inside, f"{path}/{member.filename}")
-    except (zipfile.BadZipFile, RuntimeError, NotImplementedError) as error:  # damaged, encrypted, unknown method
+                yield member.filename, archive.read(member)
+    except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, NotImplementedError) as error:
+        # damaged in its directory, in its data, or cut off; encrypted; packed by a method unknown here
         raise UserError(f"{path}: not a zip file that can be read ({error})") from None
 
 

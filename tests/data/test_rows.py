@@ -146,6 +146,18 @@ def test_zip_that_unpacks_to_too_much_is_refused(tmp_path, monkeypatch):
         read(tmp_path / "a.zip")
 
 
+def test_a_zip_whose_packed_data_is_damaged_is_named(tmp_path):
+    path = tmp_path / "a.zip"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("a.jsonl", "".join(json.dumps({"output": f"answer {n}"}) + "\n" for n in range(500)))
+    content = bytearray(path.read_bytes())
+    for damage in (b"\xff" * 20, b"\x00" * 20):
+        content[60:80] = damage
+        path.write_bytes(content)
+        with pytest.raises(UserError, match=f"{re.escape(str(path))}: not a zip file that can be read"):
+            read(path)
+
+
 def test_zip_without_data_is_refused(tmp_path):
     with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
         archive.writestr("README.md", "nothing")

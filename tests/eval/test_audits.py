@@ -163,7 +163,8 @@ def test_a_model_that_another_padding_moves_is_noticed(gpt2_dir):
     pairs = [lm.encode(row["prompt"], row["reference"]) for row in data]
     scores = lm.score([row["prompt"] for row in data], [row["reference"] for row in data])
     honest = audits.sanity(lm, data, pairs, scores, batch_size=4)
-    assert "padded on the left they stay the same" in honest["summary"] and "packed they stay" in honest["summary"]
+    assert honest["summary"].count("changes nothing") == 3
+    assert all(honest[f"{way}_difference"] < 1e-4 for way in ("padded_on_the_left", "packed", "alone"))
     forward = lm.model.forward
 
     def without_positions(*arguments, position_ids=None, **others):
@@ -171,7 +172,8 @@ def test_a_model_that_another_padding_moves_is_noticed(gpt2_dir):
 
     lm.model.forward = without_positions
     moved = audits.sanity(lm, data, pairs, scores, batch_size=4)
-    assert not moved["passed"] and "padded on the left they do NOT stay the same" in moved["summary"]
+    assert not moved["passed"] and moved["padded_on_the_left_difference"] > audits.tolerance(lm)
+    assert "scoring padded on the left instead of in batches of 4 CHANGES" in moved["summary"]
 
 
 OWN = {build_prompt(question): answer for question, answer in zip(QUESTIONS, ANSWERS, strict=True)}
