@@ -88,6 +88,7 @@ def train(arguments: argparse.Namespace) -> dict:
         )
         trainer.train()
         losses = [line["loss"] for line in trainer.state.log_history if "loss" in line]
+        models.base_of(trainer.model).set_attn_implementation("sdpa")  # as it was before training
         args = TrainingConfig(output_dir=folder, report_to="none", disable_tqdm=True, max_length=arguments.max_length)
         judge = SupervisedTrainer(
             trainer.model,

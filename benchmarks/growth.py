@@ -129,12 +129,13 @@ def draw(measured: list[dict], path: Path) -> None:
                 axes.set_xticks(x, [f"{value:.0f}" for value in x], minor=False)
                 axes.minorticks_off()
                 axes.spines[["top", "right"]].set_visible(False)
-                axes.set_ylim(bottom=0)
                 if column == 0:
                     axes.set_ylabel(label)
                 if row == len(shown) - 1:
                     axes.set_xlabel(LABELS[name])
         assert len(line) == len(values)
+    for axes in grid.flat:
+        axes.set_ylim(bottom=0)  # after all lines: it fixes the top too
     grid[0][0].legend(frameon=False)
     figure.savefig(path, dpi=130)
     plt.close(figure)
