@@ -3,12 +3,16 @@
 A model is its embeddings, its head and L equal layers. So the same model with one layer and with four, their weights
 random, is measured on batches of the run's own rows: the difference is three layers. No base weights are loaded.
 
-    seconds a step   = s₁ + (L − 1)(s₄ − s₁)/3 + optimizer      s: forward and backward of the mean batch
+    seconds a step   = s₁ + (L − 1)(s₄ − s₁)/3 + optimizer      s: forward and backward, mean over batches
     optimizer        = trainable parameters · seconds a parameter, measured on the same models
+    seconds a run    = steps · seconds a step + w₁ + (L − 1)(w₄ − w₁)/3
+                                                               w: what the first step takes more than the second
     peak memory      = p₁ + (L − 1)(p₄ − p₁)/3                 p: this process's peak after steps of the largest batch
 
 The peak holds all there is: libraries, rows, weights, gradients, optimizer state, activations, and what the allocator
-keeps between them. A peak never falls, so the model with one layer goes first.
+keeps between them. A peak never falls, so the model with one layer goes first. The first step faults its memory in and
+compiles kernels, which a short run feels. Batches of several sizes are timed, as a run has them, and their mean is
+taken, not the fastest: a run meets every slow moment too.
 
 On n GPUs nothing is measured here. A step is its operations at an assumed share of the data sheet's rate, and the part
 of the gradients' ring all-reduce, 2(n − 1)/n of their bytes (Patarasuk and Yuan 2009), that backward, two thirds of a
@@ -41,7 +45,8 @@ GPUS = (1, 2, 4, 8)
 GPU_FLOPS = 0.4 * 989e12  # 40 % of an H100's dense bfloat16 rate by its data sheet
 LINK = 100e9  # bytes a second between GPUs that a ring reaches; NVLink gives more, PCIe 4 some 25e9
 FEW, MORE = 1, 4  # layers of the small models; closer together, noise would be multiplied
-STEPS = 3  # of each small model on the mean batch
+TIMED = 3  # batches that are timed: one in the middle of each third of the batches by size
+ROUNDS = 2  # over these
 DRAWS = 400  # batches are looked at, to know their mean and the largest
 
 
@@ -69,6 +74,7 @@ class Probe:
 
     seconds: float
     optimizer_seconds: float
+    first_seconds: float  # more than the second step of the same batch takes
     peak_memory_bytes: int  # of this process until then
     total: int
     trainable: int
@@ -111,9 +117,9 @@ def predict(base: str, recipe, training, model_arguments, rows: list[dict[str, A
     batches = [joined.join([rows[index] for index in batch]) for batch in epoch[: min(DRAWS, steps * accumulated)]]
     sizes = [batch["input_ids"].shape[1] for batch in batches]
     average = sum(sizes) / len(sizes)
-    mean = min(batches, key=lambda batch: abs(batch["input_ids"].shape[1] - average))
-    largest = max(batches, key=lambda batch: batch["input_ids"].shape[1])
-    few, more = (_probe(config, count, recipe, model_arguments, mean, largest) for count in (FEW, MORE))
+    by_size = sorted(batches, key=lambda batch: batch["input_ids"].shape[1])
+    timed = [by_size[(2 * third + 1) * len(by_size) // (2 * TIMED)] for third in range(TIMED)]
+    few, more = (_probe(config, count, recipe, model_arguments, timed, by_size[-1]) for count in (FEW, MORE))
 
     def extrapolate(first: float, second: float) -> float:
         return first + (layers - FEW) * (second - first) / (MORE - FEW)
@@ -123,7 +129,7 @@ def predict(base: str, recipe, training, model_arguments, rows: list[dict[str, A
     optimizer = trainable * more.optimizer_seconds / more.trainable
     seconds = accumulated * extrapolate(few.seconds, more.seconds) + optimizer
     head = config.vocab_size * config.hidden_size
-    labels = (mean["labels"] != joined.IGNORED).sum().item()
+    labels = sum((batch["labels"] != joined.IGNORED).sum().item() for batch in batches) / len(batches)
     body = total - head * (1 if config.tie_word_embeddings else 2)
     passes = 4 if model_arguments.use_peft else 6
     return Plan(
@@ -134,7 +140,7 @@ def predict(base: str, recipe, training, model_arguments, rows: list[dict[str, A
         supervised_tokens=supervised,
         steps=steps,
         step_seconds=seconds,
-        train_seconds=seconds * steps,
+        train_seconds=seconds * steps + max(0.0, extrapolate(few.first_seconds, more.first_seconds)),
         tokens_per_second=accumulated * sum(int(batch["lengths"].sum()) for batch in batches) / len(batches) / seconds,
         peak_memory_bytes=round(extrapolate(few.peak_memory_bytes, more.peak_memory_bytes)),
         flops_per_step=accumulated * passes * (body * average + head * labels),
@@ -155,9 +161,9 @@ def _batches(training, lengths: list[int]) -> list[list[int]]:
 
 
 def _probe(
-    config, layers: int, recipe, model_arguments, mean: dict[str, torch.Tensor], largest: dict[str, torch.Tensor]
+    config, layers: int, recipe, model_arguments, timed: list[dict[str, torch.Tensor]], largest: dict[str, torch.Tensor]
 ) -> Probe:
-    """Steps of a random model with so many layers: the fastest of some on the mean batch, and two on the largest."""
+    """Steps of a random model with so many layers: two of the largest batch, then ROUNDS over the `timed`."""
     machine.give_back_freed_memory()
     config = copy.deepcopy(config)
     config.num_hidden_layers = layers
@@ -176,7 +182,7 @@ def _probe(
     trainable = [parameter for parameter in whole.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(trainable, lr=0.0, fused=True)
     seconds, optimizer_seconds = [], []
-    for batch in (largest, largest, *[mean] * STEPS):  # the second of the largest finds the optimizer's state there
+    for batch in (largest, largest, *timed * ROUNDS):  # the second of the largest finds the optimizer's state there
         inputs = {name: batch[name] for name in ("input_ids", "labels", "position_ids", "parts")}
         start = time.perf_counter()
         whole(**inputs, use_cache=False, supervised_head=True).nll.backward()
@@ -186,8 +192,9 @@ def _probe(
         optimizer_seconds.append(time.perf_counter() - middle)
         optimizer.zero_grad()
     counted = models.count_parameters(whole)
-    times = min(seconds[-STEPS:]), min(optimizer_seconds[-STEPS:])
-    return Probe(*times, machine.peak_memory_bytes(), counted.total, counted.trainable)
+    first = seconds[0] - seconds[1]
+    times = sum(seconds[2:]) / len(seconds[2:]), min(optimizer_seconds[2:])
+    return Probe(*times, first, machine.peak_memory_bytes(), counted.total, counted.trainable)
 
 
 def on_gpus(plan: Plan, count: int, flops: float = GPU_FLOPS, link: float = LINK) -> tuple[int, float]:
