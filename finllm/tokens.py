@@ -10,18 +10,23 @@ Padding is added later, by position: an EOS that pads is masked, the EOS that en
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from finllm.prompts import build_prompt
+import numpy as np
+
+from finllm.prompts import TEMPLATE_HASH, build_prompt
 from finllm.run import UserError
 
 if TYPE_CHECKING:
-    from datasets import Dataset
+    from datasets import Dataset, Features
     from transformers import PreTrainedTokenizerBase
 
 IGNORED = -100
+COUNTS = ("lost", "kept", "length", "supervised")  # of each row, beside its tokens, for the report
 
 
 @dataclass
@@ -76,36 +81,70 @@ def tokenize(
     """A split with `input_ids` and `labels`, and the report of what was cut and dropped.
 
     A row that keeps fewer than `minimum_response_tokens` of its response is dropped, with the reason. A split of which
-    nothing is left is a `UserError`.
+    nothing is left is a `UserError`. Where the split is memory-mapped, so is the result, from a file beside it that
+    the next process or run with the same tokenizer, template and settings finds.
     """
-    report = LengthReport(max_length)
 
     def encode_batch(batch: dict[str, list[str]]) -> dict[str, list]:
-        columns: dict[str, list] = {"input_ids": [], "labels": []}
-        for id, *texts in zip(batch["id"], batch["instruction"], batch["input"], batch["output"], strict=True):
-            example = dict(zip(("instruction", "input", "output"), texts, strict=True))
-            encoded = encode(tokenizer, example, max_length, prompt_loss)
-            report.rows += 1
-            if encoded["kept"] < minimum_response_tokens:
-                prompt_tokens = len(encoded["input_ids"]) - encoded["kept"]
-                reason = f"its prompt has {prompt_tokens:,} tokens, max_length is {max_length:,}: nothing left to learn"
-                report.dropped.append((id, reason))
-                continue
-            report.truncated_rows += encoded["lost"] > 0
-            report.lost_tokens += encoded["lost"]
-            report.supervised_tokens += sum(label != IGNORED for label in encoded["labels"][1:])
-            report.lengths.append(len(encoded["input_ids"]))
-            columns["input_ids"].append(encoded["input_ids"])
-            columns["labels"].append(encoded["labels"])
-        return columns
+        texts = zip(batch["instruction"], batch["input"], batch["output"], strict=True)
+        examples = (dict(zip(("instruction", "input", "output"), each, strict=True)) for each in texts)
+        encoded = [encode(tokenizer, example, max_length, prompt_loss) for example in examples]
+        for row in encoded:
+            row["length"] = len(row["input_ids"])
+            row["supervised"] = sum(label != IGNORED for label in row["labels"][1:])
+        return {key: [row[key] for row in encoded] for key in ("input_ids", "labels", *COUNTS)}
 
-    # Not cached: the report is made on the way, and a cached result would come without it.
     tokenized = dataset.map(
-        encode_batch, batched=True, remove_columns=dataset.column_names, desc="tokenizing", load_from_cache_file=False
+        encode_batch,
+        batched=True,
+        remove_columns=dataset.column_names,
+        features=_features(),
+        desc="tokenizing",
+        new_fingerprint=_fingerprint(dataset, tokenizer, max_length, prompt_loss),
     )
-    if len(tokenized) == 0:
-        raise UserError(f"all {report.rows:,} rows were dropped: {report.dropped[0][1]}; raise max_length")
-    return tokenized, report
+    lost, kept, length, supervised = (tokenized.data[key].to_numpy() for key in COUNTS)
+    enough = kept >= minimum_response_tokens
+    left_out = np.flatnonzero(~enough).tolist()
+    dropped = [
+        (id, f"its prompt has {tokens:,} tokens, max_length is {max_length:,}: nothing left to learn")
+        for id, tokens in zip(dataset.select(left_out)["id"], (length - kept)[left_out].tolist(), strict=True)
+    ]
+    if not enough.any():
+        raise UserError(f"all {len(tokenized):,} rows were dropped: {dropped[0][1]}; raise max_length")
+    report = LengthReport(
+        max_length,
+        rows=len(tokenized),
+        truncated_rows=int((lost[enough] > 0).sum()),
+        lost_tokens=int(lost[enough].sum()),
+        supervised_tokens=int(supervised[enough].sum()),
+        lengths=length[enough].tolist(),
+        dropped=dropped,
+    )
+    tokenized = tokenized.remove_columns(list(COUNTS))
+    return tokenized.select(np.flatnonzero(enough)) if dropped else tokenized, report
+
+
+def _features() -> Features:
+    """Of a tokenized split: four bytes an id, half of what it would be by default."""
+    from datasets import Features, Sequence, Value
+
+    ids = Sequence(Value("int32"))
+    return Features({"input_ids": ids, "labels": ids, **dict.fromkeys(COUNTS, Value("int32"))})
+
+
+def _fingerprint(dataset: Dataset, tokenizer: PreTrainedTokenizerBase, *settings: Any) -> str:
+    """What the tokens of a split depend on, as a name for the file that holds them."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)  # a slow tokenizer has none
+    described = backend.to_str() if backend else repr(tokenizer)
+    own = Path(__file__).read_text(encoding="utf-8")
+    content = [dataset._fingerprint, own, TEMPLATE_HASH, described, tokenizer.eos_token_id, *settings]
+    return hashlib.sha256(repr(content).encode()).hexdigest()[:32]
+
+
+def lengths_of(tokenized: Dataset) -> list[int]:
+    """The number of tokens of each row, without loading the rows."""
+    batches = tokenized.select_columns("input_ids").with_format("arrow").iter(10_000)
+    return [length for batch in batches for length in batch["input_ids"].combine_chunks().value_lengths().to_pylist()]
 
 
 def count_tokens(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[int]:

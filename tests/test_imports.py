@@ -17,7 +17,7 @@ ALLOWED = {
 }
 # Within finllm a module may import those of its own rank and below.
 RANKS = [
-    ("run", "machine"),
+    ("run", "machine", "checkpoints", "stopping"),
     ("prompts",),
     ("data",),
     ("tokens",),

@@ -6,8 +6,9 @@ end), so cleaning is idempotent. White space inside a text is left as it was wri
 
 from __future__ import annotations
 
+import hashlib
 import re
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Iterator
 from typing import NamedTuple
 
 from finllm.data.schema import Row
@@ -127,30 +128,41 @@ DUPLICATES = "duplicates"  # the one step that looks at more than one row; the f
 STEPS = (*CHANGES, *DROPS, DUPLICATES)
 
 
-def clean(rows: Iterable[Row], skip: Collection[str] = ()) -> tuple[list[Row], list[Rejected], list[StepCount]]:
-    """Clean rows, all steps but those in `skip`: the rows kept, those dropped, and what each step did, in order."""
-    check_steps(skip)
-    changes = [(step, change) for step, change in CHANGES.items() if step not in skip]
-    drops = [(step, drop) for step, drop in DROPS.items() if step not in skip]
-    changed, dropped = dict.fromkeys(STEPS, 0), dict.fromkeys(STEPS, 0)
-    kept: list[Row] = []
-    rejected: list[Rejected] = []
-    seen: set[tuple[str, str, str]] = set()
-    for original in rows:
-        row, steps_that_changed = _change(original, changes)
-        for step in steps_that_changed:
-            changed[step] += 1
-        reason = next((step for step, drop in drops if drop(row)), None)
-        if reason is None and DUPLICATES not in skip:
-            key = (row.instruction, row.input, row.output)
-            reason = DUPLICATES if key in seen else None
-            seen.add(key)
-        if reason is None:
-            kept.append(row)
-        else:
-            dropped[reason] += 1
-            rejected.append(Rejected(original, reason))
-    return kept, rejected, [StepCount(step, step not in skip, changed[step], dropped[step]) for step in STEPS]
+class Cleaning:
+    """All steps but those in `skip`, over rows as they come, with counts of what each step did."""
+
+    def __init__(self, skip: Collection[str] = ()):
+        check_steps(skip)
+        self.skip = skip
+        self.changed, self.dropped = dict.fromkeys(STEPS, 0), dict.fromkeys(STEPS, 0)
+
+    def clean(self, rows: Iterable[Row]) -> Iterator[Row | Rejected]:
+        """Each row, cleaned, or the rejection of it."""
+        changes = [(step, change) for step, change in CHANGES.items() if step not in self.skip]
+        drops = [(step, drop) for step, drop in DROPS.items() if step not in self.skip]
+        seen: set[int] = set()  # a 128-bit hash of each row, so that a million take some 80 MB
+        for original in rows:
+            row, steps_that_changed = _change(original, changes)
+            for step in steps_that_changed:
+                self.changed[step] += 1
+            reason = next((step for step, drop in drops if drop(row)), None)
+            if reason is None and DUPLICATES not in self.skip:
+                key = _hash_of(row)
+                reason = DUPLICATES if key in seen else None
+                seen.add(key)
+            if reason is None:
+                yield row
+            else:
+                self.dropped[reason] += 1
+                yield Rejected(original, reason)
+
+    def counts(self) -> list[StepCount]:
+        """What each step did so far, in order."""
+        return [StepCount(step, step not in self.skip, self.changed[step], self.dropped[step]) for step in STEPS]
+
+
+def _hash_of(row: Row) -> int:
+    return int.from_bytes(hashlib.blake2b("\0".join(row[:3]).encode(), digest_size=16).digest())
 
 
 def check_steps(names: Iterable[str]) -> None:

@@ -11,12 +11,13 @@ DATASET_DIR/
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+import json
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from finllm.data.split import SPLITS
-from finllm.run import UserError, did_you_mean, raise_problems, read_json, read_jsonl
+from finllm.run import UserError, atomic_open, cache_dir, did_you_mean, raise_problems, read_json, sha256_of_file
 
 if TYPE_CHECKING:
     import datasets
@@ -57,15 +58,32 @@ class DatasetDir:
 
     def rows(self, name: str) -> list[dict[str, str]]:
         """The rows of a split, in the order of the source."""
+        return list(self.each_row(name))
+
+    def each_row(self, name: str) -> Iterator[dict[str, str]]:
+        """The rows of a split one after the other; the split is checked before the first."""
         self._check(name)
-        return read_jsonl(self.path / f"{name}.jsonl")
+        with open(self.path / f"{name}.jsonl", encoding="utf-8") as file:
+            yield from map(json.loads, file)
 
     def split(self, name: str) -> datasets.Dataset:
-        """The rows of a split as a `datasets.Dataset`, held in memory, all columns text."""
-        import datasets
+        """The rows of a split as a `datasets.Dataset`, all columns text.
 
-        features = datasets.Features({field: datasets.Value("string") for field in ROW_FIELDS})
-        return datasets.Dataset.from_list(self.rows(name), features=features)
+        It is memory-mapped from an Arrow file in the cache, named by the split's hash and made by whoever is first, so
+        the processes of a machine share its pages and none holds the rows.
+        """
+        import datasets
+        from datasets.arrow_writer import ArrowWriter
+
+        self._check(name)
+        place = cache_dir() / "arrow" / f"{self.manifest['splits'][name]['sha256']}.arrow"
+        if not place.exists():
+            features = datasets.Features({field: datasets.Value("string") for field in ROW_FIELDS})
+            with atomic_open(place, "wb") as file, ArrowWriter(stream=file, features=features) as writer:
+                for row in self.each_row(name):
+                    writer.write(row)
+                writer.finalize(close_stream=False)
+        return datasets.Dataset.from_file(str(place))
 
     def check(self) -> None:
         """Refuse splits that are not what was prepared."""
@@ -76,7 +94,7 @@ class DatasetDir:
         if name not in SPLITS:
             raise UserError(f"no split '{name}'{did_you_mean(name, SPLITS)}; a dataset dir has {', '.join(SPLITS)}")
         path = self.path / f"{name}.jsonl"
-        found = hashlib.sha256(path.read_bytes()).hexdigest()
+        found = sha256_of_file(path)
         if found != self.manifest["splits"][name]["sha256"]:
             raise UserError(
                 f"{path} was changed after it was prepared (its SHA-256 is {found[:16]}…, the manifest has "

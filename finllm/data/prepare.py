@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import hashlib
+import json
 import os
 import re
 import secrets
 import shutil
 import sys
 from collections import Counter
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from pathlib import Path
+from typing import IO, Any
 
-from finllm.data.clean import STEPS, Rejected, StepCount, check_steps, clean
+from finllm.data.clean import STEPS, Cleaning, Rejected, check_steps
 from finllm.data.dataset_dir import FILES, DatasetDir, dataset_hash, is_dataset_dir
 from finllm.data.near_duplicates import clusters
 from finllm.data.rows import RawRow, Source, find_source, read_rows, source_hash, track
@@ -21,7 +24,7 @@ from finllm.data.schema import COLUMNS, FIELDS, Row, check_rows
 from finllm.data.settings import DEFAULTS, Settings
 from finllm.data.split import SPLITS, check_fractions, normalised_question, split_of
 from finllm.data.summary import print_summary
-from finllm.run import UserError, write_json, write_jsonl
+from finllm.run import UserError, atomic_open, write_json
 
 TRACKED_BYTES = 10 << 20  # a source of less is read before a progress bar could be
 
@@ -53,12 +56,11 @@ def prepare(
     check_fractions(validation_fraction, test_fraction)
     where = Path(output_dir)
     found = _find(source)
-    rows = None if found.files else _read(found)
-    sha256 = source_hash(found, rows)
+    sha256 = source_hash(found)
     if _holds_the_same(where, found, sha256, settings, overwrite):
         print(f"{where} already holds this dataset (same source, same settings): left as it is")
     else:
-        _build(found, rows, sha256, where, settings, overwrite)
+        _build(found, sha256, where, settings, overwrite)
     dataset = DatasetDir(where)
     print_summary(dataset, count_tokens)
     return dataset
@@ -73,13 +75,12 @@ def resolve(name: Path | str, cache_dir: Path | str) -> DatasetDir:
     if is_dataset_dir(name):
         return DatasetDir(name)
     source = find_source(name)
-    rows = None if source.files else _read(source)
-    sha256 = source_hash(source, rows)
+    sha256 = source_hash(source)
     stem = source.name if not source.files else Path(source.name).absolute().name.split(".")[0]
     readable = re.sub(r"[^A-Za-z0-9_]+", "-", stem).strip("-") or "dataset"
     where = Path(cache_dir) / f"{readable}-{DEFAULTS.key(sha256)}"
     if not is_dataset_dir(where):
-        _build(source, rows, sha256, where, DEFAULTS)
+        _build(source, sha256, where, DEFAULTS)
         print(f"prepared {source.name} into {where}", file=sys.stderr)
     return DatasetDir(where)
 
@@ -91,41 +92,18 @@ def _find(source: Path | str) -> Source:
     return found
 
 
-def _read(source: Source) -> list[RawRow]:
-    rows = read_rows(source)
-    size = sum(path.stat().st_size for path in source.files)
-    return list(track(rows, "reading") if size >= TRACKED_BYTES else rows)
-
-
 # Building ------------------------------------------------------------------------------------------------------------
 
 
-def _build(
-    source: Source,
-    raw_rows: list[RawRow] | None,
-    sha256: str,
-    where: Path,
-    settings: Settings,
-    overwrite: bool = False,
-) -> None:
+def _build(source: Source, sha256: str, where: Path, settings: Settings, overwrite: bool = False) -> None:
     """Make the dataset dir beside its place and rename it, so that a reader sees all of it or nothing."""
-    raw_rows = _read(source) if raw_rows is None else raw_rows
-    if not raw_rows:
-        raise UserError(f"{source.name} holds no rows")
-    rows = check_rows(raw_rows, settings.columns, source.name)
-    kept, rejected, steps = clean(track(rows, "cleaning", len(rows)), settings.skip_cleaning)
-    if not kept:
-        counts = ", ".join(f"{step.step} {step.dropped:,}" for step in steps if step.dropped)
-        raise UserError(f"{source.name}: cleaning dropped all {len(rows):,} rows ({counts}); see --skip_cleaning")
-    splits = _split(kept, settings, source.name)
-
     place = where.resolve()
     place.parent.mkdir(parents=True, exist_ok=True)
     building = place.with_name(f".{place.name}.{secrets.token_hex(8)}")
     aside = building.with_name(f"{building.name}.old")
     building.mkdir()
     try:
-        _write(building, source, len(raw_rows), sha256, settings, splits, rejected, steps)
+        _write(building, source, sha256, settings)
         if overwrite and place.exists():
             os.replace(place, aside)
         try:
@@ -141,70 +119,106 @@ def _build(
             shutil.rmtree(left, ignore_errors=True)
 
 
-def _split(rows: list[Row], settings: Settings, name: str) -> dict[str, list[dict[str, str]]]:
-    """The rows of each split as they are written, in the order of the source."""
-    splits: dict[str, list[dict[str, str]]] = {split: [] for split in SPLITS}
-    questions = [normalised_question(row.instruction, row.input) for row in rows]
-    # A question goes where its own hash sends it, or that of the first of its near duplicates.
-    deciding = clusters(questions) if settings.cluster_near_duplicates else range(len(rows))
-    ids: Counter[str] = Counter()
-    for row, question, first in zip(rows, questions, deciding, strict=True):
-        texts = dict(zip(FIELDS, row[:3], strict=True))
-        row_id = _sixteen_hex("\0".join(row[:3]))
-        ids[row_id] += 1
-        unique = row_id if ids[row_id] == 1 else f"{row_id}-{ids[row_id]}"
-        split = split_of(questions[first], settings.seed, settings.validation_fraction, settings.test_fraction)
-        splits[split].append({"id": unique, "question_id": _sixteen_hex(question), **texts})
-    empty = [split for split in SPLITS if not splits[split]]
+def _write(folder: Path, source: Source, sha256: str, settings: Settings) -> None:
+    """Read, check, clean and split the source, row by row, into the files of a dataset dir."""
+    cleaning = Cleaning(settings.skip_cleaning)
+    rows_read = rejected = 0
+
+    def counted() -> Iterator[RawRow]:
+        nonlocal rows_read
+        rows = read_rows(source)
+        large = sum(path.stat().st_size for path in source.files) >= TRACKED_BYTES
+        for row in track(rows, "preparing") if large else rows:
+            rows_read += 1
+            yield row
+
+    with contextlib.ExitStack() as stack:
+        splits = {name: stack.enter_context(SplitFile.open(folder / f"{name}.jsonl")) for name in SPLITS}
+        dropped = stack.enter_context(atomic_open(folder / "rejected.jsonl"))
+
+        def kept() -> Iterator[Row]:
+            nonlocal rejected
+            for row in cleaning.clean(check_rows(counted(), settings.columns, source.name)):
+                if isinstance(row, Rejected):
+                    rejected += 1
+                    texts = dict(zip(FIELDS, row.row[:3], strict=True))
+                    line = {"row": texts, "file": row.row.file, "line": row.row.number, "reason": row.reason}
+                    dropped.write(json.dumps(line, ensure_ascii=False) + "\n")
+                else:
+                    yield row
+
+        _deal(kept(), splits, settings)
+    if not rows_read:
+        raise UserError(f"{source.name} holds no rows")
+    if rejected == rows_read:
+        counts = ", ".join(f"{step.step} {step.dropped:,}" for step in cleaning.counts() if step.dropped)
+        raise UserError(f"{source.name}: cleaning dropped all {rows_read:,} rows ({counts}); see --skip_cleaning")
+    empty = [name for name, split in splits.items() if not split.rows]
     if empty:
-        distinct = len({questions[first] for first in deciding})
+        distinct = len(set().union(*(split.deciding for split in splits.values())))
         raise UserError(
-            f"{name}: {' and '.join(empty)} would be empty: {distinct:,} distinct questions with "
+            f"{source.name}: {' and '.join(empty)} would be empty: {distinct:,} distinct questions with "
             f"validation_fraction {settings.validation_fraction}, test_fraction {settings.test_fraction} and seed "
             f"{settings.seed}; change the fractions or the seed, or add rows"
         )
-    return splits
+    manifest = {
+        "source": {"name": source.name, "sha256": sha256, "rows": rows_read},
+        **settings.in_manifest(),
+        "cleaning": [step._asdict() for step in cleaning.counts()],
+        "splits": {name: split.described() for name, split in splits.items()},
+        "rejected": rejected,
+        "sha256": dataset_hash({name: split.described()["sha256"] for name, split in splits.items()}),
+    }
+    write_json(folder / "manifest.json", manifest)
+
+
+class SplitFile:
+    """A split as it is written: the file, its hash, and its questions by their ids."""
+
+    def __init__(self, file: IO[str]):
+        self.file, self.rows, self.digest = file, 0, hashlib.sha256()
+        self.questions: set[int] = set()
+        self.deciding: set[int] = set()  # the first questions of its clusters of near duplicates
+
+    @classmethod
+    @contextlib.contextmanager
+    def open(cls, path: Path) -> Iterator[SplitFile]:
+        with atomic_open(path) as file:
+            yield cls(file)
+
+    def add(self, row: dict[str, str], deciding: str) -> None:
+        line = json.dumps(row, ensure_ascii=False) + "\n"
+        self.file.write(line)
+        self.digest.update(line.encode())
+        self.rows += 1
+        self.questions.add(int(row["question_id"], 16))
+        self.deciding.add(int(deciding, 16))
+
+    def described(self) -> dict[str, Any]:
+        return {"rows": self.rows, "questions": len(self.questions), "sha256": self.digest.hexdigest()}
+
+
+def _deal(rows: Iterable[Row], splits: dict[str, SplitFile], settings: Settings) -> None:
+    """Write each row into the split that its question goes to, in the order of the source."""
+    questions: list[str] | None = None
+    if settings.cluster_near_duplicates:  # a question goes where the first of its near duplicates goes: all are held
+        rows = list(rows)
+        questions = [normalised_question(row.instruction, row.input) for row in rows]
+        first = clusters(questions)
+    ids: Counter[int] = Counter()
+    for number, row in enumerate(rows):
+        question = normalised_question(row.instruction, row.input)
+        row_id = _sixteen_hex("\0".join(row[:3]))
+        ids[int(row_id, 16)] += 1
+        copies = ids[int(row_id, 16)]
+        decides = question if questions is None else questions[first[number]]
+        split = split_of(decides, settings.seed, settings.validation_fraction, settings.test_fraction)
+        written = {"id": row_id if copies == 1 else f"{row_id}-{copies}", "question_id": _sixteen_hex(question)}
+        splits[split].add({**written, **dict(zip(FIELDS, row[:3], strict=True))}, _sixteen_hex(decides))
 
 
 def _sixteen_hex(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
-
-
-def _write(
-    folder: Path,
-    source: Source,
-    rows_read: int,
-    sha256: str,
-    settings: Settings,
-    splits: dict[str, list[dict[str, str]]],
-    rejected: list[Rejected],
-    steps: list[StepCount],
-) -> None:
-    described = {}
-    for split, rows in splits.items():
-        path = folder / f"{split}.jsonl"
-        write_jsonl(path, rows)
-        described[split] = {
-            "rows": len(rows),
-            "questions": len({row["question_id"] for row in rows}),
-            "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
-        }
-    write_jsonl(
-        folder / "rejected.jsonl",
-        (
-            {"row": dict(zip(FIELDS, row[:3], strict=True)), "file": row.file, "line": row.number, "reason": reason}
-            for row, reason in rejected
-        ),
-    )
-    manifest = {
-        "source": {"name": source.name, "sha256": sha256, "rows": rows_read},
-        **settings.in_manifest(),
-        "cleaning": [step._asdict() for step in steps],
-        "splits": described,
-        "rejected": len(rejected),
-        "sha256": dataset_hash({split: described[split]["sha256"] for split in SPLITS}),
-    }
-    write_json(folder / "manifest.json", manifest)
 
 
 def _holds_the_same(where: Path, source: Source, sha256: str, settings: Settings, overwrite: bool) -> bool:

@@ -5,6 +5,7 @@
     sample      the dataset that comes with this package (a folder of that name is ./sample)
     OWNER/NAME  a dataset of the Hugging Face hub, all its splits one after the other
 
+JSONL, CSV and Parquet files are read row by row and may be larger than the memory; a .json array is read whole.
 A path that exists wins over a hub id. Text is UTF-8, with or without a byte order mark. Every row keeps the file and
 the line (JSONL, CSV) or row (JSON, Parquet, hub) that it came from.
 """
@@ -13,14 +14,13 @@ from __future__ import annotations
 
 import csv
 import hashlib
-import io
 import json
 import sys
 import zipfile
 import zlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import IO, Any, NamedTuple, TypeVar
 
 from finllm.run import UserError, did_you_mean, sha256_of_files
 
@@ -75,12 +75,12 @@ def find_source(name: Path | str) -> Source:
     return Source(text, ())
 
 
-def source_hash(source: Source, rows: list[RawRow] | None = None) -> str:
+def source_hash(source: Source) -> str:
     """SHA-256 of a source: the names and bytes of its files; for a hub dataset, which has none here, of its rows."""
     if source.files:
         return sha256_of_files(source.files)
     digest = hashlib.sha256()
-    for row in rows or ():
+    for row in read_rows(source):
         digest.update(json.dumps(row, sort_keys=True, default=str).encode() + b"\n")
     return digest.hexdigest()
 
@@ -93,7 +93,8 @@ def read_rows(source: Source) -> Iterator[RawRow]:
         if path.suffix.lower() == ".zip":
             yield from _read_zip(path)
         else:
-            yield from _read_format(path.read_bytes(), path.name, str(path))
+            with open(path, "rb") as file:
+                yield from _read_format(file, path.stat().st_size, path.name, str(path))
 
 
 def track(items: Iterable[Item], description: str, total: int | None = None) -> Iterable[Item]:
@@ -117,26 +118,34 @@ def _readable_files(folder: Path) -> list[Path]:
 # Formats: `file` is the name that rows keep, `place` the one that messages give --------------------------------------
 
 
-def _read_format(data: bytes, file: str, place: str) -> Iterator[RawRow]:
+def _read_format(stream: IO[bytes], size: int, file: str, place: str) -> Iterator[RawRow]:
+    """Rows of one file, which `stream` gives from its beginning and which has at most `size` characters."""
     suffix = Path(file).suffix.lower()
     if suffix == ".parquet":
-        return _read_parquet(data, file, place)
-    text = _decode(data, place)
-    return {".json": _read_json, ".jsonl": _read_jsonl, ".csv": _read_csv}[suffix](text, file, place)
+        yield from _read_parquet(stream, file, place)
+        return
+    lines = _decoded(stream, place)
+    if suffix == ".jsonl":
+        yield from _read_jsonl(lines, file, place)
+    elif suffix == ".csv":
+        yield from _read_csv(lines, size, file, place)
+    else:
+        yield from _read_json("".join(lines), file, place)
 
 
-def _decode(data: bytes, place: str) -> str:
-    try:
-        return data.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = error.object.count(b"\n", 0, error.start) + 1
-        raise UserError(
-            f"{place}, line {line}: byte 0x{error.object[error.start]:02x} is not UTF-8; convert the file to UTF-8"
-        ) from None
+def _decoded(stream: IO[bytes], place: str) -> Iterator[str]:
+    """The lines of a file; "\n" alone ends one, U+2028 does not."""
+    for number, line in enumerate(stream, start=1):
+        try:
+            yield line.decode("utf-8-sig" if number == 1 else "utf-8")
+        except UnicodeDecodeError as error:
+            raise UserError(
+                f"{place}, line {number}: byte 0x{line[error.start]:02x} is not UTF-8; convert the file to UTF-8"
+            ) from None
 
 
-def _read_jsonl(text: str, file: str, place: str) -> Iterator[RawRow]:
-    for number, line in enumerate(io.StringIO(text, newline="\n"), start=1):  # "\n" alone ends a line, U+2028 does not
+def _read_jsonl(lines: Iterable[str], file: str, place: str) -> Iterator[RawRow]:
+    for number, line in enumerate(lines, start=1):
         if line.strip():
             fields = _parse_json(line, f"{place}, line {number}")
             if not isinstance(fields, dict):
@@ -171,9 +180,9 @@ def _parse_json(text: str, place: str, whole_file: bool = False) -> Any:
         raise UserError(f"{place}: JSON that cannot be read ({error})") from None
 
 
-def _read_csv(text: str, file: str, place: str) -> Iterator[RawRow]:
-    csv.field_size_limit(max(csv.field_size_limit(), len(text) + 1))  # the default of 131,072 is less than some answers
-    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
+def _read_csv(lines: Iterable[str], size: int, file: str, place: str) -> Iterator[RawRow]:
+    csv.field_size_limit(max(csv.field_size_limit(), size + 1))  # the default of 131,072 is less than some answers
+    reader = csv.reader(lines, strict=True)
     header: list[str] = []
     line = 1
     try:
@@ -196,13 +205,13 @@ def _read_csv(text: str, file: str, place: str) -> Iterator[RawRow]:
         raise UserError(f"{place}, the record that starts on line {line}: not CSV ({error})") from None
 
 
-def _read_parquet(data: bytes, file: str, place: str) -> Iterator[RawRow]:
+def _read_parquet(stream: IO[bytes], file: str, place: str) -> Iterator[RawRow]:
     import pyarrow
     import pyarrow.parquet
 
     number = 0
     try:
-        for batch in pyarrow.parquet.ParquetFile(io.BytesIO(data)).iter_batches(batch_size=4096):
+        for batch in pyarrow.parquet.ParquetFile(stream).iter_batches(batch_size=4096):
             for fields in batch.to_pylist():
                 number += 1
                 yield RawRow(fields, file, number)
@@ -211,37 +220,37 @@ def _read_parquet(data: bytes, file: str, place: str) -> Iterator[RawRow]:
 
 
 def _read_zip(path: Path) -> Iterator[RawRow]:
-    for name, data in _members(path):
-        yield from _read_format(data, f"{path.name}/{name}", f"{path}/{name}")
-
-
-def _members(path: Path) -> Iterator[tuple[str, bytes]]:
-    """Name and content of each file in a zip that can be read here, in the order of their names."""
+    """The rows of each file in a zip that can be read here, in the order of their names."""
     try:
         with zipfile.ZipFile(path) as archive:
-            members = archive.infolist()
-            for member in members:
-                parts = member.filename.replace("\\", "/").split("/")
-                if parts[0] == "" or ":" in parts[0] or ".." in parts:
-                    raise UserError(f"{path}: its member '{member.filename}' leads outside the archive; pack it anew")
-            if (size := sum(member.file_size for member in members)) > MAX_UNZIPPED_BYTES:
-                raise UserError(
-                    f"{path} unpacks to {size:,} bytes and the limit is {MAX_UNZIPPED_BYTES:,}; "
-                    "unpack it and name the folder"
-                )
-            wanted = [
-                member
-                for member in sorted(members, key=lambda member: member.filename)
-                if Path(member.filename).suffix.lower() in FORMATS
-                and not any(part.startswith((".", "__MACOSX")) for part in member.filename.split("/"))
-            ]
-            if not wanted:
-                raise UserError(f"{path} holds no file that can be read ({', '.join(FORMATS)})")
-            for member in wanted:
-                yield member.filename, archive.read(member)
+            for member in _members(archive, path):
+                with archive.open(member) as stream:
+                    place = f"{path}/{member.filename}"
+                    yield from _read_format(stream, member.file_size, f"{path.name}/{member.filename}", place)
     except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, NotImplementedError) as error:
         # damaged in its directory, in its data, or cut off; encrypted; packed by a method unknown here
         raise UserError(f"{path}: not a zip file that can be read ({error})") from None
+
+
+def _members(archive: zipfile.ZipFile, path: Path) -> list[zipfile.ZipInfo]:
+    members = archive.infolist()
+    for member in members:
+        parts = member.filename.replace("\\", "/").split("/")
+        if parts[0] == "" or ":" in parts[0] or ".." in parts:
+            raise UserError(f"{path}: its member '{member.filename}' leads outside the archive; pack it anew")
+    if (size := sum(member.file_size for member in members)) > MAX_UNZIPPED_BYTES:
+        raise UserError(
+            f"{path} unpacks to {size:,} bytes and the limit is {MAX_UNZIPPED_BYTES:,}; unpack it and name the folder"
+        )
+    wanted = [
+        member
+        for member in sorted(members, key=lambda member: member.filename)
+        if Path(member.filename).suffix.lower() in FORMATS
+        and not any(part.startswith((".", "__MACOSX")) for part in member.filename.split("/"))
+    ]
+    if not wanted:
+        raise UserError(f"{path} holds no file that can be read ({', '.join(FORMATS)})")
+    return wanted
 
 
 def _read_hub(name: str) -> Iterator[RawRow]:

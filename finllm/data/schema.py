@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 from finllm.data.rows import RawRow
@@ -23,39 +23,42 @@ class Row(NamedTuple):
     number: int
 
 
-def check_rows(raw_rows: Sequence[RawRow], columns: Mapping[str, str], name: str) -> list[Row]:
-    """Rows with the three fields that `columns` maps to the source's own column names.
+def check_rows(raw_rows: Iterable[RawRow], columns: Mapping[str, str], name: str) -> Iterator[Row]:
+    """Rows with the three fields that `columns` maps to the source's own column names, one after the other.
 
     The column of `input` may be absent when it has its default name, and null counts as empty. Everything else that is
-    not text is one `UserError` with file, row and field; the first 20 problems are listed and all are counted.
+    not text is one `UserError` with file, row and field, raised after the last row; the first 20 problems are listed
+    and all are counted.
     """
-    _check_columns(raw_rows, columns, name)
-    rows, problems = [], []
-    for raw in raw_rows:
-        texts = []
-        for field in FIELDS:
-            value = raw.fields.get(columns[field])
-            if value is None and field == "input":
-                value = ""
-            problem = _problem(value)
-            if problem:
-                renamed = "" if columns[field] == field else f" (column {columns[field]})"
-                problems.append(f"{raw.place}: {field}{renamed} {problem}")
-            texts.append(value)
-        rows.append(Row(*texts, raw.file, raw.number))
-    if len(problems) > MAX_LISTED:
-        listed = "; ".join(problems[:MAX_LISTED])
-        raise UserError(f"{len(problems)} problems in {name}: {listed}; and {len(problems) - MAX_LISTED} more")
-    raise_problems(problems, name)
-    return rows
-
-
-def _check_columns(raw_rows: Sequence[RawRow], columns: Mapping[str, str], name: str) -> None:
     unknown = sorted(set(columns) ^ set(FIELDS))
     assert not unknown, f"columns must map {FIELDS}, not {unknown}"
     if len(set(columns.values())) < len(FIELDS):
         raise UserError(f"two fields would come from one column: {', '.join(f'{f} from {columns[f]}' for f in FIELDS)}")
-    found = list(dict.fromkeys(column for raw in raw_rows for column in raw.fields))
+    found: dict[str, None] = {}
+    listed, count, raw = [], 0, None
+    for raw in raw_rows:
+        found.update(dict.fromkeys(raw.fields))
+        texts, sound = [], True
+        for field in FIELDS:
+            value = raw.fields.get(columns[field])
+            if value is None and field == "input":
+                value = ""
+            if problem := _problem(value):
+                sound, count = False, count + 1
+                renamed = "" if columns[field] == field else f" (column {columns[field]})"
+                if count <= MAX_LISTED:
+                    listed.append(f"{raw.place}: {field}{renamed} {problem}")
+            texts.append(value)
+        if sound:
+            yield Row(*texts, raw.file, raw.number)
+    if raw is not None:
+        _check_columns(list(found), columns, name)
+    if count > MAX_LISTED:
+        raise UserError(f"{count} problems in {name}: {'; '.join(listed)}; and {count - MAX_LISTED} more")
+    raise_problems(listed, name)
+
+
+def _check_columns(found: Sequence[str], columns: Mapping[str, str], name: str) -> None:
     missing = [f for f in FIELDS if columns[f] not in found and not (f == "input" and columns[f] == "input")]
     raise_problems(
         (

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import itertools
+from collections.abc import Callable
 
 from finllm.data.dataset_dir import DatasetDir
 from finllm.data.rows import track
@@ -60,16 +61,20 @@ def percentile(values: list[int], share: float) -> int:
     return sorted(values)[round(share * (len(values) - 1))]
 
 
-def _lengths(dataset: DatasetDir, count_tokens: CountTokens | None) -> Iterator[tuple[str, list[int]]]:
-    rows = [row for split in SPLITS for row in dataset.rows(split)]
-    texts = {
-        "prompt": [build_prompt(row["instruction"], row["input"]) for row in rows],
-        "response": [row["output"] for row in rows],
-    }
-    for name, column in texts.items():
-        yield f"{name}, words", [len(text.split()) for text in column]
+def _lengths(dataset: DatasetDir, count_tokens: CountTokens | None) -> list[tuple[str, list[int]]]:
+    """Of all rows, which are read a batch at a time: each length's name and its values."""
+    counts: dict[str, CountTokens] = {"words": lambda texts: [len(text.split()) for text in texts]}
     if count_tokens:
-        for name, column in texts.items():
-            batches = [column[start : start + BATCH] for start in range(0, len(column), BATCH)]
-            counted = track(batches, f"counting the tokens of {name}s") if len(batches) > 5 else batches
-            yield f"{name}, tokens", [count for batch in counted for count in count_tokens(batch)]
+        counts["tokens"] = count_tokens
+    lengths: dict[str, list[int]] = {f"{text}, {unit}": [] for unit in counts for text in ("prompt", "response")}
+    total = sum(dataset.manifest["splits"][split]["rows"] for split in SPLITS)
+    rows = iter(track((row for split in SPLITS for row in dataset.each_row(split)), "measuring", total))
+    while batch := list(itertools.islice(rows, BATCH)):
+        texts = {
+            "prompt": [build_prompt(row["instruction"], row["input"]) for row in batch],
+            "response": [row["output"] for row in batch],
+        }
+        for unit, count in counts.items():
+            for text, column in texts.items():
+                lengths[f"{text}, {unit}"] += count(column)
+    return list(lengths.items())

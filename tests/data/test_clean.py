@@ -4,7 +4,7 @@ import random
 
 import pytest
 
-from finllm.data.clean import PLAIN, STEPS, clean
+from finllm.data.clean import PLAIN, STEPS, Cleaning, Rejected
 from finllm.data.schema import Row
 from finllm.run import UserError
 
@@ -13,6 +13,14 @@ TEN = "one two three four five six seven eight nine ten."
 
 def row(instruction="What is a fund?", input="", output="A pot of money.", number=1):
     return Row(instruction, input, output, "a.jsonl", number)
+
+
+def clean(rows, skip=()):
+    """The rows kept, those dropped, and what each step did."""
+    cleaning = Cleaning(skip)
+    results = list(cleaning.clean(rows))
+    dropped = [result for result in results if isinstance(result, Rejected)]
+    return [result for result in results if not isinstance(result, Rejected)], dropped, cleaning.counts()
 
 
 def counts(steps):

@@ -10,7 +10,8 @@ GOOD = {"instruction": "What is a share?", "input": "", "output": "A part of a c
 
 
 def check(*fields, columns=COLUMNS):
-    return check_rows([RawRow(row, "a.jsonl", number) for number, row in enumerate(fields, 1)], columns, "a.jsonl")
+    raw = (RawRow(row, "a.jsonl", number) for number, row in enumerate(fields, 1))
+    return list(check_rows(raw, columns, "a.jsonl"))
 
 
 def test_extra_columns_go_and_places_stay():
