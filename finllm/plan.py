@@ -12,7 +12,8 @@ random, is measured on batches of the run's own rows: the difference is three la
 The peak holds all there is: libraries, rows, weights, gradients, optimizer state, activations, and what the allocator
 keeps between them. A peak never falls, so the model with one layer goes first. The first step faults its memory in and
 compiles kernels, which a short run feels. Batches of several sizes are timed, as a run has them, and their mean is
-taken, not the fastest: a run meets every slow moment too.
+taken, not the fastest: a run meets every slow moment too. Where the peak is more than the machine has, the plan says
+which flag trains the same in less.
 
 On n GPUs nothing is measured here. A step is its operations at an assumed share of the data sheet's rate, and the part
 of the gradients' ring all-reduce, 2(n − 1)/n of their bytes (Patarasuk and Yuan 2009), that backward, two thirds of a
@@ -64,6 +65,8 @@ class Plan:
     train_seconds: float
     tokens_per_second: float
     peak_memory_bytes: int
+    memory_bytes: int  # that the machine has, or a container leaves of it
+    activation_checkpointing: bool
     flops_per_step: float
     machine_flops: float  # a second, of float32 products
 
@@ -119,7 +122,10 @@ def predict(base: str, recipe, training, model_arguments, rows: list[dict[str, A
     average = sum(sizes) / len(sizes)
     by_size = sorted(batches, key=lambda batch: batch["input_ids"].shape[1])
     timed = [by_size[(2 * third + 1) * len(by_size) // (2 * TIMED)] for third in range(TIMED)]
-    few, more = (_probe(config, count, recipe, model_arguments, timed, by_size[-1]) for count in (FEW, MORE))
+    checkpointing = training.activation_checkpointing
+    few, more = (
+        _probe(config, count, recipe, model_arguments, checkpointing, timed, by_size[-1]) for count in (FEW, MORE)
+    )
 
     def extrapolate(first: float, second: float) -> float:
         return first + (layers - FEW) * (second - first) / (MORE - FEW)
@@ -132,6 +138,7 @@ def predict(base: str, recipe, training, model_arguments, rows: list[dict[str, A
     labels = sum((batch["labels"] != joined.IGNORED).sum().item() for batch in batches) / len(batches)
     body = total - head * (1 if config.tie_word_embeddings else 2)
     passes = 4 if model_arguments.use_peft else 6
+    passes += 2 if training.activation_checkpointing else 0  # the forward pass again
     return Plan(
         total_parameters=total,
         trainable_parameters=trainable,
@@ -143,6 +150,8 @@ def predict(base: str, recipe, training, model_arguments, rows: list[dict[str, A
         train_seconds=seconds * steps + max(0.0, extrapolate(few.first_seconds, more.first_seconds)),
         tokens_per_second=accumulated * sum(int(batch["lengths"].sum()) for batch in batches) / len(batches) / seconds,
         peak_memory_bytes=round(extrapolate(few.peak_memory_bytes, more.peak_memory_bytes)),
+        memory_bytes=machine.memory_bytes(),
+        activation_checkpointing=training.activation_checkpointing,
         flops_per_step=accumulated * passes * (body * average + head * labels),
         machine_flops=machine.matrix_product_rate(),
     )
@@ -161,7 +170,13 @@ def _batches(training, lengths: list[int]) -> list[list[int]]:
 
 
 def _probe(
-    config, layers: int, recipe, model_arguments, timed: list[dict[str, torch.Tensor]], largest: dict[str, torch.Tensor]
+    config,
+    layers: int,
+    recipe,
+    model_arguments,
+    checkpointing: bool,
+    timed: list[dict[str, torch.Tensor]],
+    largest: dict[str, torch.Tensor],
 ) -> Probe:
     """Steps of a random model with so many layers: two of the largest batch, then ROUNDS over the `timed`."""
     machine.give_back_freed_memory()
@@ -179,6 +194,8 @@ def _probe(
     model.set_attn_implementation(joined.NAME)
     whole = models.add_adapter(model, model_arguments) if model_arguments.use_peft else model
     whole.train()
+    if checkpointing:
+        whole.activation_checkpointing_enable()
     trainable = [parameter for parameter in whole.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(trainable, lr=0.0, fused=True)
     seconds, optimizer_seconds = [], []
@@ -219,11 +236,16 @@ def show(plan: Plan) -> None:
         ("of which the run reaches", f"{plan.flops_per_step / plan.step_seconds / plan.machine_flops:.0%}"),
         ("training time", f"{plan.train_seconds:,.0f} s"),
         ("rate", f"{plan.tokens_per_second:,.0f} tokens/s"),
-        ("peak memory", f"{plan.peak_memory_bytes / 2**30:.1f} GiB"),
+        ("peak memory", f"{plan.peak_memory_bytes / 2**30:.1f} of {plan.memory_bytes / 2**30:.1f} GiB"),
     ):
         table.add_row(name, value)
     console = Console()
     console.print(table)
+    if plan.peak_memory_bytes > plan.memory_bytes:
+        fix = "halve per_device_train_batch_size and double gradient_accumulation_steps, or lower max_length"
+        if not plan.activation_checkpointing:
+            fix = f"add --activation_checkpointing true and plan again; where that is not enough, {fix}"
+        console.print(f"This will not fit: {fix}.", soft_wrap=True)
     table = Table(title="On H100s, on paper: 40 % of 989 TFLOP/s and 100 GB/s assumed", title_justify="left")
     for column in ("GPUs", "steps", "training time"):
         table.add_column(column, justify="right")

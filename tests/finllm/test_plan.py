@@ -35,3 +35,21 @@ def test_a_plan_names_what_it_cannot_know(command, gpt2_dir, dataset_dir):
     assert done.status == 2 and "plan the same run without load_in_4bit" in done.err
     done = command("finllm/cli.py", "plan", "--lora_rnk", 8)
     assert done.status == 2 and "unknown flag --lora_rnk (did you mean" in done.err
+
+
+def test_activation_checkpointing_is_proposed_where_the_run_does_not_fit_and_needs_less(
+    command, llama_dir, dataset_dir, tmp_path, monkeypatch
+):
+    flags = (
+        "--model_name_or_path", llama_dir, "--dataset_name", dataset_dir, "--output_dir", tmp_path / "run",
+        "--max_length", 256,
+    )  # fmt: skip
+    done = command("finllm/cli.py", "plan", *flags)
+    assert "This will not fit" not in done.out
+    monkeypatch.setattr("finllm.machine.memory_bytes", lambda: 100 << 20)
+    done = command("finllm/cli.py", "plan", *flags)
+    assert "This will not fit: add --activation_checkpointing true and plan again" in done.out
+    done = command("finllm/cli.py", "plan", *flags, "--activation_checkpointing", "true")
+    assert "This will not fit: halve per_device_train_batch_size" in done.out
+    plan = read_json(tmp_path / "run" / "plan.json")
+    assert plan["activation_checkpointing"] and plan["memory_bytes"] == 100 << 20
