@@ -7,7 +7,9 @@ import math
 import random
 from collections.abc import Iterator, Sequence
 
-from transformers.trainer_pt_utils import BatchRebalanceSampler
+import torch
+from torch.utils.data import Sampler
+from transformers.trainer_pt_utils import BatchRebalanceSampler, get_length_grouped_indices
 
 from finllm.run import raise_problems
 
@@ -78,3 +80,24 @@ class TokenBudgetSampler(BatchRebalanceSampler):
             rows = batches[last]
             batches[last : last + 1] = [rows[: len(rows) // 2], rows[len(rows) // 2 :]]
         return itertools.islice(batches, self.rank, None, self.processes)
+
+
+class LengthGroupedSampler(Sampler[int]):
+    """Every row once, those of like length together, as transformers' sampler of this name orders them.
+
+    Its order is drawn by the global generator, and so another one when a run is resumed. Ours is a function of seed and
+    epoch.
+    """
+
+    def __init__(self, lengths: Sequence[int], batch: int, seed: int):
+        self.lengths, self.batch, self.seed, self.epoch = lengths, batch, seed, 0
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def set_epoch(self, epoch: int) -> None:
+        self.epoch = epoch
+
+    def __iter__(self) -> Iterator[int]:
+        generator = torch.Generator().manual_seed(self.seed + self.epoch)
+        return iter(get_length_grouped_indices(self.lengths, self.batch, generator=generator))

@@ -1,10 +1,11 @@
-"""What a training run writes and shows while it goes on: metrics.jsonl and the bars."""
+"""What a training run writes and shows while it goes on, and when it saves and stops: metrics.jsonl, the bars."""
 
 from __future__ import annotations
 
 from transformers import ProgressCallback, TrainerCallback
 
-from finllm.run import RunDir, read_jsonl, write_jsonl
+from finllm.run import RunDir, write_jsonl
+from finllm.stopping import Stop
 
 
 class MetricsWriter(TrainerCallback):
@@ -16,10 +17,12 @@ class MetricsWriter(TrainerCallback):
         self.run = run
 
     def on_train_begin(self, args, state, control, **kwargs):
-        """Drop the lines that a stopped run wrote after its last checkpoint: their steps will be done again."""
-        if state.is_world_process_zero and self.run.metrics.exists():
-            lines = read_jsonl(self.run.metrics)
-            write_jsonl(self.run.metrics, [line for line in lines if 0 < state.global_step >= line["step"]])
+        """Keep the lines that the checkpoint knows of: what came after it will be done again."""
+        if not state.is_world_process_zero:
+            return
+        known = {(line["step"], "eval_loss" in line) for line in state.log_history}
+        lines = self.run.metrics_so_far()
+        write_jsonl(self.run.metrics, [line for line in lines if (line["step"], "validation_loss" in line) in known])
 
     def on_log(self, args, state, control, logs=None, **kwargs):
         if not state.is_world_process_zero:
@@ -44,3 +47,42 @@ class ProgressBar(ProgressCallback):
                 self.losses[name] = f"{logs[key]:.3f}"
         if state.is_world_process_zero and self.training_bar is not None:
             self.training_bar.set_postfix(self.losses)
+
+
+class StopOnSignal(TrainerCallback):
+    """A signal ends the step: the trainer saves a checkpoint and stops, all processes at the same step."""
+
+    def __init__(self, stop: Stop):
+        self.stop = stop
+        self.stopped = False
+
+    def on_step_end(self, args, state, control, **kwargs):
+        if self.stop.agree(args.world_size, args.device):
+            self.stopped = control.should_save = control.should_training_stop = True
+
+    def on_epoch_end(self, args, state, control, **kwargs):
+        """transformers takes the end of training for the end of an epoch; in the middle of one, nothing is due."""
+        if self.stopped and not ends_epoch(state):
+            control.should_log = control.should_evaluate = control.should_save = False
+
+
+class SaveAfterEpochsEnd(TrainerCallback):
+    """A checkpoint of an epoch's last step waits for what is due at the epoch's end.
+
+    Written before, it would not know of that evaluation, and a run resumed from it would go on without one.
+    """
+
+    def __init__(self):
+        self.waiting = False
+
+    def on_step_end(self, args, state, control, **kwargs):
+        if control.should_save and ends_epoch(state):
+            control.should_save, self.waiting = False, True
+
+    def on_epoch_end(self, args, state, control, **kwargs):
+        control.should_save, self.waiting = control.should_save or self.waiting, False
+
+
+def ends_epoch(state) -> bool:
+    """Whether the step just done is its epoch's last."""
+    return float(state.epoch).is_integer()

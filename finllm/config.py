@@ -7,6 +7,9 @@ suit the machine: TRL's own raise without a GPU, and turn on bfloat16 and activa
 from __future__ import annotations
 
 import enum
+import importlib.util
+import os
+import shutil
 import sys
 from dataclasses import dataclass, field, fields
 from typing import Any
@@ -64,7 +67,7 @@ class TrainingConfig(SFTConfig):
     )
     join_rows: bool | None = field(
         default=None,
-        metadata={"help": "Rows end to end instead of padded. Default: on a CPU, where the model allows it."},
+        metadata={"help": "Rows end to end instead of padded. Default: on a CPU, where model and compiler allow it."},
     )
     gradient_checkpointing: bool | None = field(
         default=None, metadata={"help": "The older name of activation_checkpointing, which is off unless asked for."}
@@ -72,6 +75,9 @@ class TrainingConfig(SFTConfig):
     report_to: str = field(default="none", metadata={"help": "tensorboard, wandb, trackio or none."})
     eval_on_start: bool = field(default=True, metadata={"help": "Validate before the first step."})
     disable_tqdm: bool = field(default=False, metadata={"help": "No progress bars."})
+    restore_callback_states_from_checkpoint: bool = field(
+        default=True, metadata={"help": "Resume with early stopping's count as it was."}
+    )
     save_only_model: bool = field(
         default=False, metadata={"help": "Checkpoints without the optimizer; cannot be resumed."}
     )
@@ -164,6 +170,16 @@ def _impossible(recipe: RecipeArguments, training: TrainingConfig, model: ModelC
         problems.append(f"truncation_mode is {training.truncation_mode!r}; only 'keep_start' keeps the prompt whole")
     if recipe.early_stopping_patience is not None and training.eval_strategy == "no":
         problems.append("early_stopping_patience needs eval_strategy: steps or epoch")
+    if recipe.resume and training.save_only_model:
+        problems.append(
+            "resume needs whole checkpoints and save_only_model leaves the optimizer out; remove one of them"
+        )
+    if training.torch_compile and not _has_compiler():
+        problems.append(
+            "torch_compile is true and there is no "
+            + ("Triton, which writes its kernels" if torch.cuda.is_available() else "C++ compiler (c++, g++ or $CXX)")
+            + "; install it or remove torch_compile"
+        )
     if training.bf16 and not torch.cuda.is_available() and not bf16_is_fast():
         problems.append("bf16 is true and this CPU has no bfloat16 instructions (some 100 times slower); remove it")
     for name in ("max_train_samples", "max_eval_samples", "early_stopping_patience"):
@@ -177,6 +193,13 @@ def _impossible(recipe: RecipeArguments, training: TrainingConfig, model: ModelC
     if training.max_length is not None and training.max_length < 2:
         problems.append(f"max_length is {training.max_length}; it must be at least 2")
     return problems
+
+
+def _has_compiler() -> bool:
+    """Whether torch.compile's default backend has what it compiles with."""
+    if torch.cuda.is_available():
+        return importlib.util.find_spec("triton") is not None
+    return any(shutil.which(name) for name in (os.environ.get("CXX"), "g++", "c++", "clang++") if name)
 
 
 def resolved(*arguments: RecipeArguments | TrainingConfig | ModelConfig) -> dict[str, Any]:

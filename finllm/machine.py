@@ -10,7 +10,9 @@ import resource
 import shlex
 import sys
 import time
+from pathlib import Path
 
+import psutil
 import torch
 
 from finllm.run import UserError
@@ -90,6 +92,15 @@ def peak_memory_bytes() -> int:
         return torch.cuda.max_memory_allocated()
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
+
+
+def memory_bytes() -> int:
+    """The memory that this process may fill: the machine's, or less where a container limits it."""
+    total = psutil.virtual_memory().total
+    for limit in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
+        with contextlib.suppress(OSError, ValueError):  # no such file; "max"
+            total = min(total, int(Path(limit).read_text()))
+    return total
 
 
 def matrix_product_rate(dtype: torch.dtype = torch.float32, size: int = 1024, seconds: float = 0.5) -> float:

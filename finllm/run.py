@@ -8,7 +8,8 @@
       summary.json      method, parameters, seconds, tokens a second, peak memory, validation losses
       loss.png          training and validation loss
       model/            safetensors: the full weights or the adapter, with the tokenizer and a model card
-      checkpoints/      what resuming needs
+      checkpoints/      what resuming needs (finllm/checkpoints.py)
+      .lock             who is training, or was
       eval/             written by eval/run.py
 
 `summary.json` is written last: a run dir without it is incomplete. Every JSON carries a `schema_version`, and a reader
@@ -20,11 +21,16 @@ from __future__ import annotations
 
 import contextlib
 import difflib
+import errno
+import fcntl
 import hashlib
 import importlib.metadata
 import json
 import os
 import platform
+import re
+import shutil
+import socket
 import subprocess
 import sys
 import tempfile
@@ -62,9 +68,28 @@ def run_command(main: Callable[[], None]) -> None:
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
+    except OSError as error:
+        if error.errno not in DISK:
+            raise
+        print(
+            f"error: {error.filename or 'a file'} cannot be written: {error.strerror}; nothing is left half-written; "
+            f"{DISK[error.errno]}, then give the same command again, with --resume auto where it is a training run",
+            file=sys.stderr,
+        )
+        sys.exit(2)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         sys.exit(130)
+
+
+DISK = {  # what the disk may answer, and what helps
+    errno.ENOSPC: "free some space",
+    errno.EDQUOT: "free some space or have the quota raised",
+    errno.EFBIG: "have the limit on a file's size raised (ulimit -f)",
+    errno.EROFS: "choose a folder on a disk that can be written to",
+    errno.EACCES: "choose a folder that you may write to",
+    errno.EPERM: "choose a folder that you may write to",
+}
 
 
 # Files ---------------------------------------------------------------------------------------------------------------
@@ -152,6 +177,12 @@ def read_jsonl(path: Path | str) -> list[dict[str, Any]]:
     return rows
 
 
+def sha256_of_file(path: Path) -> str:
+    """SHA-256 of a file's bytes."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 def sha256_of_files(paths: Iterable[Path]) -> str:
     """SHA-256 over the names and bytes of files, in the order of their names."""
     digest = hashlib.sha256()
@@ -208,6 +239,10 @@ def _processor() -> str:
 # The run dir ---------------------------------------------------------------------------------------------------------
 
 
+LOCK = ".lock"
+TEMPORARY = re.compile(r"\..+\.(yaml|json|jsonl|png|md)\.\w{8}")  # as atomic_open names them
+
+
 class RunDir:
     """Paths, readers and writers of one run dir. `RunDir(path)` touches nothing."""
 
@@ -217,6 +252,7 @@ class RunDir:
         self.checkpoints = self.path / "checkpoints"
         self.metrics = self.path / "metrics.jsonl"
         self.eval = self.path / "eval"
+        self._lock: IO | None = None
 
     def check(self, config: dict[str, Any], resume: bool) -> None:
         """Refuse a folder that holds another run, or anything else.
@@ -235,12 +271,49 @@ class RunDir:
                 (f"{key} was {held.get(key)!r} and is now {config.get(key)!r}" for key in changed),
                 f"resuming {self.path}, whose config.yaml differs; resume with the same config or take another folder",
             )
-        elif any(item.is_file() and item.name != "plan.json" for item in self.path.rglob("*")) or self.path.is_file():
+        elif self.path.is_file() or any(
+            item.is_file() and item.name not in ("plan.json", LOCK) and not TEMPORARY.fullmatch(item.name)
+            for item in self.path.rglob("*")
+        ):
             raise UserError(f"{self.path} is not empty and holds no run; take another --output_dir")
 
+    def _lock_out_others(self) -> None:
+        """Keep other runs out of this folder for as long as this process lives; refuse where one is in it.
+
+        The kernel drops the lock with the process that holds it, however that ends, so none is ever stale: the file
+        that stays behind only says who held it last.
+        """
+        self.path.mkdir(parents=True, exist_ok=True)
+        self._lock = open(self.path / LOCK, "a+", encoding="utf-8")  # noqa: SIM115  open until the process ends
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            self._lock.seek(0)
+            holder = self._lock.read().strip() or "a process that has just begun"
+            raise UserError(
+                f"{self.path} is in use by another run ({holder}); wait for it or stop it, or take another --output_dir"
+            ) from None
+        self._lock.truncate(0)
+        self._lock.write(f"process {os.getpid()} on {socket.gethostname()}\n")
+        self._lock.flush()
+
+    def _remove_leftovers(self) -> None:
+        """Remove what a killed run was writing and never gave a name. Only for who holds the lock."""
+        for folder in (self.path, self.checkpoints):
+            for item in folder.glob(".*"):
+                if item.is_dir() and item.name in (".model", ".writing"):
+                    shutil.rmtree(item)
+                elif TEMPORARY.fullmatch(item.name):
+                    item.unlink()
+
     def start(self, config: dict[str, Any], origin: dict[str, Any], resume: bool) -> None:
-        """Claim the folder, if `check` finds nothing against it, and write `config.yaml` and `provenance.json`."""
+        """Claim the folder, if `check` finds nothing against it, and write `config.yaml` and `provenance.json`.
+
+        From here to `finish`, or to the end of this process, no other run gets in.
+        """
         self.check(config, resume)
+        self._lock_out_others()
+        self._remove_leftovers()
         write_text(self.path / "config.yaml", yaml.safe_dump(config, sort_keys=False, allow_unicode=True))
         write_json(self.path / "provenance.json", origin)
 
@@ -249,9 +322,16 @@ class RunDir:
         with open(self.metrics, "a", encoding="utf-8") as file:
             file.write(json.dumps(line, allow_nan=False) + "\n")
 
+    def metrics_so_far(self) -> list[dict[str, Any]]:
+        """The lines of `metrics.jsonl`, if any, without one at the end that a full disk or a lost machine cut short."""
+        text = self.metrics.read_text(encoding="utf-8") if self.metrics.exists() else ""
+        return [json.loads(line) for line in text[: text.rfind("\n") + 1].splitlines()]
+
     def finish(self, summary: dict[str, Any]) -> None:
-        """Write `summary.json`, which marks the run as complete."""
+        """Write `summary.json`, which marks the run as complete, and let go of the folder."""
         write_json(self.path / "summary.json", summary)
+        if self._lock is not None:
+            self._lock.close()
 
     @property
     def complete(self) -> bool:

@@ -37,20 +37,20 @@ def main() -> None:
         return summary.already_finished(run)
     run.check(config, resume=recipe.resume is not None)
 
-    # The data, prepared once and read by every process
-    with process.main_process_first():
+    # The data, prepared once a machine and mapped into the memory of each of its processes
+    with process.local_main_process_first():
         dataset = resolve(recipe.dataset_name, cache_dir() / "datasets")
-    train, validation = (
-        sample(dataset.split(split), rows, training.seed)
-        for split, rows in (
-            (recipe.dataset_train_split, recipe.max_train_samples),
-            (recipe.dataset_test_split, recipe.max_eval_samples),
+        train, validation = (
+            sample(dataset.split(split), rows, training.seed)
+            for split, rows in (
+                (recipe.dataset_train_split, recipe.max_train_samples),
+                (recipe.dataset_test_split, recipe.max_eval_samples),
+            )
         )
-    )
 
     # The base model and, where asked for, its adapter: seeded first, since an adapter begins with random numbers
     set_seed(training.seed)
-    with process.main_process_first():
+    with process.local_main_process_first():
         base = models.resolve_base_model(model_arguments.model_name_or_path)
         tokenizer = models.load_tokenizer(
             base, model_arguments.model_revision, eos_token=training.eos_token, pad_token=training.pad_token
@@ -65,8 +65,9 @@ def main() -> None:
 
     # Text to tokens, with a table of what max_length cuts and drops
     prompt_loss = training.completion_only_loss is False
-    train, train_lengths = tokenize(tokenizer, train, training.max_length, prompt_loss)
-    validation, validation_lengths = tokenize(tokenizer, validation, training.max_length, prompt_loss)
+    with process.local_main_process_first():
+        train, train_lengths = tokenize(tokenizer, train, training.max_length, prompt_loss)
+        validation, validation_lengths = tokenize(tokenizer, validation, training.max_length, prompt_loss)
 
     if process.is_main_process:
         summary.print_lengths({"train": train_lengths, "validation": validation_lengths})

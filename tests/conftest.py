@@ -16,6 +16,12 @@ ROOT = Path(__file__).resolve().parents[1]
 os.environ["HF_HUB_OFFLINE"] = "1"  # before any library of the hub is imported
 
 
+@pytest.fixture(scope="session", autouse=True)
+def cache(tmp_path_factory) -> None:
+    """What is prepared, mapped and tokenized here stays here."""
+    os.environ["FINLLM_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+
+
 @dataclass(frozen=True)
 class Done:
     """A command that ended: its exit status, and what it printed."""

@@ -1,6 +1,6 @@
-"""What a stopped run needs to go on exactly: safetensors and JSON, no pickle.
+"""What a stopped run needs to go on exactly: safetensors and JSON, no pickle; hashed and renamed by finllm.checkpoints.
 
-    checkpoints/step-000500/
+    checkpoints/checkpoint-500/
       model.safetensors       the weights now
       best.safetensors        the weights of the lowest validation loss so far
       optimizer.safetensors   Adam's two moments and step count of each parameter
@@ -13,7 +13,6 @@ does the learning rate: there is no state of them to keep.
 from __future__ import annotations
 
 import dataclasses
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,7 +20,8 @@ import safetensors.torch
 import torch
 
 from baselines.scratch.model import load_weights, read_weights
-from finllm.run import atomic_open, read_json, write_json
+from finllm import checkpoints
+from finllm.run import read_json, write_json
 
 Weights = dict[str, torch.Tensor]
 
@@ -45,27 +45,19 @@ class Progress:
 def save_checkpoint(
     folder: Path, progress: Progress, model: torch.nn.Module, best: Weights, optimizer: torch.optim.Optimizer
 ) -> None:
-    """Write a checkpoint of this step under `folder`, then remove the older ones: a whole one is always there."""
-    place = folder / f"step-{progress.step:06d}"
-    unfinished = folder / f".{place.name}"
+    """Write a checkpoint of this step under `folder`, whole or not at all, and keep the one before it."""
+    work = folder / checkpoints.WRITING
+    work.mkdir(parents=True, exist_ok=True)
     moments = {
         f"{parameter}.{name}": tensor
         for parameter, state in optimizer.state_dict()["state"].items()
         for name, tensor in state.items()
     }
     for name, tensors in (("model", model.state_dict()), ("best", best), ("optimizer", moments)):
-        with atomic_open(unfinished / f"{name}.safetensors", "wb") as file:
-            file.write(safetensors.torch.save(tensors))
-    write_json(unfinished / "state.json", dataclasses.asdict(progress))
-    unfinished.rename(place)
-    for other in folder.iterdir():
-        if other != place:
-            shutil.rmtree(other)
-
-
-def newest_checkpoint(folder: Path) -> Path | None:
-    """The checkpoint with the highest step, or None; unfinished ones do not count."""
-    return max(folder.glob("step-*"), default=None, key=lambda place: int(place.name.removeprefix("step-")))
+        safetensors.torch.save_file(tensors, work / f"{name}.safetensors")
+    write_json(work / "state.json", dataclasses.asdict(progress))
+    checkpoints.seal(work, folder / f"{checkpoints.PREFIX}{progress.step}")
+    checkpoints.rotate(folder, limit=2, best=None)
 
 
 def load_checkpoint(place: Path, model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> tuple[Progress, Weights]:

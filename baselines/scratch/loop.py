@@ -20,6 +20,7 @@ from baselines.scratch.losses import IGNORED, Objective
 from baselines.scratch.model import Transformer
 from finllm.machine import peak_memory_bytes
 from finllm.run import RunDir, UserError
+from finllm.stopping import Stop
 
 
 def adamw(model: Transformer, config: TrainConfig) -> torch.optim.AdamW:
@@ -90,6 +91,17 @@ class Training:
         )
 
     def run_to_end(self) -> None:
+        """All steps that are left. A signal ends one, and then, with a checkpoint, the process."""
+        stop = Stop()
+        stop.listen()
+        try:
+            self._run(stop)
+        finally:
+            stop.leave()
+        if stop.signal:
+            stop.exit(self.progress.step, self.accelerator.num_processes, self.accelerator.is_main_process)
+
+    def _run(self, stop: Stop) -> None:
         config, progress = self.config, self.progress
         started = time.perf_counter() - progress.train_seconds
         self.window = Window(progress.tokens, time.perf_counter())
@@ -112,8 +124,12 @@ class Training:
                 if last or progress.step % config.eval_steps == 0:
                     self.evaluate()
                 progress.train_seconds = time.perf_counter() - started
-                if not last and progress.step % config.save_steps == 0 and self.accelerator.is_main_process:
+                stopped = stop.agree(self.accelerator.num_processes, self.accelerator.device)
+                due = stopped or (not last and progress.step % config.save_steps == 0)
+                if due and self.accelerator.is_main_process:
                     save_checkpoint(self.run.checkpoints, progress, self.model, self.best, self.plain_optimizer)
+                if stopped:
+                    break
 
     def step(self, batch: list[Example]) -> None:
         """One step of AdamW on the mean loss of the batch's supervised tokens, whichever process holds them."""
@@ -129,7 +145,13 @@ class Training:
         supervised = sum(example.supervised for example in batch)
         # Several processes average their gradients: times their number, that is the sum which the mean loss needs.
         accelerator.backward(loss / supervised * accelerator.num_processes)
-        accelerator.clip_grad_norm_(self.model.parameters(), config.max_grad_norm)
+        norm = float(accelerator.clip_grad_norm_(self.model.parameters(), config.max_grad_norm))
+        if not math.isfinite(norm):  # before it reaches the weights
+            raise UserError(
+                f"the loss or its gradient is no number (norm {norm}) in step {progress.step:,} and was not applied; "
+                f"the learning rate is {learning_rate_at(progress.step, self.total_steps, config):.2g}: lower "
+                "learning_rate or max_grad_norm"
+            )
         self.optimizer.step()
         self.optimizer.zero_grad()
         self.window.loss += loss.detach()
@@ -141,18 +163,12 @@ class Training:
         """A line of metrics.jsonl about the steps since the last one."""
         progress, window = self.progress, self.window
         loss = self.sum_over_processes(float(window.loss)) / window.supervised_tokens
-        learning_rate = learning_rate_at(progress.step, self.total_steps, self.config)
-        if not math.isfinite(loss):
-            raise UserError(
-                f"the training loss is {loss} at step {progress.step:,}, where the learning rate is "
-                f"{learning_rate:.2g}; lower learning_rate or max_grad_norm"
-            )
         progress.peak_memory_bytes = max(progress.peak_memory_bytes, peak_memory_bytes())
         line = {
             "step": progress.step,
             "epoch": progress.epoch,
             "loss": loss,
-            "learning_rate": learning_rate,
+            "learning_rate": learning_rate_at(progress.step, self.total_steps, self.config),
             "tokens_per_second": (progress.tokens - window.first_token) / (time.perf_counter() - window.started),
             "supervised_tokens": progress.supervised_tokens,
             "peak_memory_bytes": progress.peak_memory_bytes,

@@ -22,17 +22,17 @@ from accelerate import Accelerator
 from accelerate.utils import set_seed
 from rich.console import Console
 
-from baselines.scratch.checkpoint import Progress, copy_of, load_checkpoint, newest_checkpoint
+from baselines.scratch.checkpoint import Progress, copy_of, load_checkpoint
 from baselines.scratch.config import TrainConfig, read_config
 from baselines.scratch.data import Example, encode_rows, truncate
 from baselines.scratch.loop import Training, adamw
 from baselines.scratch.model import Transformer
 from baselines.scratch.tokenizer import Tokenizer
-from finllm import machine
+from finllm import checkpoints, machine
 from finllm.data.dataset_dir import DatasetDir
 from finllm.plots import plot_loss
 from finllm.prompts import TEMPLATE_HASH
-from finllm.run import RunDir, UserError, provenance, read_jsonl, run_command, write_json, write_jsonl, write_text
+from finllm.run import RunDir, UserError, provenance, run_command, write_json, write_jsonl, write_text
 from finllm.summary import already_finished, print_summary
 
 
@@ -87,11 +87,13 @@ def train(config: TrainConfig, resume: bool = False) -> None:
     model = Transformer(config.model(tokenizer.vocabulary_size)).to(accelerator.device)
     optimizer = adamw(model, config)
     progress, best = Progress(), copy_of(model)
-    place = newest_checkpoint(run.checkpoints) if resume else None
+    place = checkpoints.newest(run.checkpoints) if resume else None
+    accelerator.wait_for_everyone()
     if place:
         progress, best = load_checkpoint(place, model, optimizer)
     if accelerator.is_main_process:  # every step is in metrics.jsonl once: the lines after the checkpoint come again
-        lines = read_jsonl(run.metrics) if place else []
+        checkpoints.set_damaged_aside(run.checkpoints, place)
+        lines = run.metrics_so_far() if place else []
         write_jsonl(run.metrics, [line for line in lines if line["step"] <= progress.step])
 
     training = Training(config, run, accelerator, console, model, optimizer, examples, validation, progress, best)

@@ -10,7 +10,6 @@ import safetensors.torch
 import torch
 import yaml
 
-from baselines.scratch.checkpoint import newest_checkpoint
 from baselines.scratch.config import TrainConfig
 from baselines.scratch.data import encode_pair, lay_out
 from baselines.scratch.loop import adamw, learning_rate_at
@@ -19,6 +18,7 @@ from baselines.scratch.model import VARIANTS, Transformer
 from baselines.scratch.tokenizer import Tokenizer
 from baselines.scratch.train import train
 from eval.lm import open_run
+from finllm import checkpoints
 from finllm.data.dataset_dir import DatasetDir
 from finllm.prompts import build_prompt
 from finllm.run import RunDir, UserError, read_jsonl
@@ -144,7 +144,7 @@ def test_resume_goes_on_exactly(config, tmp_path, monkeypatch, variant):
         with pytest.raises(KeyboardInterrupt):
             train(changed(config, output_dir=str(stopped.path)), resume=last_step > 7)
         assert not stopped.complete
-        assert newest_checkpoint(stopped.checkpoints).name == f"step-{last_step // 4 * 4:06d}"
+        assert checkpoints.newest(stopped.checkpoints).name == f"checkpoint-{last_step // 4 * 4}"
     monkeypatch.undo()
     train(changed(config, output_dir=str(stopped.path)), resume=True)
     assert (stopped.model / "model.safetensors").read_bytes() == (whole.model / "model.safetensors").read_bytes()
@@ -279,10 +279,13 @@ def test_a_run_from_before_the_variants_goes_on(config, tmp_path, monkeypatch):
     new_keys = ("variant", "norm", "label_smoothing", "unlikelihood")
     old = {key: value for key, value in run.config().items() if key not in new_keys}
     (run.path / "config.yaml").write_text(yaml.safe_dump(old, sort_keys=False))
+    place = checkpoints.newest(run.checkpoints)
     for name in ("model", "best"):
-        path = newest_checkpoint(run.checkpoints) / f"{name}.safetensors"
+        path = place / f"{name}.safetensors"
         tensors = {key.removeprefix("decoder."): tensor for key, tensor in safetensors.torch.load_file(path).items()}
         path.write_bytes(safetensors.torch.save(tensors))
+    work = place.rename(place.with_name("changed"))
+    checkpoints.seal(work, place)
     train(config, resume=True)
     assert run.config() == old
     assert (run.model / "model.safetensors").read_bytes() == (whole.model / "model.safetensors").read_bytes()

@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 from transformers import GPT2Model
 
 from finllm.models import load_run_model, load_tokenizer
-from finllm.run import RunDir
+from finllm.run import RunDir, read_jsonl
 
 
 def test_full_training_leaves_a_complete_run_dir_and_changes_every_tensor(sft, gpt2_dir):
@@ -259,3 +259,11 @@ def test_the_recipe_runs_under_accelerate_launch(shell, gpt2_dir, dataset_dir, t
     )  # fmt: skip
     assert done.status == 0, done.err
     RunDir(tmp_path / "run").require_complete()
+
+
+def test_a_compiled_model_trains_as_the_plain_one_does(sft, tmp_path):
+    plain = sft("--join_rows", "false", output_dir=tmp_path / "plain")[1]
+    done, compiled = sft("--torch_compile", "true", "--torch_compile_backend", "aot_eager")
+    assert done.status == 0, done.err
+    losses = [[line["loss"] for line in read_jsonl(run.metrics) if "loss" in line] for run in (plain, compiled)]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)

@@ -33,6 +33,13 @@ def test_mistakes_are_answered_with_the_fix_and_leave_nothing(sft, arguments, me
     assert not run.path.exists()
 
 
+def test_compiling_without_a_compiler_is_refused_before_anything_is_loaded(sft, monkeypatch):
+    monkeypatch.setenv("PATH", "/nowhere")
+    done, run = sft("--torch_compile", "true")
+    assert done.status == 2 and not run.path.exists()
+    assert "torch_compile is true and there is no C++ compiler (c++, g++ or $CXX); install it or remove" in done.err
+
+
 def test_a_loss_that_is_no_number_ends_the_run_before_it_reaches_the_weights(sft):
     done, run = sft(
         "--learning_rate", "1e30", "--lr_scheduler_type", "constant", "--save_strategy", "steps", "--save_steps", 1,
