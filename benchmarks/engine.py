@@ -3,7 +3,7 @@
     python benchmarks/engine.py --model_name_or_path DIR --dataset_name FILE [--rounds 3] [--output FILE.json]
 
 Every variant is a process of its own, and the rounds go through all of them in turn, so that a slow minute of the
-machine hits each alike. The first step is warm-up. Printed: the median over rounds, its spread, and ratios.
+machine hits each alike. The first steps are warm-up. Printed: the median over rounds, its spread, and ratios.
 """
 
 import finllm  # isort: skip  # noqa: F401  before torch: it sets how threads wait
@@ -42,7 +42,8 @@ def main() -> None:
     parser.add_argument("--dataset_name", required=True, help="a dataset dir, or a source of rows")
     parser.add_argument("--variants", nargs="+", default=list(VARIANTS), choices=VARIANTS)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--steps", type=int, default=3, help="measured steps; one more before them is warm-up")
+    parser.add_argument("--warmup", type=int, default=2, help="steps before those that are measured")
+    parser.add_argument("--steps", type=int, default=3, help="measured steps")
     parser.add_argument("--output", help="write the measurements here, as JSON")
     parser.add_argument("--child", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
@@ -61,6 +62,7 @@ def main() -> None:
             measured[variant].append(json.loads(done.stdout.splitlines()[-1]))
     result = {
         "machine": f"{platform.processor() or platform.machine()}, {machine.cores()} cores",
+        "products": str(products_dtype()).removeprefix("torch."),
         "date": time.strftime("%Y-%m-%d"),
         "measured": measured,
     }
@@ -75,7 +77,7 @@ def show(result: dict, console: Console) -> None:
     rates = {variant: [run["supervised"] / run["seconds"] for run in runs] for variant, runs in measured.items()}
     # Measured beside every variant: a shared machine is not the same from one minute to the next.
     products = statistics.median(run["matrix_product_flops"] for runs in measured.values() for run in runs)
-    table = Table(title=f"{result['machine']}, {products / 1e9:.0f} GFLOP/s of float32 products")
+    table = Table(title=f"{result['machine']}, {products / 1e9:.0f} GFLOP/s of {result['products']} products")
     for column in ("variant", "tokens/s", "low – high", "to (a)", "to (b)", "memory", "of products"):
         table.add_column(column, justify="left" if column == "variant" else "right")
     for variant, runs in measured.items():
@@ -92,7 +94,7 @@ def show(result: dict, console: Console) -> None:
 
 
 def measure(arguments: argparse.Namespace) -> dict:
-    """One variant's steps after the first: seconds, supervised tokens, needed operations; and peak memory."""
+    """One variant's steps after the warm-up: seconds, supervised tokens, needed operations; and peak memory."""
     from transformers import AutoModelForCausalLM, set_seed
 
     from finllm import models
@@ -104,7 +106,7 @@ def measure(arguments: argparse.Namespace) -> dict:
     base = models.resolve_base_model(arguments.model_name_or_path)
     tokenizer = models.load_tokenizer(base)
     split = resolve(arguments.dataset_name, cache_dir() / "datasets").split("train").shuffle(0)
-    split = split.select(range(BATCH * (arguments.steps + 1)))
+    split = split.select(range(BATCH * (arguments.warmup + arguments.steps)))
     rows, _ = tokenize(tokenizer, split, LENGTH)
     set_seed(0)
     model = AutoModelForCausalLM.from_pretrained(base, dtype="float32", attn_implementation="sdpa")
@@ -112,8 +114,9 @@ def measure(arguments: argparse.Namespace) -> dict:
     body = model.num_parameters() - head
     with tempfile.TemporaryDirectory() as folder:
         trainer = trainer_for(variant, model, tokenizer, dataset_for(variant, split, rows, tokenizer), folder)
-        products = machine.matrix_product_rate()
-        measured = timed(trainer)
+        products = [machine.matrix_product_rate(products_dtype())]
+        measured = timed(trainer, arguments.warmup)
+        products.append(machine.matrix_product_rate(products_dtype()))
     # The operations that the task needs on any engine: no padding, and only supervised tokens through the head.
     supervised = sum(sum(label != -100 for label in labels[1:]) for labels in rows["labels"])
     lengths = sum(len(ids) for ids in rows["input_ids"])
@@ -122,9 +125,16 @@ def measure(arguments: argparse.Namespace) -> dict:
         "seconds": measured["seconds"],
         "supervised": supervised * measured["share"],
         "flops": needed * measured["share"],
-        "matrix_product_flops": products,
+        "matrix_product_flops": statistics.mean(products),
         "peak_memory_bytes": measured["peak_memory_bytes"],
     }
+
+
+def products_dtype():
+    """What this machine multiplies fastest: bfloat16 or float32."""
+    import torch
+
+    return torch.bfloat16 if machine.bf16_is_fast() else torch.float32
 
 
 def set_up(variant: str) -> None:
@@ -192,8 +202,8 @@ def trainer_for(variant: str, model, tokenizer, dataset, folder: str, *, batch=B
     )
 
 
-def timed(trainer) -> dict[str, float]:
-    """Train; seconds of the steps after the first, their share of the epoch's supervised tokens, and peak memory."""
+def timed(trainer, warmup: int = 1) -> dict[str, float]:
+    """Train; seconds of the steps after the warm-up, their share of the epoch's supervised tokens, and peak memory."""
     from transformers import TrainerCallback
 
     times: list[float] = []
@@ -217,8 +227,10 @@ def timed(trainer) -> dict[str, float]:
     trainer.add_callback(Clock())
     trainer.train()
     return {
-        "seconds": sum(end - begin for begin, end in zip(times[2::2], times[3::2], strict=True)),
-        "share": sum(supervised[1:]) / sum(supervised),
+        "seconds": sum(
+            end - begin for begin, end in zip(times[2 * warmup :: 2], times[2 * warmup + 1 :: 2], strict=True)
+        ),
+        "share": sum(supervised[warmup:]) / sum(supervised),
         "peak_memory_bytes": machine.peak_memory_bytes(),
     }
 

@@ -24,10 +24,12 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface, PreTrainedModel
 
+from finllm.kernels import attention
 from finllm.tokens import IGNORED
 
 NAME = "joined_rows"  # of the attention, in transformers' registry
 ALIKE = 8  # rows whose first tokens are the same share a prefix; the template's two forms differ after this many
+LONG = 1024  # tokens, above which a row's attention is torch's own: ours holds a number for each two of them
 # What an attention can be asked for beyond softmax(QKᵀ)V over all earlier tokens; with it a model keeps its padding.
 UNSUPPORTED = ("sliding_window", "softcap", "s_aux", "position_bias")
 
@@ -102,21 +104,26 @@ def attend(
     """Causal attention of each part to its prefix and itself, as transformers calls it; output (1, T, H, D)."""
     assert parts is not None and attention_mask is None, "this attention reads batches of `join`, and no other"
     assert not any(others.get(name) is not None for name in UNSUPPORTED), "see `can_join`"
-    grouped = query_1HTD.shape[1] != key_1HTD.shape[1]
+    scale = query_1HTD.shape[-1] ** -0.5 if scaling is None else scaling
+    spans = parts.tolist()
+    # Cut once: the gradient of a slice would be as long as the whole sequence, for every part anew.
+    lengths = [end - begin for _, _, begin, end in spans]
+    pieces = zip(*(tensor[0].split(lengths, 1) for tensor in (query_1HTD, key_1HTD, value_1HTD)), strict=True)
+    at = {begin: piece for (_, _, begin, _), piece in zip(spans, pieces, strict=True)}
     outputs = []
-    for prefix_begin, prefix_end, begin, end in parts.tolist():
+    for prefix_begin, prefix_end, begin, end in spans:
+        prefix = [at[prefix_begin]] if prefix_end > prefix_begin else []
+        queries, keys, values = zip(*prefix, at[begin], strict=True)
+        shared = prefix_end - prefix_begin
+        if shared + end - begin <= LONG or dropout:
+            outputs.append(attention(queries[-1], keys, values, scale, dropout))
+            continue
         # The prefix is asked again with each row, and its answer dropped: a square, so a kernel without a mask.
-        query, key, value = (
-            tensor[:, :, begin:end]
-            if prefix_begin == prefix_end
-            else torch.cat([tensor[:, :, prefix_begin:prefix_end], tensor[:, :, begin:end]], 2)
-            for tensor in (query_1HTD, key_1HTD, value_1HTD)
-        )
-        output = scaled_dot_product_attention(
-            query, key, value, dropout_p=dropout, is_causal=True, scale=scaling, enable_gqa=grouped
-        )
-        outputs.append(output[:, :, prefix_end - prefix_begin :])
-    return torch.cat(outputs, 2).transpose(1, 2), None
+        query, key, value = (torch.cat(tensors, 1)[None] for tensors in (queries, keys, values))
+        grouped = query.shape[1] != key.shape[1]
+        output = scaled_dot_product_attention(query, key, value, is_causal=True, scale=scale, enable_gqa=grouped)
+        outputs.append(output[0, :, shared:])
+    return torch.cat(outputs, 1).transpose(0, 1)[None], None
 
 
 AttentionInterface.register(NAME, attend)

@@ -16,76 +16,127 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.nn.functional import linear
+from torch.nn.functional import cross_entropy, embedding, linear, pad
 from transformers import PreTrainedModel
 from transformers.modeling_outputs import ModelOutput
 
 from finllm.tokens import IGNORED
 
-CHUNK = 1024  # positions a chunk: at V = 50,000 some 200 MB of float32 logits
+CHUNK = 2048  # positions a chunk: at V = 50,000 some 200 MB of bfloat16 logits
+BLOCK = 16  # positions of a chunk whose logits are float32 at a time: some 3 MB, which stay in the cache
+ALIGNED = 64  # the vocabulary is padded to a multiple of it, for products whose rows begin aligned
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, hidden_NC, weight_VC, bias_V, labels_N):
-        needs_hidden, needs_weight, needs_bias = ctx.needs_input_grad[:3]
+    def forward(ctx, hidden_NC, weight_VC, bias_V, labels_N, dtype, with_gradient, tied):
+        # Under no_grad, autograd still says that the weights need theirs.
+        needed = [with_gradient and needed for needed in ctx.needs_input_grad[:3]]
+        needs_hidden, needs_weight, needs_bias = needed
+        vocabulary = len(weight_VC)
+        added = -vocabulary % ALIGNED
+        weight = torch.empty(vocabulary + added, weight_VC.shape[1], dtype=dtype, device=weight_VC.device)
+        weight[:vocabulary], weight[vocabulary:] = weight_VC, 0
+        bias = None if bias_V is None else pad(bias_V.to(dtype), (0, added))
         nll_N = torch.empty(len(labels_N), dtype=torch.float32, device=hidden_NC.device)
-        correct_N = torch.empty(len(labels_N), dtype=torch.bool, device=hidden_NC.device)
         grad_hidden = torch.empty_like(hidden_NC) if needs_hidden else None
-        grad_weight = torch.zeros_like(weight_VC, dtype=torch.float32) if needs_weight else None
-        grad_bias = torch.zeros_like(bias_V, dtype=torch.float32) if needs_bias else None
-        for start in range(0, len(labels_N), CHUNK):
+        grad_weight = grad_bias = None
+        for start in range(0, max(1, len(labels_N)), CHUNK):  # one empty chunk where nothing is supervised
             rows = slice(start, start + CHUNK)
-            hidden, labels = hidden_NC[rows], labels_N[rows, None]
-            logits = linear(hidden, weight_VC, bias_V)
-            correct_N[rows] = logits.argmax(-1) == labels[:, 0]
-            logits = logits.float()
-            log_normaliser = logits.logsumexp(-1, keepdim=True)
-            nll_N[rows] = (log_normaliser - logits.gather(-1, labels))[:, 0]
-            if not (needs_hidden or needs_weight or needs_bias):
-                continue
-            # d nll / d logits = softmax(logits) - one_hot(label)
-            grad_logits = logits.sub_(log_normaliser).exp_()
-            grad_logits.scatter_add_(-1, labels, torch.full_like(labels, -1, dtype=grad_logits.dtype))
-            if needs_bias:
-                grad_bias += grad_logits.sum(0)
-            grad_logits = grad_logits.to(hidden.dtype)
+            hidden, labels = hidden_NC[rows].to(dtype), labels_N[rows]
+            logits = linear(hidden, weight, bias)
+            _likelihood(logits, vocabulary, labels, nll_N[rows], with_gradient=any(needed))
             if needs_hidden:
-                grad_hidden[rows] = grad_logits @ weight_VC
+                grad_hidden[rows] = logits @ weight
             if needs_weight:
-                grad_weight += grad_logits.T @ hidden
+                product = (logits.T @ hidden)[:vocabulary]
+                grad_weight = product.float() if grad_weight is None else grad_weight.add_(product)
+            if needs_bias:
+                summed = logits[:, :vocabulary].sum(0, dtype=torch.float32)
+                grad_bias = summed if grad_bias is None else grad_bias.add_(summed)
         ctx.save_for_backward(grad_hidden, grad_weight, grad_bias)
-        ctx.weight_dtype = weight_VC.dtype
-        ctx.mark_non_differentiable(nll_N, correct_N)
-        return nll_N.sum(), nll_N, correct_N
+        ctx.weight_dtype, ctx.tied = weight_VC.dtype, tied
+        ctx.mark_non_differentiable(nll_N)
+        return nll_N.sum(), nll_N
 
     @staticmethod
-    def backward(ctx, grad_sum, _grad_nll, _grad_correct):
+    def backward(ctx, grad_sum, _grad_nll):
         grad_hidden, grad_weight, grad_bias = ctx.saved_tensors
+        if grad_weight is not None:
+            # In place, since it is large; a second backward through it is refused by autograd's own check.
+            grad_weight = grad_weight.mul_(grad_sum).to(ctx.weight_dtype)
+            if ctx.tied is not None:
+                ctx.tied.of_head, grad_weight = grad_weight, None
         return (
             None if grad_hidden is None else grad_hidden * grad_sum.to(grad_hidden.dtype),
-            None if grad_weight is None else (grad_weight * grad_sum).to(ctx.weight_dtype),
+            grad_weight,
             None if grad_bias is None else grad_bias * grad_sum,
-            None,
+            *[None] * 4,
         )
 
 
+@dataclass
+class TiedGradient:
+    """The head's gradient of a weight that it shares with the embedding, waiting for the embedding's."""
+
+    of_head: Tensor | None = None
+
+
+class _TiedLookup(torch.autograd.Function):
+    """The embedding of ids, whose gradient is added into the head's.
+
+    Autograd alone would make two more tensors as large as the vocabulary, mostly of zeros, and add them up. The lookup
+    comes first, so its backward comes last.
+    """
+
+    @staticmethod
+    def forward(ctx, weight_VC, ids_BT, tied):
+        ctx.save_for_backward(ids_BT)
+        ctx.tied = tied
+        return embedding(ids_BT, weight_VC)
+
+    @staticmethod
+    def backward(ctx, grad_BTC):
+        (ids_BT,) = ctx.saved_tensors
+        grad_VC, ctx.tied.of_head = ctx.tied.of_head, None
+        grad_NC = grad_BTC.flatten(0, -2).to(grad_VC.dtype)
+        return grad_VC.index_add_(0, ids_BT.flatten(), grad_NC), None, None
+
+
+def _likelihood(logits_NV: Tensor, vocabulary: int, labels_N: Tensor, nll_N: Tensor, with_gradient: bool) -> None:
+    """Write each position's negative log-likelihood into `nll_N`, and its gradient over the logits.
+
+    d nll / d logits = softmax(logits) − one_hot(label), and 0 in the columns that are padding.
+    """
+    logits_NV[:, vocabulary:] = 0
+    for start in range(0, len(labels_N), BLOCK):
+        rows = slice(start, start + BLOCK)
+        logits, labels = logits_NV[rows, :vocabulary], labels_N[rows]
+        exact = logits.float()
+        nll_N[rows] = cross_entropy(exact, labels, reduction="none")
+        if with_gradient:
+            probabilities = exact.softmax(-1)
+            probabilities[torch.arange(len(labels)), labels] -= 1
+            logits.copy_(probabilities)
+
+
 def linear_cross_entropy(
-    hidden_NC: Tensor, weight_VC: Tensor, labels_N: Tensor, bias_V: Tensor | None = None
-) -> tuple[Tensor, Tensor, Tensor]:
+    hidden_NC: Tensor,
+    weight_VC: Tensor,
+    labels_N: Tensor,
+    bias_V: Tensor | None = None,
+    tied: TiedGradient | None = None,
+) -> tuple[Tensor, Tensor]:
     """Negative log-likelihoods of `labels_N` under softmax(hidden · weightᵀ + bias), in nats.
 
-    Returns their sum (a scalar that gradients flow from), each position's own (N,) float32, and whether the label was
-    the most likely token (N,); the last two carry no gradient. Under autocast the products are made in its dtype.
-    With N = 0 the sum is 0 and all gradients are zero.
+    Returns their sum (a scalar that gradients flow from) and each position's own (N,) float32, which carries none.
+    Under autocast the products are made in its dtype; softmax and likelihood are always float32, and so are the sums
+    inside a product. With N = 0 the sum is 0 and all gradients are zero. With `tied`, the weight's gradient goes there.
     """
     device = hidden_NC.device.type
-    if torch.is_autocast_enabled(device):
-        dtype = torch.get_autocast_dtype(device)
-        hidden_NC, weight_VC = hidden_NC.to(dtype), weight_VC.to(dtype)
-        bias_V = None if bias_V is None else bias_V.to(dtype)
+    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden_NC.dtype
     with torch.autocast(device, enabled=False):
-        return _LinearCrossEntropy.apply(hidden_NC, weight_VC, bias_V, labels_N)
+        return _LinearCrossEntropy.apply(hidden_NC, weight_VC, bias_V, labels_N, dtype, torch.is_grad_enabled(), tied)
 
 
 @dataclass
@@ -108,11 +159,15 @@ def add_supervised_head(model: PreTrainedModel) -> None:
     def with_supervised_head(self, *args, labels=None, supervised_head=False, **kwargs):
         if not supervised_head:
             return forward(*args, **kwargs) if labels is None else forward(*args, labels=labels, **kwargs)
+        head, lookup, tied = self.get_output_embeddings(), self.get_input_embeddings(), None
+        plain = type(lookup) is torch.nn.Embedding and lookup.padding_idx is None
+        if plain and lookup.weight is head.weight and head.weight.requires_grad and "input_ids" in kwargs:
+            tied = TiedGradient()
+            kwargs["inputs_embeds"] = _TiedLookup.apply(head.weight, kwargs.pop("input_ids"), tied)
         hidden_BTC = self.base_model(*args, **kwargs).last_hidden_state[:, :-1]
         labels_BT = labels[:, 1:]
         mask = labels_BT != IGNORED
-        head = self.get_output_embeddings()
-        nll, nll_N, _ = linear_cross_entropy(hidden_BTC[mask], head.weight, labels_BT[mask], head.bias)
+        nll, nll_N = linear_cross_entropy(hidden_BTC[mask], head.weight, labels_BT[mask], head.bias, tied)
         return SupervisedOutput(nll=nll, nll_N=nll_N, mask=mask)
 
     model.forward = types.MethodType(with_supervised_head, model)

@@ -19,6 +19,8 @@ from finllm.run import UserError
 
 # glibc's mallopt parameters, from malloc.h
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX, M_ARENA_MAX = -1, -2, -4, -8
+MADV_HUGEPAGE = 14  # from sys/mman.h
+LARGE_PAGE = 2 * 2**20
 
 
 def use_all_cores() -> None:
@@ -45,14 +47,29 @@ def keep_freed_memory() -> bool:
     they are used again, and torch asks for pages of 2 MiB, so that those that are new cost fewer faults. The process
     holds its peak until it ends. Call it before torch allocates; buffers that live now stay as they are.
     """
-    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # read by torch at its first large buffer
     try:
         mallopt = ctypes.CDLL(None).mallopt
     except (AttributeError, OSError, TypeError):  # no glibc: macOS, Windows, musl
         return False
     # One arena: backward runs in a thread of its own, and an arena of its own could not hold large buffers.
     settings = {M_MMAP_MAX: 0, M_TRIM_THRESHOLD: -1, M_TOP_PAD: 256 * 2**20, M_ARENA_MAX: 1}
-    return all([mallopt(name, value) == 1 for name, value in settings.items()])
+    kept = all([mallopt(name, value) == 1 for name, value in settings.items()])
+    return kept and _heap_in_large_pages(memory_bytes() // 2)
+
+
+def _heap_in_large_pages(size: int) -> bool:
+    """Have the heap's next `size` bytes made of pages of 2 MiB. They are addresses only, until something is stored."""
+    library = ctypes.CDLL(None, use_errno=True)
+    library.malloc.restype = ctypes.c_void_p
+    library.malloc.argtypes, library.free.argtypes = [ctypes.c_size_t], [ctypes.c_void_p]
+    library.madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
+    block = library.malloc(size)  # the heap grows by it, and keeps it when it is freed
+    if not block:
+        return False
+    begin = -(-block // LARGE_PAGE) * LARGE_PAGE
+    advised = library.madvise(begin, (block + size - begin) // LARGE_PAGE * LARGE_PAGE, MADV_HUGEPAGE)
+    library.free(block)
+    return advised == 0
 
 
 def give_back_freed_memory() -> None:
@@ -103,12 +120,15 @@ def memory_bytes() -> int:
     return total
 
 
-def matrix_product_rate(dtype: torch.dtype = torch.float32, size: int = 1024, seconds: float = 0.5) -> float:
-    """Floating-point operations a second that square products of `size` reach: 2 · size³ each, the best of some."""
-    left, right = torch.randn(2, size, size).to(dtype)
+def matrix_product_rate(dtype: torch.dtype = torch.float32, seconds: float = 0.5) -> float:
+    """Floating-point operations a second that square products reach: 2 · size³ each, the best of some."""
+    device, size = ("cuda", 8192) if torch.cuda.is_available() else ("cpu", 1024)
+    left, right = torch.randn(2, size, size, device=device).to(dtype)
     best, end = float("inf"), time.perf_counter() + seconds
     while time.perf_counter() < end or best == float("inf"):
         start = time.perf_counter()
         left @ right
+        if device == "cuda":
+            torch.cuda.synchronize()
         best = min(best, time.perf_counter() - start)
     return 2 * size**3 / best

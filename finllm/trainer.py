@@ -34,7 +34,7 @@ from transformers import EvalPrediction, PreTrainedModel, ProgressCallback
 from transformers.trainer_callback import EarlyStoppingCallback
 from trl import SFTTrainer
 
-from finllm import checkpoints, joined
+from finllm import checkpoints, joined, kernels
 from finllm.batches import LengthGroupedSampler, TokenBudgetSampler
 from finllm.callbacks import MetricsWriter, ProgressBar, SaveAfterEpochsEnd, StopOnSignal
 from finllm.config import TrainingConfig
@@ -75,6 +75,7 @@ class SupervisedTrainer(SFTTrainer):
             self.add_callback(ProgressBar)
         if self.skips_masked_positions:
             add_supervised_head(base_of(self.model))
+            kernels.use_in(self.model)
         for parameter in model.parameters():
             # SFTTrainer casts QLoRA's adapters to bfloat16, which most CPUs multiply a hundred times slower.
             if parameter.requires_grad and self.args.device.type == "cpu":

@@ -1,0 +1,167 @@
+"""What a CPU computes in fewer passes over memory than the plain modules do: dropout, GELU, LoRA, attention.
+
+On two cores a training step of GPT-2 is one half matrix products and one half passes over their results, so these are
+worth as much as the products. Functions and distributions are those of the modules they stand for.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from peft.tuners import lora
+from torch import Tensor, nn
+from torch.nn.functional import gelu
+from transformers.activations import NewGELUActivation
+from transformers.pytorch_utils import Conv1D
+
+ALIGNED = 32  # rows and columns of an attention's products are padded to a multiple of it
+
+
+class _Dropout(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, values, share):
+        # torch draws a CPU's Bernoulli numbers one by one, in 6 ns each. Sixteen random bits are enough for one, and
+        # SFC64 makes four of those in 2 ns. Its seed comes from torch's generator, so that a run resumes exactly.
+        seed = int(torch.randint(2**62, ()))
+        words = np.random.SFC64(seed).random_raw(-(-values.numel() // 4)).view(np.int16)[: values.numel()]
+        kept = torch.from_numpy(words >= round(share * 2**16) - 2**15).view(values.shape).to(values.dtype)
+        ctx.save_for_backward(kept)
+        ctx.scale = 1 / (1 - share)
+        return (values * kept).mul_(ctx.scale)
+
+    @staticmethod
+    def backward(ctx, grad):
+        (kept,) = ctx.saved_tensors
+        return (grad * kept).mul_(ctx.scale), None
+
+
+def dropout(values: Tensor, share: float) -> Tensor:
+    """`values` of any shape with a random `share` of them set to 0 and the others divided by 1 − share.
+
+    `share` is rounded to a multiple of 2⁻¹⁶ (Srivastava et al. 2014, as torch.nn.Dropout has it in training).
+    """
+    return _Dropout.apply(values, share) if share else values
+
+
+class Dropout(nn.Dropout):
+    def forward(self, input: Tensor) -> Tensor:
+        return dropout(input, self.p) if self.training else input
+
+
+class GELU(NewGELUActivation):
+    """GELU by its tanh approximation (Hendrycks and Gimpel 2016) as one operation instead of eight."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return gelu(input, approximate="tanh")
+
+
+class _AdaptedProduct(torch.autograd.Function):
+    """xW + b + scaling · (dropped x)AᵀBᵀ. T tokens, I inputs, O outputs, R rank. W is frozen, as is b."""
+
+    @staticmethod
+    def forward(ctx, x_TI, dropped_TI, weight_IO, bias_O, a_RI, b_OR, scaling, dtype):
+        x, a, b = x_TI.to(dtype), a_RI.to(dtype), b_OR.to(dtype)
+        weight = weight_IO.to(dtype)
+        result_TO = x @ weight if bias_O is None else torch.addmm(bias_O.to(dtype), x, weight)
+        adapted = x if dropped_TI is None else dropped_TI.to(dtype)
+        inner_TR = adapted @ a.T
+        result_TO.addmm_(inner_TR, b.T, alpha=scaling)
+        ctx.save_for_backward(adapted, inner_TR, weight_IO, a, b)
+        ctx.scaling, ctx.dtypes = scaling, (x_TI.dtype, a_RI.dtype)
+        return result_TO
+
+    @staticmethod
+    def backward(ctx, grad_TO):
+        adapted, inner_TR, weight_IO, a, b = ctx.saved_tensors
+        wants_x, wants_dropped = ctx.needs_input_grad[:2]
+        inner_grad_TR = (grad_TO @ b).mul_(ctx.scaling)
+        grad_a, grad_b = inner_grad_TR.T @ adapted, (grad_TO.T @ inner_TR).mul_(ctx.scaling)
+        grad_x = grad_TO @ weight_IO.to(grad_TO.dtype).T if wants_x else None
+        if wants_x and not wants_dropped:  # then x itself went through the adapter
+            grad_x.addmm_(inner_grad_TR, a)
+        grad_dropped = inner_grad_TR @ a if wants_dropped else None
+        inputs, adapter = ctx.dtypes
+        grads = (
+            (grad_x, inputs),
+            (grad_dropped, inputs),
+            (None, None),
+            (None, None),
+            (grad_a, adapter),
+            (grad_b, adapter),
+        )
+        return (*(None if grad is None else grad.to(dtype) for grad, dtype in grads), None, None)
+
+
+class AdaptedLinear(lora.Linear):
+    """A linear layer under LoRA (Hu et al. 2021, eq. 3) that adds the adapter's product into the layer's own result.
+
+    peft's makes three results as wide as the layer and adds them up, casts the input to float32 for the adapter, and
+    autocast casts it back. Adapters that do something else (DoRA, several at once) go peft's way.
+    """
+
+    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        names = [name for name in self.active_adapters if name in self.lora_A]
+        base, name = self.base_layer, names[0] if names else None
+        plain = type(base) in (nn.Linear, Conv1D) and not (args or kwargs or self.disable_adapters or self.merged)
+        if not plain or len(names) != 1 or name in self.lora_variant or self.lora_bias[name]:
+            return super().forward(x, *args, **kwargs)
+        device = x.device.type
+        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
+        drop = self.lora_dropout[name]
+        x_TI = x.flatten(0, -2)
+        dropped_TI = drop(x_TI) if self.training and getattr(drop, "p", 0) else None
+        weight_IO = base.weight if isinstance(base, Conv1D) else base.weight.T
+        adapter = self.lora_A[name].weight, self.lora_B[name].weight, self.scaling[name]
+        with torch.autocast(device, enabled=False):
+            result_TO = _AdaptedProduct.apply(x_TI, dropped_TI, weight_IO, base.bias, *adapter, dtype)
+        return result_TO.view(*x.shape[:-1], -1)
+
+
+STANDS_FOR = {nn.Dropout: Dropout, NewGELUActivation: GELU, lora.Linear: AdaptedLinear}
+
+
+def use_in(model: nn.Module) -> None:
+    """Let `model` use this module's classes in place of the plain ones, which hold the same."""
+    for module in model.modules():
+        if type(module) in STANDS_FOR:
+            module.__class__ = STANDS_FOR[type(module)]
+
+
+def attention(
+    query_HQD: Tensor, keys: Sequence[Tensor], values: Sequence[Tensor], scale: float, share: float
+) -> Tensor:
+    """softmax(scale · QKᵀ)V for the last Q of K positions, each of which sees itself and what came before.
+
+    Vaswani et al. 2017, eq. 1, with dropout of a `share` of the weights. `keys` and `values` come in pieces (G, ·, D)
+    that are K long together; H query heads share G of them, H/G in a row each. Returns (H, Q, D). torch's own kernels
+    for a CPU take 3 to 5 times as long in bfloat16, and twice as long with dropout; this one holds the weights, H · Q ·
+    K numbers, for backward.
+    """
+    heads, queries, width = query_HQD.shape
+    groups, length = len(keys[0]), sum(key.shape[1] for key in keys)
+    # Zeros at the end, after all that counts: a product wants its rows to begin aligned, in bfloat16 above all.
+    query = _aligned([query_HQD * scale])
+    key_GKD, value_GKD = _aligned(keys), _aligned(values)
+    scores = torch.bmm(query.reshape(groups, -1, width), key_GKD.transpose(1, 2)).view(heads, query.shape[1], -1)
+    first, (_, rows, columns) = length - queries, scores.shape
+    size = 1 << max(first + rows, columns).bit_length()
+    scores += _causal_bias(size, scores.dtype)[first : first + rows, :columns]
+    weights = dropout(scores.softmax(-1), share).view(groups, -1, columns)
+    return torch.bmm(weights, value_GKD).view(heads, rows, width)[:, :queries]
+
+
+def _aligned(pieces: Sequence[Tensor]) -> Tensor:
+    """Pieces (·, n, D) end to end, and zeros up to a multiple of `ALIGNED`."""
+    heads, _, width = pieces[0].shape
+    added = -sum(piece.shape[1] for piece in pieces) % ALIGNED
+    return torch.cat([*pieces, pieces[0].new_zeros(heads, added, width)], 1)
+
+
+@functools.cache
+def _causal_bias(size: int, dtype: torch.dtype) -> Tensor:
+    """(size, size): −∞ above the diagonal, where a key comes after its query, and 0 elsewhere."""
+    return torch.full((size, size), -torch.inf, dtype=dtype).triu(1)
