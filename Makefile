@@ -12,6 +12,8 @@ endif
 
 BIN := .venv/bin
 LAUNCH := $(BIN)/accelerate launch --quiet --config_file accelerate_config.yaml
+SCRATCH := $(BIN)/python baselines/scratch/train.py --config recipes/configs/demo_scratch
+TRAINED := full lora as_published causal seq2seq
 ON_DATA := --dataset_name $(DEMO)/data
 # What two cores can do in the demo's minutes; without these, every test question is scored and answered.
 EVALUATION ?= --max_examples 48 --max_generated 24 --max_new_tokens 64 --batch_size 24
@@ -32,9 +34,11 @@ demo: setup
 	$(BIN)/finllm prepare sample --output_dir $(DEMO)/data
 	$(LAUNCH) recipes/sft.py --config recipes/configs/demo_full.yaml --model_name_or_path $(BASE) $(ON_DATA) --output_dir $(DEMO)/full --resume auto $(SHORT)
 	$(LAUNCH) recipes/sft.py --config recipes/configs/demo_lora.yaml --model_name_or_path $(BASE) $(ON_DATA) --output_dir $(DEMO)/lora --resume auto $(SHORT)
-	$(BIN)/python baselines/scratch/train.py --config recipes/configs/demo_scratch.yaml $(ON_DATA) --output_dir $(DEMO)/scratch --resume auto $(SHORT_SCRATCH)
-	$(BIN)/python eval/run.py $(addprefix $(DEMO)/,full lora scratch) --model_name_or_path $(BASE) --output_dir $(DEMO)/base $(EVALUATION)
-	$(BIN)/python eval/leaderboard.py $(addprefix $(DEMO)/,base full lora scratch) --output_dir $(DEMO)/leaderboard
+	$(SCRATCH)_as_published.yaml $(ON_DATA) --output_dir $(DEMO)/as_published --resume auto $(SHORT_SCRATCH)
+	$(SCRATCH).yaml $(ON_DATA) --output_dir $(DEMO)/causal --resume auto $(SHORT_SCRATCH)
+	$(SCRATCH)_seq2seq.yaml $(ON_DATA) --output_dir $(DEMO)/seq2seq --resume auto $(SHORT_SCRATCH)
+	$(BIN)/python eval/run.py $(addprefix $(DEMO)/,$(TRAINED)) --model_name_or_path $(BASE) --output_dir $(DEMO)/base $(EVALUATION)
+	$(BIN)/python eval/leaderboard.py $(addprefix $(DEMO)/,base $(TRAINED)) --output_dir $(DEMO)/leaderboard
 
 test: setup
 	$(BIN)/python -m pytest

@@ -10,13 +10,12 @@ import finllm  # isort: skip  # noqa: F401  before torch: it sets how threads wa
 
 import argparse
 import json
-import subprocess
-import sys
 import tempfile
 from pathlib import Path
 
 from engine import BATCH, LENGTH, VARIANTS, dataset_for, set_up, trainer_for
 from rich.console import Console
+from turns import measured_in_child
 
 from finllm.run import cache_dir, run_command, write_json
 
@@ -39,11 +38,7 @@ def main() -> None:
     console, curves = Console(), {}
     for variant in PAIR:
         with console.status(f"{VARIANTS[variant]}: {arguments.steps} steps"):
-            child = [sys.executable, __file__, *sys.argv[1:], "--child", variant]
-            done = subprocess.run(child, capture_output=True, text=True, check=False)
-        if done.returncode:
-            raise SystemExit(f"{VARIANTS[variant]} failed:\n{done.stderr[-3000:]}")
-        curves[variant] = json.loads(done.stdout.splitlines()[-1])
+            curves[variant] = measured_in_child(variant, VARIANTS[variant])
         console.print(f"{VARIANTS[variant]}: validation loss {curves[variant]['validation_loss']:.4f} nats a token")
     theirs, ours = (curves[variant]["validation_loss"] for variant in PAIR)
     console.print(f"(d) against (b): {ours / theirs - 1:+.3%}")

@@ -12,14 +12,13 @@ import argparse
 import json
 import platform
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
 from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
+from turns import by_turns
 
 from finllm import machine
 from finllm.run import cache_dir, run_command, write_json
@@ -51,15 +50,7 @@ def main() -> None:
         print(json.dumps(measure(arguments)))
         return
     console = Console()
-    measured = {variant: [] for variant in arguments.variants}
-    for number in range(arguments.rounds):
-        for variant in arguments.variants:
-            with console.status(f"round {number + 1} of {arguments.rounds}: {VARIANTS[variant]}"):
-                child = [sys.executable, __file__, *sys.argv[1:], "--child", variant]
-                done = subprocess.run(child, capture_output=True, text=True, check=False)
-            if done.returncode:
-                raise SystemExit(f"{VARIANTS[variant]} failed:\n{done.stderr[-3000:]}")
-            measured[variant].append(json.loads(done.stdout.splitlines()[-1]))
+    measured = by_turns({variant: VARIANTS[variant] for variant in arguments.variants}, arguments.rounds, console)
     result = {
         "machine": f"{platform.processor() or platform.machine()}, {machine.cores()} cores",
         "products": str(products_dtype()).removeprefix("torch."),

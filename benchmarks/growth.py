@@ -10,14 +10,13 @@ import finllm  # isort: skip  # noqa: F401  before torch: it sets how threads wa
 
 import argparse
 import json
-import subprocess
-import sys
 import tempfile
 from pathlib import Path
 
 from engine import VARIANTS, set_up, timed, trainer_for
 from rich.console import Console
 from rich.progress import track
+from turns import measured_in_child
 
 from finllm.run import run_command, write_json
 
@@ -47,17 +46,8 @@ def main() -> None:
     measured = []
     for point in track(points, "measuring"):
         for variant in PAIR:
-            child = [
-                sys.executable,
-                __file__,
-                *sys.argv[1:],
-                "--child",
-                json.dumps({**dict(point), "variant": variant}),
-            ]
-            done = subprocess.run(child, capture_output=True, text=True, check=False)
-            if done.returncode:
-                raise SystemExit(f"{dict(point)} failed:\n{done.stderr[-3000:]}")
-            measured.append(json.loads(done.stdout.splitlines()[-1]))
+            child = json.dumps({**dict(point), "variant": variant})
+            measured.append(measured_in_child(child, str(dict(point))))
             write_json(output / "growth.json", {"measured": measured})
     draw(measured, output / "growth.png")
     Console().print(f"wrote {output / 'growth.png'}")

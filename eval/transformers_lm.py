@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -12,9 +12,12 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from eval.lm import Description, Generation, Score
 from finllm import joined
 from finllm.generate import answer_all, decoding
+from finllm.loss import has_plain_head
 from finllm.models import base_of, check_length, count_parameters, load_for_inference
 from finllm.run import RunDir, UserError
 from finllm.tokens import encode_prompt, encode_response
+
+CHUNK = 512  # response tokens whose logits exist at a time: at a vocabulary of 50,000 some 100 MB
 
 
 class TransformersLM:
@@ -67,22 +70,29 @@ class TransformersLM:
     def _one_batch(self, pairs: list[tuple[list[int], list[int]]]) -> list[tuple[np.ndarray, int]]:
         width = max(len(prompt) + len(response) for prompt, response in pairs)
         input_ids = torch.full((len(pairs), width), self.tokenizer.pad_token_id)
+        predicts = torch.zeros(len(pairs), width, dtype=torch.bool)  # the positions whose next token is of a response
         for row, (prompt, response) in enumerate(pairs):
             input_ids[row, : len(prompt) + len(response)] = torch.tensor(prompt + response)
-        first = min(len(prompt) for prompt, _ in pairs) - 1  # the position that predicts the earliest response token
-        logits = self.model(
-            input_ids.to(self.model.device),
-            use_cache=False,
-            logits_to_keep=torch.arange(first, width, device=self.model.device),
-        ).logits
-        rows = []
-        for row, (prompt, response) in enumerate(pairs):
-            start = len(prompt) - 1 - first
-            predicted = logits[row, start : start + len(response)].float()
-            labels = torch.tensor(response, device=logits.device)
-            log_probs = -cross_entropy(predicted, labels, reduction="none")
-            rows.append((log_probs.double().cpu().numpy(), int((predicted.argmax(-1) == labels).sum())))
-        return rows
+            predicts[row, len(prompt) - 1 : len(prompt) - 1 + len(response)] = True
+        labels_N = torch.tensor([token for _, response in pairs for token in response], device=self.model.device)
+        logits_of = self._logits(input_ids.to(self.model.device), predicts.to(self.model.device))
+        log_probs, correct = [], []
+        for start in range(0, len(labels_N), CHUNK):
+            logits, labels = logits_of(slice(start, start + CHUNK)).float(), labels_N[start : start + CHUNK]
+            log_probs.append(-cross_entropy(logits, labels, reduction="none").double())
+            correct.append(logits.argmax(-1) == labels)
+        lengths = [len(response) for _, response in pairs]
+        by_row = zip(torch.cat(log_probs).split(lengths), torch.cat(correct).split(lengths), strict=True)
+        return [(found.cpu().numpy(), int(right.sum())) for found, right in by_row]
+
+    def _logits(self, input_ids: torch.Tensor, predicts: torch.Tensor) -> Callable[[slice], torch.Tensor]:
+        """The logits of those of the positions that predict, a slice at a time: most positions never meet the head."""
+        base = base_of(self.model)
+        if has_plain_head(base):
+            hidden_NC = base.base_model(input_ids=input_ids, use_cache=False).last_hidden_state[predicts]
+            return lambda part: base.get_output_embeddings()(hidden_NC[part])
+        logits_NV = self.model(input_ids, use_cache=False).logits[predicts]
+        return lambda part: logits_NV[part]
 
     @torch.inference_mode()
     def otherwise(self, pairs: Sequence[tuple[list[int], list[int]]]) -> dict[str, list[float]]:
@@ -126,6 +136,8 @@ def load(run: RunDir, batch_size: int) -> TransformersLM:
     """The model of a run of recipes/sft.py."""
     summary = run.summary()
     model, tokenizer = load_for_inference(str(run.path))
+    if getattr(model, "quantization_method", None) is None:
+        model = model.float()  # of weights that were frozen in bfloat16 the same values, and sums without its rounding
     description = Description(
         method=summary["method"],
         base_model=summary["base_model"],

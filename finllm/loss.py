@@ -22,6 +22,9 @@ from transformers.modeling_outputs import ModelOutput
 
 from finllm.tokens import IGNORED
 
+# A model whose config sets one of these changes its logits after the projection; TRL's head knows how, ours does not.
+LOGIT_CHANGES = ("final_logit_softcapping", "logit_scale", "output_multiplier", "lm_head_multiplier", "logits_scaling")
+
 CHUNK = 2048  # positions a chunk: at V = 50,000 some 200 MB of bfloat16 logits
 BLOCK = 16  # positions of a chunk whose logits are float32 at a time: some 3 MB, which stay in the cache
 ALIGNED = 64  # the vocabulary is padded to a multiple of it, for products whose rows begin aligned
@@ -137,6 +140,12 @@ def linear_cross_entropy(
     dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden_NC.dtype
     with torch.autocast(device, enabled=False):
         return _LinearCrossEntropy.apply(hidden_NC, weight_VC, bias_V, labels_N, dtype, torch.is_grad_enabled(), tied)
+
+
+def has_plain_head(model: PreTrainedModel) -> bool:
+    """Whether the model's logits are its last hidden state times its head, and nothing else."""
+    config = model.config.get_text_config()
+    return all(getattr(config, name, None) is None for name in LOGIT_CHANGES)
 
 
 @dataclass

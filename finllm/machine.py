@@ -19,6 +19,7 @@ from finllm.run import UserError
 
 # glibc's mallopt parameters, from malloc.h
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX, M_ARENA_MAX = -1, -2, -4, -8
+LAUNCHED = "ACCELERATE_USE_CPU"  # a variable that `accelerate launch` sets, whatever its value
 MADV_HUGEPAGE = 14  # from sys/mman.h
 LARGE_PAGE = 2 * 2**20
 
@@ -29,8 +30,7 @@ def use_all_cores() -> None:
     `accelerate launch` starts a process on a CPU with one thread unless it is told otherwise, and half a machine of two
     cores would idle. Started without it, torch has counted the cores itself and OMP_NUM_THREADS is the user's word.
     """
-    launched = any(name.startswith("ACCELERATE_") for name in os.environ)
-    if launched and os.environ.get("OMP_NUM_THREADS") == "1" and not torch.cuda.is_available():
+    if LAUNCHED in os.environ and os.environ.get("OMP_NUM_THREADS") == "1" and not torch.cuda.is_available():
         torch.set_num_threads(max(1, cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
 
 
@@ -79,18 +79,24 @@ def give_back_freed_memory() -> None:
         ctypes.CDLL(None).malloc_trim(0)
 
 
-def check_all_gpus_are_used(processes: int, command: list[str]) -> None:
-    """Refuse one process that sees several GPUs: transformers would split its batches over them by DataParallel.
+def use_all_gpus(processes: int, command: list[str]) -> None:
+    """Where one process sees several GPUs: start again on all of them if `accelerate launch` started it, else refuse.
 
-    There a batch has n times the rows that the config says, and the loss is put together from n replicas in threads.
+    accelerate's YAML wants a number of processes and cannot say "as many as there are", so accelerate_config.yaml says
+    one. One process for several GPUs is never right: transformers would split its batches over them by DataParallel,
+    where a batch has n times the rows that the config says.
     """
     gpus = torch.cuda.device_count()
-    if processes == 1 and gpus > 1:
-        launch = f"accelerate launch --multi_gpu --num_processes {gpus} {shlex.join(command)}"
-        raise UserError(
-            f"this machine has {gpus} GPUs and this is one process; for all of them run: {launch}; "
-            "for one of them set CUDA_VISIBLE_DEVICES=0"
-        )
+    if processes > 1 or gpus < 2:
+        return
+    arguments = ["--multi_gpu", "--num_processes", str(gpus), *command]
+    if LAUNCHED in os.environ:
+        print(f"{gpus} GPUs are here: starting a process for each", flush=True)
+        os.execv(sys.executable, [sys.executable, "-m", "accelerate.commands.launch", *arguments])
+    raise UserError(
+        f"this machine has {gpus} GPUs and this is one process; for all of them run: accelerate launch "
+        f"{shlex.join(arguments)}; for one of them set CUDA_VISIBLE_DEVICES=0"
+    )
 
 
 def bf16_is_fast() -> bool:

@@ -20,6 +20,7 @@ from transformers.pytorch_utils import Conv1D
 from transformers.utils import logging
 from trl import ModelConfig, get_peft_config, get_quantization_config
 
+from finllm import kernels
 from finllm.machine import use_all_cores
 from finllm.run import RunDir, UserError, cache_dir, did_you_mean, raise_problems, sha256_of_files
 
@@ -287,6 +288,8 @@ def load_for_inference(name: str) -> tuple[PreTrainedModel, PreTrainedTokenizerB
         model, tokenizer = load_base_model(resolved, ModelConfig()), load_tokenizer(resolved)
     if not getattr(model, "quantization_method", None):
         model.to("cuda" if torch.cuda.is_available() else "cpu")
+    if not torch.cuda.is_available():
+        kernels.use_in(model)
     return model.eval(), tokenizer
 
 

@@ -34,7 +34,7 @@ from rich.table import Table
 from transformers import AutoConfig, AutoModelForCausalLM, set_seed
 from transformers.trainer_pt_utils import get_length_grouped_indices
 
-from finllm import joined, machine, models
+from finllm import joined, kernels, machine, models
 from finllm.batches import batches_of_epoch
 from finllm.config import parse
 from finllm.data.prepare import resolve
@@ -68,7 +68,8 @@ class Plan:
     memory_bytes: int  # that the machine has, or a container leaves of it
     activation_checkpointing: bool
     flops_per_step: float
-    machine_flops: float  # a second, of float32 products
+    machine_flops: float  # a second, of products in the run's own dtype
+    dtype: str  # that one: float32, or bfloat16 under autocast
 
 
 @dataclass(frozen=True)
@@ -122,10 +123,7 @@ def predict(base: str, recipe, training, model_arguments, rows: list[dict[str, A
     average = sum(sizes) / len(sizes)
     by_size = sorted(batches, key=lambda batch: batch["input_ids"].shape[1])
     timed = [by_size[(2 * third + 1) * len(by_size) // (2 * TIMED)] for third in range(TIMED)]
-    checkpointing = training.activation_checkpointing
-    few, more = (
-        _probe(config, count, recipe, model_arguments, checkpointing, timed, by_size[-1]) for count in (FEW, MORE)
-    )
+    few, more = (_probe(config, count, recipe, training, model_arguments, timed, by_size[-1]) for count in (FEW, MORE))
 
     def extrapolate(first: float, second: float) -> float:
         return first + (layers - FEW) * (second - first) / (MORE - FEW)
@@ -153,7 +151,8 @@ def predict(base: str, recipe, training, model_arguments, rows: list[dict[str, A
         memory_bytes=machine.memory_bytes(),
         activation_checkpointing=training.activation_checkpointing,
         flops_per_step=accumulated * passes * (body * average + head * labels),
-        machine_flops=machine.matrix_product_rate(),
+        machine_flops=machine.matrix_product_rate(torch.bfloat16 if training.bf16 else torch.float32),
+        dtype="bfloat16" if training.bf16 else "float32",
     )
 
 
@@ -173,8 +172,8 @@ def _probe(
     config,
     layers: int,
     recipe,
+    training,
     model_arguments,
-    checkpointing: bool,
     timed: list[dict[str, torch.Tensor]],
     largest: dict[str, torch.Tensor],
 ) -> Probe:
@@ -185,7 +184,8 @@ def _probe(
     if getattr(config, "layer_types", None):
         config.layer_types = (config.layer_types * layers)[:layers]  # the model may have fewer than MORE
     set_seed(0)
-    model = AutoModelForCausalLM.from_config(config, attn_implementation="sdpa")
+    dtype = getattr(torch, model_arguments.dtype) if model_arguments.dtype in ("bfloat16", "float16") else torch.float32
+    model = AutoModelForCausalLM.from_config(config, attn_implementation="sdpa", dtype=dtype)
     if not joined.can_join(model):
         raise UserError(f"finllm plan knows models whose rows can be joined, and {type(model).__name__} is none")
     if recipe.base_dropout is not None:
@@ -193,8 +193,11 @@ def _probe(
     add_supervised_head(model)
     model.set_attn_implementation(joined.NAME)
     whole = models.add_adapter(model, model_arguments) if model_arguments.use_peft else model
+    for parameter in whole.parameters():
+        parameter.data = parameter.data.float() if parameter.requires_grad else parameter.data  # as the trainer does
+    kernels.use_in(whole)
     whole.train()
-    if checkpointing:
+    if training.activation_checkpointing:
         whole.activation_checkpointing_enable()
     trainable = [parameter for parameter in whole.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(trainable, lr=0.0, fused=True)
@@ -202,7 +205,9 @@ def _probe(
     for batch in (largest, largest, *timed * ROUNDS):  # the second of the largest finds the optimizer's state there
         inputs = {name: batch[name] for name in ("input_ids", "labels", "position_ids", "parts")}
         start = time.perf_counter()
-        whole(**inputs, use_cache=False, supervised_head=True).nll.backward()
+        with torch.autocast("cpu", torch.bfloat16, enabled=training.bf16):
+            nll = whole(**inputs, use_cache=False, supervised_head=True).nll
+        nll.backward()
         middle = time.perf_counter()
         optimizer.step()
         seconds.append(middle - start)
@@ -232,7 +237,7 @@ def show(plan: Plan) -> None:
         ("rows, tokens, supervised tokens", f"{plan.rows:,}, {plan.tokens:,}, {plan.supervised_tokens:,}"),
         ("steps", f"{plan.steps:,}"),
         ("a step", f"{plan.step_seconds:.2f} s, {plan.flops_per_step / 1e9:,.0f} GFLOP"),
-        ("this machine's float32 products", f"{plan.machine_flops / 1e9:,.0f} GFLOP/s"),
+        (f"this machine's {plan.dtype} products", f"{plan.machine_flops / 1e9:,.0f} GFLOP/s"),
         ("of which the run reaches", f"{plan.flops_per_step / plan.step_seconds / plan.machine_flops:.0%}"),
         ("training time", f"{plan.train_seconds:,.0f} s"),
         ("rate", f"{plan.tokens_per_second:,.0f} tokens/s"),

@@ -38,15 +38,12 @@ from finllm import checkpoints, joined, kernels
 from finllm.batches import LengthGroupedSampler, TokenBudgetSampler
 from finllm.callbacks import MetricsWriter, ProgressBar, SaveAfterEpochsEnd, StopOnSignal
 from finllm.config import TrainingConfig
-from finllm.loss import add_supervised_head
+from finllm.loss import add_supervised_head, has_plain_head
 from finllm.machine import peak_memory_bytes
 from finllm.models import base_of
 from finllm.run import RunDir, UserError, raise_problems, read_json, write_json
 from finllm.stopping import Stop, resume_command
 from finllm.tokens import lengths_of
-
-# A model whose config sets one of these changes its logits after the projection; TRL's head knows how, ours does not.
-LOGIT_CHANGES = ("final_logit_softcapping", "logit_scale", "output_multiplier", "lm_head_multiplier", "logits_scaling")
 
 PROGRESS = "progress.json"  # in a checkpoint: the counts behind metrics.jsonl and summary.json
 
@@ -55,9 +52,7 @@ class SupervisedTrainer(SFTTrainer):
     """SFTTrainer on tokenized rows that writes its metrics into a run dir. Arguments as SFTTrainer's, and `run`."""
 
     def __init__(self, model: PreTrainedModel, *, run: RunDir, args: TrainingConfig, **arguments: Any):
-        config = model.config.get_text_config()
-        changed = any(getattr(config, name, None) is not None for name in LOGIT_CHANGES)
-        self.skips_masked_positions = args.device.type == "cpu" and not changed
+        self.skips_masked_positions = args.device.type == "cpu" and has_plain_head(model)
         self.joins_rows = _joins_rows(model, args, self.skips_masked_positions)
         if not args.packing:
             args.dataset_kwargs = {**(args.dataset_kwargs or {}), "skip_prepare_dataset": True}

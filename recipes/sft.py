@@ -29,7 +29,7 @@ def main() -> None:
     run = RunDir(training.output_dir)
     process = PartialState()
     if process.device.type == "cuda":
-        machine.check_all_gpus_are_used(process.num_processes, sys.argv)
+        machine.use_all_gpus(process.num_processes, sys.argv)
     if recipe.keep_freed_memory and process.device.type == "cpu":
         machine.keep_freed_memory()
     config = resolved(recipe, training, model_arguments)

@@ -17,7 +17,7 @@ ALLOWED = {
 }
 # Within finllm a module may import those of its own rank and below.
 RANKS = [
-    ("run", "machine", "checkpoints", "stopping"),
+    ("run", "machine", "checkpoints", "stopping", "kernels"),
     ("prompts",),
     ("data",),
     ("tokens",),

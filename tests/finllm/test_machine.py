@@ -1,15 +1,16 @@
 """What finllm does to the process it runs in."""
 
 import json
+import sys
 
 import pytest
+from accelerate.commands.launch import launch_command_parser
 
 from finllm import machine
 from finllm.run import UserError
 
 FAULTS = """
-import json, os, resource, sys
-os.environ.pop("THP_MEM_ALLOC_ENABLE", None)  # another test of this process may have set it
+import json, resource, sys
 import finllm, torch
 from finllm import machine
 
@@ -36,11 +37,30 @@ def test_freed_memory_is_used_again_without_page_faults(shell):
 
 
 def test_one_process_on_several_gpus_is_told_the_command_for_all(monkeypatch):
+    monkeypatch.delenv("ACCELERATE_USE_CPU", raising=False)
     monkeypatch.setattr("torch.cuda.device_count", lambda: 4)
     command = ["recipes/sft.py", "--config", "my run.yaml"]
     said = r"--multi_gpu --num_processes 4 recipes/sft.py --config 'my run.yaml'; for one .* CUDA_VISIBLE_DEVICES=0"
     with pytest.raises(UserError, match=said):
-        machine.check_all_gpus_are_used(1, command)
-    machine.check_all_gpus_are_used(4, command)
+        machine.use_all_gpus(1, command)
+    machine.use_all_gpus(4, command)
     monkeypatch.setattr("torch.cuda.device_count", lambda: 1)
-    machine.check_all_gpus_are_used(1, command)
+    machine.use_all_gpus(1, command)
+
+
+def test_accelerates_one_process_starts_again_on_all_gpus(monkeypatch):
+    started = []
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 4)
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "False")
+    monkeypatch.setattr("os.execv", lambda program, arguments: started.append(arguments) or sys.exit(0))
+    with pytest.raises(SystemExit):
+        machine.use_all_gpus(1, ["recipes/sft.py", "--config", "my run.yaml"])
+    (command,) = started
+    assert command[1:3] == ["-m", "accelerate.commands.launch"]
+    arguments = launch_command_parser().parse_args(command[3:])
+    assert (arguments.multi_gpu, arguments.num_processes) == (True, 4)
+    assert (arguments.training_script, arguments.training_script_args) == (
+        "recipes/sft.py",
+        ["--config", "my run.yaml"],
+    )
+    machine.use_all_gpus(4, ["recipes/sft.py"])  # as which it then finds itself

@@ -1,0 +1,166 @@
+"""Evaluation speed: scoring beside lm-evaluation-harness, answering in batches beside answering one by one.
+
+    pip install "lm-eval>=0.4.13,<0.5"
+    python benchmarks/evaluation.py --model_name_or_path DIR --dataset_name FILE [--rounds 3] [--output FILE.json]
+
+Both score the same responses after the same prompts, in float32 and batches of 16; both write the same greedy tokens.
+Every turn is a process of its own and the ways go by turns. Loading is not counted, and neither is a first small batch.
+"""
+
+import finllm  # isort: skip  # noqa: F401  before torch: it sets how threads wait
+
+import argparse
+import json
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+from turns import by_turns
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from finllm import machine
+from finllm.run import cache_dir, run_command, write_json
+
+WAYS = {
+    "lm_eval": ("scoring", "lm-evaluation-harness"),
+    "ours": ("scoring", "this suite"),
+    "one_by_one": ("answering", "model.generate, one by one"),
+    "batched": ("answering", "this suite"),
+}
+BATCH = 16
+WARMUP = 2  # texts before the clock starts
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Time eval/run.py's scoring and answering against their peers.")
+    parser.add_argument("--model_name_or_path", required=True, help="a folder of GPT-2, random weights will do")
+    parser.add_argument("--dataset_name", required=True, help="a dataset dir, or a source of rows")
+    parser.add_argument("--texts", type=int, default=200, help="that are scored")
+    parser.add_argument("--answers", type=int, default=64, help="that are written")
+    parser.add_argument("--new_tokens", type=int, default=64, help="of each answer")
+    parser.add_argument("--ways", nargs="+", default=list(WAYS), choices=WAYS)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--output", help="write the measurements here, as JSON")
+    parser.add_argument("--child", help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.child:
+        print(json.dumps(measure(arguments)))
+        return
+    console = Console()
+    measured = by_turns({way: ", ".join(WAYS[way]) for way in arguments.ways}, arguments.rounds, console)
+    show(measured, console)
+    if arguments.output:
+        write_json(Path(arguments.output), {"date": time.strftime("%Y-%m-%d"), "measured": measured})
+
+
+def show(measured: dict[str, list[dict]], console: Console) -> None:
+    """Median seconds with their spread, how much faster ours is, peak memory, and how far the results differ."""
+    table = Table(title=f"Evaluation on {machine.cores()} cores", title_justify="left")
+    for column in ("", "", "seconds", "low – high", "times faster", "memory"):
+        table.add_column(column, justify="right" if column else "left")
+    medians = {way: statistics.median(run["seconds"] for run in runs) for way, runs in measured.items()}
+    for way, runs in measured.items():
+        seconds, peer = [run["seconds"] for run in runs], {"ours": "lm_eval", "batched": "one_by_one"}.get(way)
+        faster = f"{medians[peer] / medians[way]:.1f}" if peer in medians else ""
+        memory = statistics.median(run["peak_memory_bytes"] for run in runs)
+        table.add_row(
+            *WAYS[way], f"{medians[way]:.1f}", f"{min(seconds):.1f} – {max(seconds):.1f}", faster,
+            f"{memory / 2**30:.1f} GiB",
+        )  # fmt: skip
+    console.print(table)
+    for one, other, what in (("lm_eval", "ours", "nats a token"), ("one_by_one", "batched", "of the tokens, 0 to 1")):
+        if one in measured and other in measured:
+            apart = abs(measured[one][0]["result"] - measured[other][0]["result"])
+            console.print(f"{WAYS[one][0]}: the two differ by {apart:.1e} {what}")
+
+
+def measure(arguments: argparse.Namespace) -> dict:
+    """Seconds of one way, its peak memory in bytes, and a number that the two ways must agree on."""
+    from eval.transformers_lm import load_base
+    from finllm.data.prepare import resolve
+    from finllm.prompts import build_prompt
+
+    machine.use_all_cores()
+    if arguments.child in ("ours", "batched"):
+        machine.keep_freed_memory()
+    rows = resolve(arguments.dataset_name, cache_dir() / "datasets").split("test").shuffle(0)
+    count = max(arguments.texts, arguments.answers)
+    rows = rows.select(range(min(count, len(rows)))).to_list()
+    # lm-eval moves white space between prompt and response, so the prompt ends without any for both.
+    prompts = [build_prompt(row["instruction"], row["input"]).rstrip() for row in rows]
+    model = load_base(arguments.model_name_or_path, BATCH)
+    work = {"lm_eval": lm_eval_scoring, "ours": scoring, "one_by_one": one_by_one, "batched": batched}[arguments.child]
+    seconds, result = work(model, prompts, [row["output"] for row in rows], arguments)
+    return {"seconds": seconds, "result": result, "peak_memory_bytes": machine.peak_memory_bytes()}
+
+
+def clocked(work: Callable, *arguments) -> tuple[float, object]:
+    start = time.perf_counter()
+    return_value = work(*arguments)
+    return time.perf_counter() - start, return_value
+
+
+def scoring(model, prompts: list[str], responses: list[str], arguments) -> tuple[float, float]:
+    """`TransformersLM.score`; the mean nll a token in nats."""
+    prompts, responses = prompts[: arguments.texts], responses[: arguments.texts]
+    model.score(prompts[:WARMUP], responses[:WARMUP])
+    seconds, scores = clocked(model.score, prompts, responses)
+    return seconds, sum(score.nll for score in scores) / sum(score.tokens for score in scores)
+
+
+def lm_eval_scoring(model, prompts: list[str], responses: list[str], arguments) -> tuple[float, float]:
+    """lm-eval's own Hugging Face model on the same weights; the mean nll a token in nats."""
+    from lm_eval.api.instance import Instance
+    from lm_eval.models.huggingface import HFLM
+
+    from finllm.tokens import encode_response
+
+    tokenizer = model.tokenizer
+    harness = HFLM(pretrained=model.model, tokenizer=tokenizer, batch_size=BATCH, device="cpu")
+    requests = [
+        Instance("loglikelihood", {}, (prompt, response + tokenizer.eos_token), number)
+        for number, (prompt, response) in enumerate(zip(prompts, responses, strict=True))
+    ][: arguments.texts]
+    harness.loglikelihood(requests[:WARMUP], disable_tqdm=True)
+    seconds, found = clocked(lambda: harness.loglikelihood(requests, disable_tqdm=True))
+    tokens = sum(len(encode_response(tokenizer, response)) for response in responses[: arguments.texts])
+    return seconds, -sum(value for value, _ in found) / tokens
+
+
+def batched(model, prompts: list[str], responses: list[str], arguments) -> tuple[float, float]:
+    """`TransformersLM.generate` on all prompts; how many tokens were written, of all that may be."""
+    prompts = prompts[: arguments.answers]
+    model.batch_size = arguments.answers
+    model.generate(prompts[:WARMUP], 2)
+    seconds, answers = clocked(model.generate, prompts, arguments.new_tokens)
+    return seconds, sum(answer.tokens for answer in answers) / (arguments.answers * arguments.new_tokens)
+
+
+def one_by_one(model, prompts: list[str], responses: list[str], arguments) -> tuple[float, float]:
+    """`model.generate` for each prompt, as most scripts have it; how many tokens were written, of all that may be."""
+    import torch
+
+    from finllm.generate import decoding
+
+    config = decoding(model.tokenizer, arguments.new_tokens)
+
+    @torch.inference_mode()
+    def write() -> int:
+        written = 0
+        for prompt in prompts[: arguments.answers]:
+            inputs = model.tokenizer(prompt, return_tensors="pt")
+            output = model.model.generate(**inputs, generation_config=config)
+            written += output.shape[1] - inputs.input_ids.shape[1]
+        return written
+
+    seconds, written = clocked(write)
+    return seconds, written / (arguments.answers * arguments.new_tokens)
+
+
+if __name__ == "__main__":
+    run_command(main)

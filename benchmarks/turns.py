@@ -1,0 +1,26 @@
+"""Measurements in processes of their own: none inherits another's memory, threads or caches."""
+
+import json
+import subprocess
+import sys
+
+from rich.console import Console
+
+
+def measured_in_child(child: str, title: str) -> dict:
+    """What this script prints as JSON, last, when it is run again with its own arguments and `--child CHILD`."""
+    command = [sys.executable, sys.argv[0], *sys.argv[1:], "--child", child]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise SystemExit(f"{title} failed:\n{done.stderr[-3000:]}")
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def by_turns(titles: dict[str, str], rounds: int, console: Console) -> dict[str, list[dict]]:
+    """Each child of `titles` once a round, so that a slow minute of the machine hits all of them alike."""
+    measured: dict[str, list[dict]] = {child: [] for child in titles}
+    for number in range(rounds):
+        for child, title in titles.items():
+            with console.status(f"round {number + 1} of {rounds}: {title}"):
+                measured[child].append(measured_in_child(child, title))
+    return measured
