@@ -141,7 +141,7 @@ def test_accelerate_launch_does_not_leave_cores_idle(monkeypatch):
                 monkeypatch.delenv(name)
         machine.use_all_cores()
         assert torch.get_num_threads() == 1  # the user's own word
-        monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "no")
+        monkeypatch.setenv("ACCELERATE_USE_CPU", "True")
         machine.use_all_cores()
         assert torch.get_num_threads() == cores
         monkeypatch.setenv("LOCAL_WORLD_SIZE", str(cores))
