@@ -31,7 +31,7 @@ setup: .venv/.ready
 	touch $@
 
 demo: setup
-	$(BIN)/finllm prepare sample --output_dir $(DEMO)/data
+	$(BIN)/finllm prepare sample --cluster_near_duplicates --output_dir $(DEMO)/data
 	$(LAUNCH) recipes/sft.py --config recipes/configs/demo_full.yaml --model_name_or_path $(BASE) $(ON_DATA) --output_dir $(DEMO)/full --resume auto $(SHORT)
 	$(LAUNCH) recipes/sft.py --config recipes/configs/demo_lora.yaml --model_name_or_path $(BASE) $(ON_DATA) --output_dir $(DEMO)/lora --resume auto $(SHORT)
 	$(SCRATCH)_as_published.yaml $(ON_DATA) --output_dir $(DEMO)/as_published --resume auto $(SHORT_SCRATCH)

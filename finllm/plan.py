@@ -7,10 +7,10 @@ random, is measured on batches of the run's own rows: the difference is three la
     optimizer        = trainable parameters · seconds a parameter, measured on the same models
     seconds a run    = steps · seconds a step + w₁ + (L − 1)(w₄ − w₁)/3
                                                                w: what the first step takes more than the second
-    peak memory      = p₁ + (L − 1)(p₄ − p₁)/3                 p: this process's peak after steps of the largest batch
+    peak memory      = p₁ + (L − 1)(p₄ − p₁)/3                 p: resident memory's peak in these steps
 
 The peak holds all there is: libraries, rows, weights, gradients, optimizer state, activations, and what the allocator
-keeps between them. A peak never falls, so the model with one layer goes first. The first step faults its memory in and
+keeps between them, which grows with every batch of a new length. The first step faults its memory in and
 compiles kernels, which a short run feels. Batches of several sizes are timed, as a run has them, and their mean is
 taken, not the fastest: a run meets every slow moment too. Where the peak is more than the machine has, the plan says
 which flag trains the same in less.
@@ -46,8 +46,7 @@ GPUS = (1, 2, 4, 8)
 GPU_FLOPS = 0.4 * 989e12  # 40 % of an H100's dense bfloat16 rate by its data sheet
 LINK = 100e9  # bytes a second between GPUs that a ring reaches; NVLink gives more, PCIe 4 some 25e9
 FEW, MORE = 1, 4  # layers of the small models; closer together, noise would be multiplied
-TIMED = 3  # batches that are timed: one in the middle of each third of the batches by size
-ROUNDS = 2  # over these
+TIMED = 6  # batches that are timed: one in the middle of each sixth of the batches by size
 DRAWS = 400  # batches are looked at, to know their mean and the largest
 
 
@@ -122,7 +121,7 @@ def predict(base: str, recipe, training, model_arguments, rows: list[dict[str, A
     sizes = [batch["input_ids"].shape[1] for batch in batches]
     average = sum(sizes) / len(sizes)
     by_size = sorted(batches, key=lambda batch: batch["input_ids"].shape[1])
-    timed = [by_size[(2 * third + 1) * len(by_size) // (2 * TIMED)] for third in range(TIMED)]
+    timed = [by_size[(2 * part + 1) * len(by_size) // (2 * TIMED)] for part in range(TIMED)]
     few, more = (_probe(config, count, recipe, training, model_arguments, timed, by_size[-1]) for count in (FEW, MORE))
 
     def extrapolate(first: float, second: float) -> float:
@@ -177,8 +176,9 @@ def _probe(
     timed: list[dict[str, torch.Tensor]],
     largest: dict[str, torch.Tensor],
 ) -> Probe:
-    """Steps of a random model with so many layers: two of the largest batch, then ROUNDS over the `timed`."""
+    """Steps of a random model with so many layers: two of the largest batch, then the `timed`, all of other lengths."""
     machine.give_back_freed_memory()
+    machine.forget_peak()
     config = copy.deepcopy(config)
     config.num_hidden_layers = layers
     if getattr(config, "layer_types", None):
@@ -202,7 +202,7 @@ def _probe(
     trainable = [parameter for parameter in whole.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(trainable, lr=0.0, fused=True)
     seconds, optimizer_seconds = [], []
-    for batch in (largest, largest, *timed * ROUNDS):  # the second of the largest finds the optimizer's state there
+    for batch in (largest, largest, *timed):  # the second of the largest finds the optimizer's state there
         inputs = {name: batch[name] for name in ("input_ids", "labels", "position_ids", "parts")}
         start = time.perf_counter()
         with torch.autocast("cpu", torch.bfloat16, enabled=training.bf16):
@@ -216,7 +216,7 @@ def _probe(
     counted = models.count_parameters(whole)
     first = seconds[0] - seconds[1]
     times = sum(seconds[2:]) / len(seconds[2:]), min(optimizer_seconds[2:])
-    return Probe(*times, first, machine.peak_memory_bytes(), counted.total, counted.trainable)
+    return Probe(*times, first, machine.recent_peak_bytes(), counted.total, counted.trainable)
 
 
 def on_gpus(plan: Plan, count: int, flops: float = GPU_FLOPS, link: float = LINK) -> tuple[int, float]:
