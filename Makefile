@@ -1,4 +1,5 @@
-# make demo   set everything up and run the whole comparison on the bundled data; at most 10 minutes on 2 CPU cores
+# make demo   set everything up and run the whole comparison on the bundled data: 7 minutes on 2 CPU cores with bfloat16,
+#             some 10 without
 # make test   set everything up and run the tests
 # Both go on where they were stopped. BASE is the base model: a hub id, a folder, a .gguf file, or smollm2-135m.
 
