@@ -28,7 +28,7 @@ from finllm.kernels import attention
 from finllm.tokens import IGNORED
 
 NAME = "joined_rows"  # of the attention, in transformers' registry
-ALIKE = 8  # rows whose first tokens are the same share a prefix; the template's two forms differ after this many
+ALIKE = 10  # rows whose first tokens are the same share a prefix; the template's two forms part at the ninth
 LONG = 1024  # tokens, above which a row's attention is torch's own: ours holds a number for each two of them
 # What an attention can be asked for beyond softmax(QKᵀ)V over all earlier tokens; with it a model keeps its padding.
 UNSUPPORTED = ("sliding_window", "softcap", "s_aux", "position_bias")
