@@ -163,6 +163,11 @@ def load_base_model(resolved: str, arguments: ModelConfig) -> PreTrainedModel:
         )
     except (OSError, ValueError) as error:
         raise _not_loaded(resolved, error) from error
+    for module in model.modules():
+        # In evaluation on a CPU with bfloat16, bitsandbytes repacks the weights, in place and for good: training cannot
+        # read them then, and rows that are no multiple of the block size fail (0.50.2).
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False
     return model
 
 

@@ -52,7 +52,8 @@ def test_lora_leaves_the_base_bit_identical_and_changes_every_adapter_tensor(sft
     model, _ = load_run_model(run)
     saved = load_file(gpt2_dir / "model.safetensors")
     base = {name.replace(".base_layer", ""): tensor for name, tensor in model.get_base_model().state_dict().items()}
-    assert [name for name in saved if not torch.equal(saved[name], base[name])] == []
+    # Where the machine multiplies bfloat16 fast, the frozen base is held in it.
+    assert [name for name in saved if not torch.equal(saved[name].to(base[name].dtype), base[name])] == []
     summary = run.summary()
     assert summary["method"] == "lora"
     assert summary["trainable_parameters"] == sum(tensor.numel() for tensor in adapter.values())
