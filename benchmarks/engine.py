@@ -18,7 +18,7 @@ from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
-from turns import by_turns
+from turns import by_turns, common_flags
 
 from finllm import machine
 from finllm.run import cache_dir, run_command, write_json
@@ -37,14 +37,10 @@ BATCH, LENGTH = 8, 512
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Time recipes/sft.py against its peers.")
-    parser.add_argument("--model_name_or_path", required=True, help="a folder of GPT-2, random weights will do")
-    parser.add_argument("--dataset_name", required=True, help="a dataset dir, or a source of rows")
+    common_flags(parser)
     parser.add_argument("--variants", nargs="+", default=list(VARIANTS), choices=VARIANTS)
-    parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--warmup", type=int, default=2, help="steps before those that are measured")
     parser.add_argument("--steps", type=int, default=3, help="measured steps")
-    parser.add_argument("--output", help="write the measurements here, as JSON")
-    parser.add_argument("--child", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.child:
         print(json.dumps(measure(arguments)))

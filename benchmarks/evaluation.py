@@ -19,7 +19,7 @@ from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
-from turns import by_turns
+from turns import by_turns, common_flags
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -38,15 +38,11 @@ WARMUP = 2  # texts before the clock starts
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Time eval/run.py's scoring and answering against their peers.")
-    parser.add_argument("--model_name_or_path", required=True, help="a folder of GPT-2, random weights will do")
-    parser.add_argument("--dataset_name", required=True, help="a dataset dir, or a source of rows")
+    common_flags(parser)
     parser.add_argument("--texts", type=int, default=200, help="that are scored")
     parser.add_argument("--answers", type=int, default=64, help="that are written")
     parser.add_argument("--new_tokens", type=int, default=64, help="of each answer")
     parser.add_argument("--ways", nargs="+", default=list(WAYS), choices=WAYS)
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--output", help="write the measurements here, as JSON")
-    parser.add_argument("--child", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.child:
         print(json.dumps(measure(arguments)))

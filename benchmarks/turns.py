@@ -1,10 +1,20 @@
 """Measurements in processes of their own: none inherits another's memory, threads or caches."""
 
+import argparse
 import json
 import subprocess
 import sys
 
 from rich.console import Console
+
+
+def common_flags(parser: argparse.ArgumentParser) -> None:
+    """Flags that benchmarks by turns have in common."""
+    parser.add_argument("--model_name_or_path", required=True, help="a folder of GPT-2, random weights will do")
+    parser.add_argument("--dataset_name", required=True, help="a dataset dir, or a source of rows")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--output", help="write the measurements here, as JSON")
+    parser.add_argument("--child", help=argparse.SUPPRESS)
 
 
 def measured_in_child(child: str, title: str) -> dict:

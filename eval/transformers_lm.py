@@ -91,7 +91,9 @@ class TransformersLM:
         if has_plain_head(base):
             hidden_NC = base.base_model(input_ids=input_ids, use_cache=False).last_hidden_state[predicts]
             return lambda part: base.get_output_embeddings()(hidden_NC[part])
-        logits_NV = self.model(input_ids, use_cache=False).logits[predicts]
+        some = predicts.any(0)  # where a row predicts: the head of such a model takes positions, not rows and positions
+        logits = self.model(input_ids, use_cache=False, logits_to_keep=some.nonzero()[:, 0]).logits
+        logits_NV = logits[predicts[:, some]]
         return lambda part: logits_NV[part]
 
     @torch.inference_mode()

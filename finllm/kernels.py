@@ -100,13 +100,14 @@ class AdaptedLinear(lora.Linear):
     """A linear layer under LoRA (Hu et al. 2021, eq. 3) that adds the adapter's product into the layer's own result.
 
     peft's makes three results as wide as the layer and adds them up, casts the input to float32 for the adapter, and
-    autocast casts it back. Adapters that do something else (DoRA, several at once) go peft's way.
+    autocast casts it back. Adapters that do something else (DoRA, several at once, a trained bias) go peft's way.
     """
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         names = [name for name in self.active_adapters if name in self.lora_A]
         base, name = self.base_layer, names[0] if names else None
         plain = type(base) in (nn.Linear, Conv1D) and not (args or kwargs or self.disable_adapters or self.merged)
+        plain &= not any(parameter.requires_grad for parameter in base.parameters())  # peft's bias="all" trains some
         if not plain or len(names) != 1 or name in self.lora_variant or self.lora_bias[name]:
             return super().forward(x, *args, **kwargs)
         device = x.device.type

@@ -44,8 +44,9 @@ def keep_freed_memory() -> bool:
 
     By default every buffer above 32 MiB is mapped when allocated and unmapped when freed, so a training step on a CPU
     spends its time on page faults: the kernel must hand over zeroed pages again for each activation and gradient. Kept,
-    they are used again, and torch asks for pages of 2 MiB, so that those that are new cost fewer faults. The process
-    holds its peak until it ends. Call it before torch allocates; buffers that live now stay as they are.
+    they are used again, and half of the machine's memory is reserved, as addresses, in pages of 2 MiB where the kernel
+    has them, so that what is new costs fewer faults. The process holds its peak until it ends. Call it before torch
+    allocates; buffers that live now stay as they are.
     """
     try:
         mallopt = ctypes.CDLL(None).mallopt
@@ -54,22 +55,26 @@ def keep_freed_memory() -> bool:
     # One arena: backward runs in a thread of its own, and an arena of its own could not hold large buffers.
     settings = {M_MMAP_MAX: 0, M_TRIM_THRESHOLD: -1, M_TOP_PAD: 256 * 2**20, M_ARENA_MAX: 1}
     kept = all([mallopt(name, value) == 1 for name, value in settings.items()])
-    return kept and _heap_in_large_pages(memory_bytes() // 2)
+    if kept:
+        _ask_for_large_pages(memory_bytes() // 2)
+    return kept
 
 
-def _heap_in_large_pages(size: int) -> bool:
-    """Have the heap's next `size` bytes made of pages of 2 MiB. They are addresses only, until something is stored."""
-    library = ctypes.CDLL(None, use_errno=True)
+def _ask_for_large_pages(size: int) -> None:
+    """Ask for the heap's next `size` bytes in pages of 2 MiB. They are addresses only, until something is stored.
+
+    A kernel without such pages, or a limit on addresses, leaves the heap as it is: slower, and otherwise the same.
+    """
+    library = ctypes.CDLL(None)
     library.malloc.restype = ctypes.c_void_p
     library.malloc.argtypes, library.free.argtypes = [ctypes.c_size_t], [ctypes.c_void_p]
     library.madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
     block = library.malloc(size)  # the heap grows by it, and keeps it when it is freed
     if not block:
-        return False
+        return
     begin = -(-block // LARGE_PAGE) * LARGE_PAGE
-    advised = library.madvise(begin, (block + size - begin) // LARGE_PAGE * LARGE_PAGE, MADV_HUGEPAGE)
+    library.madvise(begin, (block + size - begin) // LARGE_PAGE * LARGE_PAGE, MADV_HUGEPAGE)
     library.free(block)
-    return advised == 0
 
 
 def give_back_freed_memory() -> None:
@@ -117,12 +122,10 @@ def peak_memory_bytes() -> int:
     return peak if sys.platform == "darwin" else peak * 1024
 
 
-def forget_peak() -> bool:
-    """Let `recent_peak_bytes` begin anew; whether the system can (Linux, from 4.0 on)."""
+def forget_peak() -> None:
+    """Let `recent_peak_bytes` begin anew, where the system can: Linux, from 4.0 on."""
     with contextlib.suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5")
-        return True
-    return False
 
 
 def recent_peak_bytes() -> int:

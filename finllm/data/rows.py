@@ -27,6 +27,7 @@ from finllm.run import UserError, did_you_mean, sha256_of_files
 FORMATS = (".json", ".jsonl", ".csv", ".parquet")
 SUFFIXES = (*FORMATS, ".zip")
 SAMPLE = "sample"
+ENCRYPTED = 1  # bit of a zip member's flags (APPNOTE 6.3.10, section 4.4.4)
 MAX_UNZIPPED_BYTES = 2 << 30  # a zip's own directory says how much it unpacks to, and no more is ever unpacked
 MIN_TRACKED = 5_000  # rows; fewer are done before a progress bar could be read
 
@@ -227,8 +228,8 @@ def _read_zip(path: Path) -> Iterator[RawRow]:
                 with archive.open(member) as stream:
                     place = f"{path}/{member.filename}"
                     yield from _read_format(stream, member.file_size, f"{path.name}/{member.filename}", place)
-    except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, NotImplementedError) as error:
-        # damaged in its directory, in its data, or cut off; encrypted; packed by a method unknown here
+    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError) as error:
+        # damaged in its directory, in its data, or cut off; packed by a method unknown here
         raise UserError(f"{path}: not a zip file that can be read ({error})") from None
 
 
@@ -238,6 +239,8 @@ def _members(archive: zipfile.ZipFile, path: Path) -> list[zipfile.ZipInfo]:
         parts = member.filename.replace("\\", "/").split("/")
         if parts[0] == "" or ":" in parts[0] or ".." in parts:
             raise UserError(f"{path}: its member '{member.filename}' leads outside the archive; pack it anew")
+        if member.flag_bits & ENCRYPTED:
+            raise UserError(f"{path}: its member '{member.filename}' is encrypted; pack it anew without a password")
     if (size := sum(member.file_size for member in members)) > MAX_UNZIPPED_BYTES:
         raise UserError(
             f"{path} unpacks to {size:,} bytes and the limit is {MAX_UNZIPPED_BYTES:,}; unpack it and name the folder"

@@ -158,6 +158,21 @@ def test_a_zip_whose_packed_data_is_damaged_is_named(tmp_path):
             read(path)
 
 
+def test_an_encrypted_zip_is_named(tmp_path):
+    path = tmp_path / "a.zip"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("rows.jsonl", "{}")
+    content = bytearray(path.read_bytes())
+    for signature, offset in (
+        (b"PK\x03\x04", 6),
+        (b"PK\x01\x02", 8),
+    ):  # flags, at the data and in the directory
+        content[content.index(signature) + offset] |= 1
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=r"a\.zip: its member 'rows\.jsonl' is encrypted; pack it anew"):
+        read(path)
+
+
 def test_zip_without_data_is_refused(tmp_path):
     with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
         archive.writestr("README.md", "nothing")

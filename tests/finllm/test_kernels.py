@@ -98,12 +98,12 @@ def adapted(folder, **settings):
 
 
 ADAPTERS = {"lora": {}, "rslora": {"use_rslora": True}, "dora": {"use_dora": True}}
+BIASES = {"lora_bias": {"lora_bias": True}, "bias": {"bias": "all"}}  # Llama's layers have none
+CASES = [("llama", settings) for settings in ADAPTERS.values()]
+CASES += [("gpt2", settings) for settings in (ADAPTERS | BIASES).values()]
 
 
-@pytest.mark.parametrize(
-    ("family", "settings"),
-    [("gpt2", {"lora_bias": True}), *((family, ADAPTERS[name]) for family in ("gpt2", "llama") for name in ADAPTERS)],
-)
+@pytest.mark.parametrize(("family", "settings"), CASES)
 def test_an_adapters_output_and_gradients_are_pefts(family, settings, gpt2_dir, llama_dir):
     plain = adapted(gpt2_dir if family == "gpt2" else llama_dir, **settings).double().train()
     ours = copy.deepcopy(plain)

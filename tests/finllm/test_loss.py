@@ -58,6 +58,19 @@ def test_no_supervised_token_gives_zero_and_zero_gradients():
     assert not hidden.grad.any() and not weight.grad.any() and not bias_V.grad.any()
 
 
+def test_a_second_backward_is_refused_and_without_gradients_none_is_formed(monkeypatch):
+    hidden, weight, bias_V, labels = inputs(torch.float32)
+    nll, _ = linear_cross_entropy(hidden, weight, labels, bias_V)
+    nll.backward(retain_graph=True)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        nll.backward()
+    formed = []
+    monkeypatch.setattr(loss, "_likelihood", lambda *_, with_gradient: formed.append(with_gradient))
+    with torch.no_grad():
+        linear_cross_entropy(hidden, weight, labels, bias_V)
+    assert formed == [False]
+
+
 def test_frozen_weights_get_no_gradient_and_no_buffer():
     hidden, weight, _, labels = inputs(torch.float32, bias=False)
     weight.requires_grad_(False)
