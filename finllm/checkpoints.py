@@ -17,7 +17,10 @@ import shutil
 import sys
 from pathlib import Path
 
-from finllm.run import UserError, read_json, sha256_of_file, write_json
+import torch
+from safetensors.torch import load_file
+
+from finllm.run import UserError, raise_problems, read_json, sha256_of_file, write_json
 
 CHECKSUMS = "checksums.json"
 PREFIX = "checkpoint-"
@@ -106,3 +109,25 @@ def rotate(folder: Path, limit: int | None, best: str | None) -> None:
     spare = [checkpoint for checkpoint in found if checkpoint.name not in kept]
     for checkpoint in spare[: max(0, len(found) - limit)] if limit else []:
         shutil.rmtree(checkpoint)
+
+
+def check_weights(folder: Path) -> None:
+    """Read saved weights again: there are some, all are numbers, and an adapter's B matrices have left zero.
+
+    An engine that gathers its shards wrongly writes an empty file, or an adapter as it was before training, without a
+    word (peft starts B at zero, Hu et al. 2021, section 4.1, so such an adapter changes nothing).
+    """
+    tensors = {}
+    for path in sorted(folder.glob("*.safetensors")):
+        tensors.update(load_file(path))
+    learned = [tensor for name, tensor in tensors.items() if "lora_B" in name]
+    problems = [f"{name} holds values that are no numbers" for name, tensor in tensors.items() if _no_number(tensor)]
+    if not tensors or not any(tensor.numel() for tensor in tensors.values()):
+        problems.append("there are no weights in it")
+    if learned and not any(tensor.any() for tensor in learned):
+        problems.append("all lora_B are zero, as before training")
+    raise_problems(problems, f"the weights just saved to {folder}; its checkpoints are kept")
+
+
+def _no_number(tensor: torch.Tensor) -> bool:
+    return tensor.is_floating_point() and not bool(tensor.isfinite().all())

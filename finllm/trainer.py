@@ -29,7 +29,6 @@ import numpy as np
 import torch
 from peft import PeftModel
 from safetensors import SafetensorError
-from safetensors.torch import load_file
 from transformers import EvalPrediction, PreTrainedModel, ProgressCallback
 from transformers.trainer_callback import EarlyStoppingCallback
 from trl import SFTTrainer
@@ -41,7 +40,7 @@ from finllm.config import TrainingConfig
 from finllm.loss import add_supervised_head, has_plain_head
 from finllm.machine import peak_memory_bytes
 from finllm.models import base_of
-from finllm.run import RunDir, UserError, raise_problems, read_json, write_json
+from finllm.run import RunDir, UserError, read_json, write_json
 from finllm.stopping import Stop, resume_command
 from finllm.tokens import lengths_of
 
@@ -394,7 +393,7 @@ class SupervisedTrainer(SFTTrainer):
         self.save_model(str(work))
         if self.is_world_process_zero():
             (work / "training_args.bin").unlink(missing_ok=True)  # a pickle; config.yaml says the same
-            check_weights(work)
+            checkpoints.check_weights(work)
             self._check_reloaded(work)
             checkpoints.move_whole(work, self.run.model)
 
@@ -423,28 +422,6 @@ class SupervisedTrainer(SFTTrainer):
                 f"{nll['reloaded']:.6f} nats a token under it and {nll[active]:.6f} before saving (limit "
                 f"{self._tolerance():.0e}); its checkpoints are kept"
             )
-
-
-def check_weights(folder: Path) -> None:
-    """Read saved weights again: there are some, all are numbers, and an adapter's B matrices have left zero.
-
-    An engine that gathers its shards wrongly writes an empty file, or an adapter as it was before training, without a
-    word (peft starts B at zero, Hu et al. 2021, section 4.1, so such an adapter changes nothing).
-    """
-    tensors = {}
-    for path in sorted(folder.glob("*.safetensors")):
-        tensors.update(load_file(path))
-    learned = [tensor for name, tensor in tensors.items() if "lora_B" in name]
-    problems = [f"{name} holds values that are no numbers" for name, tensor in tensors.items() if _no_number(tensor)]
-    if not tensors or not any(tensor.numel() for tensor in tensors.values()):
-        problems.append("there are no weights in it")
-    if learned and not any(tensor.any() for tensor in learned):
-        problems.append("all lora_B are zero, as before training")
-    raise_problems(problems, f"the weights just saved to {folder}; its checkpoints are kept")
-
-
-def _no_number(tensor: torch.Tensor) -> bool:
-    return tensor.is_floating_point() and not bool(tensor.isfinite().all())
 
 
 def _joins_rows(model: PreTrainedModel, args: TrainingConfig, skips_masked_positions: bool) -> bool:

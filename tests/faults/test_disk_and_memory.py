@@ -13,7 +13,6 @@ from safetensors.torch import load_file, save_file
 
 from finllm import checkpoints
 from finllm.run import UserError
-from finllm.trainer import check_weights
 
 
 def test_a_full_disk_leaves_the_last_checkpoint_and_says_what_to_do(fine):
@@ -103,7 +102,7 @@ def test_a_gradient_that_is_no_number_is_not_applied(command, fine, monkeypatch)
 def test_weights_that_were_saved_wrongly_are_found(tmp_path, tensors, problem):
     save_file(tensors, tmp_path / "adapter_model.safetensors")
     with pytest.raises(UserError, match=problem):
-        check_weights(tmp_path)
+        checkpoints.check_weights(tmp_path)
 
 
 def test_an_adapter_that_is_not_the_trained_one_is_found_when_it_is_saved(command, fine, monkeypatch):
