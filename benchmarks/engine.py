@@ -39,8 +39,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Time recipes/sft.py against its peers.")
     common_flags(parser)
     parser.add_argument("--variants", nargs="+", default=list(VARIANTS), choices=VARIANTS)
-    parser.add_argument("--warmup", type=int, default=2, help="steps before those that are measured")
-    parser.add_argument("--steps", type=int, default=3, help="measured steps")
+    parser.add_argument("--warmup", type=int, default=3, help="steps before those that are measured")
+    parser.add_argument("--steps", type=int, default=4, help="measured steps")
     arguments = parser.parse_args()
     if arguments.child:
         print(json.dumps(measure(arguments)))
@@ -106,8 +106,12 @@ def measure(arguments: argparse.Namespace) -> dict:
         products.append(machine.matrix_product_rate(products_dtype()))
     # The operations that the task needs on any engine: no padding, and only supervised tokens through the head.
     supervised = sum(sum(label != -100 for label in labels[1:]) for labels in rows["labels"])
-    lengths = sum(len(ids) for ids in rows["input_ids"])
-    needed = (4 if variant.endswith("lora") else 6) * (body * lengths + head * supervised)
+    lengths = [len(ids) for ids in rows["input_ids"]]
+    needed = (4 if variant.endswith("lora") else 6) * (body * sum(lengths) + head * supervised)
+    # Attention to what came before, forward and twice that backward, as Chowdhery et al. 2022, appendix B, but causal.
+    needed += 6 * model.config.num_hidden_layers * model.config.hidden_size * sum(length**2 for length in lengths)
+    if variant.endswith("lora"):
+        needed += 6 * sum(weight.numel() for weight in trainer.model.parameters() if weight.requires_grad) * sum(lengths)
     return {
         "seconds": measured["seconds"],
         "supervised": supervised * measured["share"],
