@@ -40,7 +40,7 @@ def main() -> None:
     common_flags(parser)
     parser.add_argument("--variants", nargs="+", default=list(VARIANTS), choices=VARIANTS)
     parser.add_argument("--warmup", type=int, default=3, help="steps before those that are measured")
-    parser.add_argument("--steps", type=int, default=4, help="measured steps")
+    parser.add_argument("--steps", type=int, default=3, help="measured steps")
     arguments = parser.parse_args()
     if arguments.child:
         print(json.dumps(measure(arguments)))

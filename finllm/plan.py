@@ -1,19 +1,21 @@
 """What a run will need, before it is started: `finllm plan --config X.yaml [any flag of the recipe]`.
 
-A model is its embeddings, its head and L equal layers. So the same model with one layer and with four, their weights
-random, is measured on batches of the run's own rows: the difference is three layers. No base weights are loaded.
+A model is its embeddings, its head and L equal layers. So the same model with one layer and with m, half of them, their
+weights random, is measured on batches of the run's own rows: the difference is m − 1 layers. No base weights are loaded.
 
-    seconds a step   = s₁ + (L − 1)(s₄ − s₁)/3 + optimizer      s: forward and backward, mean over batches
+    seconds a step   = s₁ + (L − 1)(sₘ − s₁)/(m − 1) + optimizer
+                                            s: forward and backward, mean over batches of the faster of two goes
     optimizer        = trainable parameters · seconds a parameter, measured on the same models
-    seconds a run    = steps · seconds a step + w₁ + (L − 1)(w₄ − w₁)/3
-                                                               w: what the first step takes more than the second
-    peak memory      = p₁ + (L − 1)(p₄ − p₁)/3                 p: resident memory's peak in these steps
+    seconds a run    = steps · seconds a step + w₁ + (L − 1)(wₘ − w₁)/(m − 1)
+                                            w: what the first step takes more than the second
+    peak memory      = pₘ + (L − m) · (weights + optimizer state + max(activations, gradients))
+                                            p: resident memory's peak in these steps; the others: bytes a layer
 
-The peak holds all there is: libraries, rows, weights, gradients, optimizer state, activations, and what the allocator
-keeps between them, which grows with every batch of a new length. The first step faults its memory in and
-compiles kernels, which a short run feels. Batches of several sizes are timed, as a run has them, and their mean is
-taken, not the fastest: a run meets every slow moment too. Where the peak is more than the machine has, the plan says
-which flag trains the same in less.
+The measured peak holds all there is: libraries, rows, the vocabulary's part, and what the allocator keeps in between. It
+is no exact figure, so it is not multiplied: what a layer adds is counted, its activations as the tensors that autograd
+keeps for backward, which frees a layer's activations as it forms its gradients. The first step faults its memory in and
+compiles kernels, which a short run feels. Where the peak is more than the machine has, the plan says which flag trains
+the same in less.
 
 On n GPUs nothing is measured here. A step is its operations at an assumed share of the data sheet's rate, and the part
 of the gradients' ring all-reduce, 2(n − 1)/n of their bytes (Patarasuk and Yuan 2009), that backward, two thirds of a
@@ -25,12 +27,14 @@ from __future__ import annotations
 import copy
 import math
 import time
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
 from rich.console import Console
 from rich.table import Table
+from torch.autograd.graph import saved_tensors_hooks
 from transformers import AutoConfig, AutoModelForCausalLM, set_seed
 from transformers.trainer_pt_utils import get_length_grouped_indices
 
@@ -45,8 +49,9 @@ from finllm.tokens import tokenize
 GPUS = (1, 2, 4, 8)
 GPU_FLOPS = 0.4 * 989e12  # 40 % of an H100's dense bfloat16 rate by its data sheet
 LINK = 100e9  # bytes a second between GPUs that a ring reaches; NVLink gives more, PCIe 4 some 25e9
-FEW, MORE = 1, 4  # layers of the small models; closer together, noise would be multiplied
-TIMED = 6  # batches that are timed: one in the middle of each sixth of the batches by size
+MOST = 12  # layers of the larger of the two small models, which has half the model's where that is less
+TIMED = 6  # batches that are timed, twice: one in the middle of each sixth of the batches by size
+STATE = 8  # bytes of AdamW's two moments a trainable parameter
 DRAWS = 400  # batches are looked at, to know their mean and the largest
 
 
@@ -78,7 +83,10 @@ class Probe:
     seconds: float
     optimizer_seconds: float
     first_seconds: float  # more than the second step of the same batch takes
-    peak_memory_bytes: int  # of this process until then
+    peak_memory_bytes: int  # of this process in these steps
+    held_bytes: int  # weights and optimizer state
+    activation_bytes: int  # that the largest batch keeps for backward
+    gradient_bytes: int
     total: int
     trainable: int
 
@@ -122,10 +130,15 @@ def predict(base: str, recipe, training, model_arguments, rows: list[dict[str, A
     average = sum(sizes) / len(sizes)
     by_size = sorted(batches, key=lambda batch: batch["input_ids"].shape[1])
     timed = [by_size[(2 * part + 1) * len(by_size) // (2 * TIMED)] for part in range(TIMED)]
-    few, more = (_probe(config, count, recipe, training, model_arguments, timed, by_size[-1]) for count in (FEW, MORE))
+    half = max(2, min(MOST, layers // 2))
+    few, more = (_probe(config, count, recipe, training, model_arguments, timed, by_size[-1]) for count in (1, half))
 
     def extrapolate(first: float, second: float) -> float:
-        return first + (layers - FEW) * (second - first) / (MORE - FEW)
+        return first + (layers - 1) * (second - first) / (half - 1)
+
+    def in_more_layers(name: str) -> float:
+        """Bytes that the layers beyond those measured add."""
+        return (layers - half) * (getattr(more, name) - getattr(few, name)) / (half - 1)
 
     trainable = round(extrapolate(few.trainable, more.trainable))
     total = round(extrapolate(few.total, more.total))
@@ -146,7 +159,11 @@ def predict(base: str, recipe, training, model_arguments, rows: list[dict[str, A
         step_seconds=seconds,
         train_seconds=seconds * steps + max(0.0, extrapolate(few.first_seconds, more.first_seconds)),
         tokens_per_second=accumulated * sum(int(batch["lengths"].sum()) for batch in batches) / len(batches) / seconds,
-        peak_memory_bytes=round(extrapolate(few.peak_memory_bytes, more.peak_memory_bytes)),
+        peak_memory_bytes=round(
+            more.peak_memory_bytes
+            + in_more_layers("held_bytes")
+            + max(in_more_layers("activation_bytes"), in_more_layers("gradient_bytes"))
+        ),
         memory_bytes=machine.memory_bytes(),
         activation_checkpointing=training.activation_checkpointing,
         flops_per_step=accumulated * passes * (body * average + head * labels),
@@ -182,7 +199,7 @@ def _probe(
     config = copy.deepcopy(config)
     config.num_hidden_layers = layers
     if getattr(config, "layer_types", None):
-        config.layer_types = (config.layer_types * layers)[:layers]  # the model may have fewer than MORE
+        config.layer_types = (config.layer_types * layers)[:layers]  # the model may have fewer than two
     set_seed(0)
     dtype = getattr(torch, model_arguments.dtype) if model_arguments.dtype in ("bfloat16", "float16") else torch.float32
     model = AutoModelForCausalLM.from_config(config, attn_implementation="sdpa", dtype=dtype)
@@ -201,11 +218,18 @@ def _probe(
         whole.activation_checkpointing_enable()
     trainable = [parameter for parameter in whole.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(trainable, lr=0.0, fused=True)
+    kept: dict[int, int] = {}  # storage: bytes
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor.detach()
+
     seconds, optimizer_seconds = [], []
-    for batch in (largest, largest, *timed):  # the second of the largest finds the optimizer's state there
+    for batch in (largest, largest, *timed, *timed):  # the second of the largest finds the optimizer's state there
         inputs = {name: batch[name] for name in ("input_ids", "labels", "position_ids", "parts")}
+        counting = saved_tensors_hooks(keep, lambda tensor: tensor) if not seconds else nullcontext()
         start = time.perf_counter()
-        with torch.autocast("cpu", torch.bfloat16, enabled=training.bf16):
+        with counting, torch.autocast("cpu", torch.bfloat16, enabled=training.bf16):
             nll = whole(**inputs, use_cache=False, supervised_head=True).nll
         nll.backward()
         middle = time.perf_counter()
@@ -214,9 +238,21 @@ def _probe(
         optimizer_seconds.append(time.perf_counter() - middle)
         optimizer.zero_grad()
     counted = models.count_parameters(whole)
-    first = seconds[0] - seconds[1]
-    times = sum(seconds[2:]) / len(seconds[2:]), min(optimizer_seconds[2:])
-    return Probe(*times, first, machine.recent_peak_bytes(), counted.total, counted.trainable)
+    for parameter in whole.parameters():
+        kept.pop(parameter.untyped_storage().data_ptr(), None)
+    weights = sum(parameter.numel() * parameter.element_size() for parameter in whole.parameters())
+    faster = [min(pair) for pair in zip(seconds[2 : 2 + TIMED], seconds[2 + TIMED :], strict=True)]
+    return Probe(
+        seconds=sum(faster) / len(faster),
+        optimizer_seconds=min(optimizer_seconds[2:]),
+        first_seconds=seconds[0] - seconds[1],
+        peak_memory_bytes=machine.recent_peak_bytes(),
+        held_bytes=weights + STATE * counted.trainable,
+        activation_bytes=sum(kept.values()),
+        gradient_bytes=sum(parameter.numel() * parameter.element_size() for parameter in trainable),
+        total=counted.total,
+        trainable=counted.trainable,
+    )
 
 
 def on_gpus(plan: Plan, count: int, flops: float = GPU_FLOPS, link: float = LINK) -> tuple[int, float]:
