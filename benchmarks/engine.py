@@ -111,7 +111,7 @@ def measure(arguments: argparse.Namespace) -> dict:
     # Attention to what came before, forward and twice that backward, as Chowdhery et al. 2022, appendix B, but causal.
     needed += 6 * model.config.num_hidden_layers * model.config.hidden_size * sum(length**2 for length in lengths)
     if variant.endswith("lora"):
-        needed += 6 * sum(weight.numel() for weight in trainer.model.parameters() if weight.requires_grad) * sum(lengths)
+        needed += 6 * models.count_parameters(trainer.model).trainable * sum(lengths)
     return {
         "seconds": measured["seconds"],
         "supervised": supervised * measured["share"],

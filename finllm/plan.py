@@ -1,7 +1,8 @@
 """What a run will need, before it is started: `finllm plan --config X.yaml [any flag of the recipe]`.
 
-A model is its embeddings, its head and L equal layers. So the same model with one layer and with m, half of them, their
-weights random, is measured on batches of the run's own rows: the difference is m − 1 layers. No base weights are loaded.
+A model is its embeddings, its head and L equal layers. So the same model with one layer and with m, half of them,
+their weights random, is measured on batches of the run's own rows: the difference is m − 1 layers. No base weights are
+loaded.
 
     seconds a step   = s₁ + (L − 1)(sₘ − s₁)/(m − 1) + optimizer
                                             s: forward and backward, mean over batches of the faster of two goes
@@ -11,11 +12,11 @@ weights random, is measured on batches of the run's own rows: the difference is 
     peak memory      = pₘ + (L − m) · (weights + optimizer state + max(activations, gradients))
                                             p: resident memory's peak in these steps; the others: bytes a layer
 
-The measured peak holds all there is: libraries, rows, the vocabulary's part, and what the allocator keeps in between. It
-is no exact figure, so it is not multiplied: what a layer adds is counted, its activations as the tensors that autograd
-keeps for backward, which frees a layer's activations as it forms its gradients. The first step faults its memory in and
-compiles kernels, which a short run feels. Where the peak is more than the machine has, the plan says which flag trains
-the same in less.
+The measured peak holds all there is: libraries, rows, the vocabulary's part, and what the allocator keeps in between.
+It is no exact figure, so it is not multiplied: what a layer adds is counted, its activations as the tensors that
+autograd keeps for backward, which frees a layer's activations as it forms its gradients. The first step faults its
+memory in and compiles kernels, which a short run feels. Where the peak is more than the machine has, the plan says
+which flag trains the same in less.
 
 On n GPUs nothing is measured here. A step is its operations at an assumed share of the data sheet's rate, and the part
 of the gradients' ring all-reduce, 2(n − 1)/n of their bytes (Patarasuk and Yuan 2009), that backward, two thirds of a
