@@ -39,6 +39,15 @@ def test_full_training_leaves_a_complete_run_dir_and_changes_every_tensor(sft, g
         assert shown in done.out
 
 
+def test_no_token_stands_in_a_run_dir(sft, monkeypatch):
+    monkeypatch.setenv("HF_TOKEN", "hf_confidential_environment")
+    done, run = sft("--hub_token", "hf_confidential_flag", "--save_strategy", "steps", "--save_steps", 2)
+    assert done.status == 0, done.err
+    files = [path for path in run.path.rglob("*") if path.is_file()]
+    assert any(path.name == "trainer_state.json" for path in files)
+    assert not [path for path in files if b"hf_confidential" in path.read_bytes()]
+
+
 def test_lora_leaves_the_base_bit_identical_and_changes_every_adapter_tensor(sft, gpt2_dir):
     before = (gpt2_dir / "model.safetensors").read_bytes()
     done, run = sft("--use_peft", "true", "--lora_target_modules", "all-linear")
