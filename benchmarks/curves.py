@@ -13,9 +13,9 @@ import json
 import tempfile
 from pathlib import Path
 
-from engine import BATCH, LENGTH, VARIANTS, dataset_for, set_up, trainer_for
+from engine import BATCH, LENGTH, VARIANTS, dataset_for, trainer_for
 from rich.console import Console
-from turns import measured_in_child
+from turns import measured_in_child, set_up
 
 from finllm.run import cache_dir, run_command, write_json
 
@@ -60,7 +60,7 @@ def train(arguments: argparse.Namespace) -> dict:
     from finllm.trainer import SupervisedTrainer
 
     variant = arguments.child
-    set_up(variant)
+    set_up(ours=variant == "ours")
     base = models.resolve_base_model(arguments.model_name_or_path)
     tokenizer = models.load_tokenizer(base)
     dataset = resolve(arguments.dataset_name, cache_dir() / "datasets")

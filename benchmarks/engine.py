@@ -10,7 +10,6 @@ import finllm  # isort: skip  # noqa: F401  before torch: it sets how threads wa
 
 import argparse
 import json
-import os
 import platform
 import statistics
 import tempfile
@@ -19,7 +18,7 @@ from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
-from turns import by_turns, common_flags
+from turns import by_turns, common_flags, set_up
 
 from finllm import machine
 from finllm.run import cache_dir, run_command, write_json
@@ -90,7 +89,7 @@ def measure(arguments: argparse.Namespace) -> dict:
     from finllm.tokens import tokenize
 
     variant = arguments.child
-    set_up(variant)
+    set_up(ours=variant.startswith("ours") or variant.endswith("kept"))
     base = models.resolve_base_model(arguments.model_name_or_path)
     tokenizer = models.load_tokenizer(base)
     split = resolve(arguments.dataset_name, cache_dir() / "datasets").split("train").shuffle(0)
@@ -127,15 +126,6 @@ def products_dtype():
     import torch
 
     return torch.bfloat16 if machine.bf16_is_fast() else torch.float32
-
-
-def set_up(variant: str) -> None:
-    """Threads for all variants; the allocator and the bounded caches for ours, and for the peer given our settings."""
-    machine.use_all_cores()
-    if variant.startswith("ours") or variant.endswith("kept"):
-        machine.keep_freed_memory()
-    else:  # as torch has them, where no finllm is imported; read at the first product
-        os.environ.update(ONEDNN_PRIMITIVE_CACHE_CAPACITY="1024", LRU_CACHE_CAPACITY="1024")
 
 
 def dataset_for(variant: str, split, rows, tokenizer):

@@ -4,7 +4,8 @@
     python benchmarks/evaluation.py --model_name_or_path DIR --dataset_name FILE [--rounds 3] [--output FILE.json]
 
 Both score the same responses after the same prompts, in float32 and batches of 16; both write the same greedy tokens.
-Every turn is a process of its own and the ways go by turns. Loading is not counted, and neither is a first small batch.
+The peers load the model themselves, as it comes. Every turn is a process of its own, and the ways go by turns. Loading
+is not counted, and neither is a first small batch.
 """
 
 import finllm  # isort: skip  # noqa: F401  before torch: it sets how threads wait
@@ -19,7 +20,7 @@ from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
-from turns import by_turns, common_flags
+from turns import by_turns, common_flags, set_up
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -77,21 +78,17 @@ def show(measured: dict[str, list[dict]], console: Console) -> None:
 
 def measure(arguments: argparse.Namespace) -> dict:
     """Seconds of one way, its peak memory in bytes, and a number that the two ways must agree on."""
-    from eval.transformers_lm import load_base
     from finllm.data.prepare import resolve
     from finllm.prompts import build_prompt
 
-    machine.use_all_cores()
-    if arguments.child in ("ours", "batched"):
-        machine.keep_freed_memory()
+    set_up(ours=arguments.child in ("ours", "batched"))
     rows = resolve(arguments.dataset_name, cache_dir() / "datasets").split("test").shuffle(0)
     count = max(arguments.texts, arguments.answers)
     rows = rows.select(range(min(count, len(rows)))).to_list()
     # lm-eval moves white space between prompt and response, so the prompt ends without any for both.
     prompts = [build_prompt(row["instruction"], row["input"]).rstrip() for row in rows]
-    model = load_base(arguments.model_name_or_path, BATCH)
     work = {"lm_eval": lm_eval_scoring, "ours": scoring, "one_by_one": one_by_one, "batched": batched}[arguments.child]
-    seconds, result = work(model, prompts, [row["output"] for row in rows], arguments)
+    seconds, result = work(prompts, [row["output"] for row in rows], arguments)
     return {"seconds": seconds, "result": result, "peak_memory_bytes": machine.peak_memory_bytes()}
 
 
@@ -101,23 +98,26 @@ def clocked(work: Callable, *arguments) -> tuple[float, object]:
     return time.perf_counter() - start, return_value
 
 
-def scoring(model, prompts: list[str], responses: list[str], arguments) -> tuple[float, float]:
+def scoring(prompts: list[str], responses: list[str], arguments) -> tuple[float, float]:
     """`TransformersLM.score`; the mean nll a token in nats."""
+    from eval.transformers_lm import load_base
+
+    model = load_base(arguments.model_name_or_path, BATCH)
     prompts, responses = prompts[: arguments.texts], responses[: arguments.texts]
     model.score(prompts[:WARMUP], responses[:WARMUP])
     seconds, scores = clocked(model.score, prompts, responses)
     return seconds, sum(score.nll for score in scores) / sum(score.tokens for score in scores)
 
 
-def lm_eval_scoring(model, prompts: list[str], responses: list[str], arguments) -> tuple[float, float]:
-    """lm-eval's own Hugging Face model on the same weights; the mean nll a token in nats."""
+def lm_eval_scoring(prompts: list[str], responses: list[str], arguments) -> tuple[float, float]:
+    """lm-eval's own Hugging Face model; the mean nll a token in nats."""
     from lm_eval.api.instance import Instance
     from lm_eval.models.huggingface import HFLM
 
     from finllm.tokens import encode_response
 
-    tokenizer = model.tokenizer
-    harness = HFLM(pretrained=model.model, tokenizer=tokenizer, batch_size=BATCH, device="cpu")
+    harness = HFLM(pretrained=arguments.model_name_or_path, dtype="float32", batch_size=BATCH, device="cpu")
+    tokenizer = harness.tokenizer
     requests = [
         Instance("loglikelihood", {}, (prompt, response + tokenizer.eos_token), number)
         for number, (prompt, response) in enumerate(zip(prompts, responses, strict=True))
@@ -128,29 +128,35 @@ def lm_eval_scoring(model, prompts: list[str], responses: list[str], arguments) 
     return seconds, -sum(value for value, _ in found) / tokens
 
 
-def batched(model, prompts: list[str], responses: list[str], arguments) -> tuple[float, float]:
+def batched(prompts: list[str], responses: list[str], arguments) -> tuple[float, float]:
     """`TransformersLM.generate` on all prompts; how many tokens were written, of all that may be."""
+    from eval.transformers_lm import load_base
+
+    model = load_base(arguments.model_name_or_path, arguments.answers)
     prompts = prompts[: arguments.answers]
-    model.batch_size = arguments.answers
     model.generate(prompts[:WARMUP], 2)
     seconds, answers = clocked(model.generate, prompts, arguments.new_tokens)
     return seconds, sum(answer.tokens for answer in answers) / (arguments.answers * arguments.new_tokens)
 
 
-def one_by_one(model, prompts: list[str], responses: list[str], arguments) -> tuple[float, float]:
+def one_by_one(prompts: list[str], responses: list[str], arguments) -> tuple[float, float]:
     """`model.generate` for each prompt, as most scripts have it; how many tokens were written, of all that may be."""
     import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
 
     from finllm.generate import decoding
 
-    config = decoding(model.tokenizer, arguments.new_tokens)
+    model = AutoModelForCausalLM.from_pretrained(arguments.model_name_or_path, dtype="float32").eval()
+    tokenizer = AutoTokenizer.from_pretrained(arguments.model_name_or_path)
+    tokenizer.pad_token = tokenizer.eos_token  # never used: a prompt alone has no padding
+    config = decoding(tokenizer, arguments.new_tokens)
 
     @torch.inference_mode()
     def write() -> int:
         written = 0
         for prompt in prompts[: arguments.answers]:
-            inputs = model.tokenizer(prompt, return_tensors="pt")
-            output = model.model.generate(**inputs, generation_config=config)
+            inputs = tokenizer(prompt, return_tensors="pt")
+            output = model.generate(**inputs, generation_config=config)
             written += output.shape[1] - inputs.input_ids.shape[1]
         return written
 

@@ -13,10 +13,10 @@ import json
 import tempfile
 from pathlib import Path
 
-from engine import VARIANTS, set_up, timed, trainer_for
+from engine import VARIANTS, timed, trainer_for
 from rich.console import Console
 from rich.progress import track
-from turns import measured_in_child
+from turns import measured_in_child, set_up
 
 from finllm.run import run_command, write_json
 
@@ -62,7 +62,7 @@ def measure(point: dict, steps: int) -> dict:
     from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast, set_seed
 
     variant, length, batch, width = (point[name] for name in ("variant", "length", "batch", "width"))
-    set_up(variant)
+    set_up(ours=variant == "ours")
     set_seed(0)
     shape = GPT2Config(n_embd=width, n_layer=LAYERS[width], n_head=width // 64, n_positions=512, vocab_size=VOCABULARY)
     model = GPT2LMHeadModel(shape)

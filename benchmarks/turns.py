@@ -2,10 +2,13 @@
 
 import argparse
 import json
+import os
 import subprocess
 import sys
 
 from rich.console import Console
+
+from finllm import machine
 
 
 def common_flags(parser: argparse.ArgumentParser) -> None:
@@ -15,6 +18,15 @@ def common_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--output", help="write the measurements here, as JSON")
     parser.add_argument("--child", help=argparse.SUPPRESS)
+
+
+def set_up(ours: bool) -> None:
+    """Threads for all; the allocator and the bounded caches for ours, and for a peer that is given our settings."""
+    machine.use_all_cores()
+    if ours:
+        machine.keep_freed_memory()
+    else:  # as torch has them, where no finllm is imported; read at the first product
+        os.environ.update(ONEDNN_PRIMITIVE_CACHE_CAPACITY="1024", LRU_CACHE_CAPACITY="1024")
 
 
 def measured_in_child(child: str, title: str) -> dict:

@@ -47,8 +47,29 @@ def finding(rows: list[dict[str, Any]], level: float) -> list[str]:
     tested = "by a paired test on the same questions"
     if not ties:
         return [first, f"All others are told from it {tested}."]
-    names = " and ".join(filter(None, [", ".join(ties[:-1]), ties[-1]]))
-    return [first, f"It cannot be told from {names} {tested}: they share rank 1."]
+    return [first, f"It cannot be told from {listing(ties)} {tested}: they share rank 1."]
+
+
+def out_of_order(rows: list[dict[str, Any]]) -> list[str]:
+    """A sentence for each model that is ranked above one with fewer bits per byte: why that is no mistake."""
+    ranked = [row for row in rows if row["rank"]]
+    bits = {row["name"]: row["metrics"]["bits_per_byte"]["value"] for row in ranked}
+    said = []
+    for row in ranked:
+        below = [each["name"] for each in ranked if each["rank"] > row["rank"]]
+        passed = [name for name in below if bits[name] < bits[row["name"]]]
+        leader = next(each["name"] for each in ranked if each["rank"] == row["rank"])
+        if passed:
+            said.append(
+                f"{row['name']} has more bits per byte than {listing(passed)} and yet the rank of {leader}: its "
+                f"difference to {leader} varies so much from question to question that the test cannot tell the two "
+                "apart."
+            )
+    return said
+
+
+def listing(names: list[str]) -> str:
+    return " and ".join(filter(None, [", ".join(names[:-1]), names[-1]]))
 
 
 def spreads(pooled: list[dict[str, Any]]) -> list[str]:

@@ -31,7 +31,7 @@ from rich.text import Text
 
 from eval import report, tables
 from eval.comparison import compare, ranks, recipes
-from eval.findings import caveats, finding, reference_of, spreads
+from eval.findings import caveats, finding, out_of_order, reference_of, spreads
 from eval.results import Results, SplitResults, predictions
 from eval.uncertainty import TEST
 from finllm.run import RunDir, UserError, raise_problems, read_jsonl, run_command, write_json, write_text
@@ -209,7 +209,7 @@ def main(arguments: list[str] | None = None) -> None:
     rank_of = ranks(runs, comparisons)
     runs = sorted(runs, key=lambda run: rank_of[run.name] or math.inf)  # stable: by bits per byte within a rank
     rows, pooled = rows_of(runs, rank_of), recipes(runs)
-    sentences, notes = finding(rows, confidence["level"]) + spreads(pooled), caveats(runs)
+    sentences, notes = finding(rows, confidence["level"]) + out_of_order(rows) + spreads(pooled), caveats(runs)
     floors = max(runs, key=lambda run: run.split.generated).results.audits.get("memorisation", {}).get("baselines", {})
     text = report.markdown(rows, sentences, notes)
     text += tables.below(rows, comparisons, pooled, floors, confidence["level"])

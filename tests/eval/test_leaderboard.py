@@ -74,6 +74,19 @@ def test_models_that_a_paired_test_cannot_tell_apart_share_a_rank(tmp_path):
     assert "=1   a " in leaderboard(*runs, "--output_dir", tmp_path / "again").stdout
 
 
+def test_a_rank_above_a_model_with_fewer_bits_is_explained(tmp_path):
+    """b is worse than a on every question by a little; c is much better and much worse by turns."""
+    runs = [make_run(tmp_path / "a", 0.90), make_run(tmp_path / "b", 0.92), make_run(tmp_path / "c", 0.95, noise=0.5)]
+    content = report(*runs, out=tmp_path / "out")
+    assert [(row["name"], row["rank"]) for row in content["models"]] == [("a", 1), ("c", 1), ("b", 3)]
+    assert content["finding"][-1] == (
+        "c has more bits per byte than b and yet the rank of a: its difference to a varies so much from question to "
+        "question that the test cannot tell the two apart."
+    )
+    in_order = report(*runs[:2], out=tmp_path / "in_order")
+    assert not any("and yet" in sentence for sentence in in_order["finding"])
+
+
 def test_the_score_on_the_clean_part_is_said(tmp_path):
     run = make_run(tmp_path / "lora", 0.9)
     content = json.loads((run / "eval" / "results.json").read_text())
