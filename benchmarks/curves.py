@@ -53,10 +53,11 @@ def train(arguments: argparse.Namespace) -> dict:
     from transformers import AutoModelForCausalLM, set_seed
 
     from finllm import models
+    from finllm.batches import LengthGroupedSampler
     from finllm.config import TrainingConfig
     from finllm.data.prepare import resolve
     from finllm.run import RunDir
-    from finllm.tokens import tokenize
+    from finllm.tokens import lengths_of, tokenize
     from finllm.trainer import SupervisedTrainer
 
     variant = arguments.child
@@ -72,15 +73,10 @@ def train(arguments: argparse.Namespace) -> dict:
     model = AutoModelForCausalLM.from_pretrained(base, dtype="float32", attn_implementation="sdpa")
     with tempfile.TemporaryDirectory() as folder:
         form = dataset_for(variant, split, rows, tokenizer)
-        trainer = trainer_for(
-            variant,
-            model,
-            tokenizer,
-            form,
-            folder,
-            length=arguments.max_length,
-            train_sampling_strategy="group_by_length",
-        )
+        trainer = trainer_for(variant, model, tokenizer, form, folder, length=arguments.max_length)
+        # TRL's order comes from the global generator, ours from the seed: both get one, over the rows that both keep.
+        assert len(trainer.train_dataset) == len(rows)
+        trainer._get_train_sampler = lambda *_: LengthGroupedSampler(lengths_of(rows), BATCH, seed=0)
         trainer.train()
         losses = [line["loss"] for line in trainer.state.log_history if "loss" in line]
         models.base_of(trainer.model).set_attn_implementation("sdpa")  # as it was before training
