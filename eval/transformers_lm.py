@@ -6,18 +6,22 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
-from torch.nn.functional import cross_entropy
+from torch import nn
+from torch.nn.functional import cross_entropy, linear
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from eval.lm import Description, Generation, Score
 from finllm import joined
 from finllm.generate import answer_all, decoding
-from finllm.loss import has_plain_head
+from finllm.loss import BLOCK, aligned_head, has_plain_head
 from finllm.models import base_of, check_length, count_parameters, load_for_inference
 from finllm.run import RunDir, UserError
 from finllm.tokens import encode_prompt, encode_response
 
-CHUNK = 512  # response tokens whose logits exist at a time: at a vocabulary of 50,000 some 100 MB
+CHUNK = 1024  # response tokens whose logits exist at a time: at a vocabulary of 50,000 some 200 MB
+ALIKE = 0.8  # the shortest row of a batch is at least this long, of its longest: more padding costs more than it saves
+
+Head = Callable[[torch.Tensor], torch.Tensor]  # last hidden states (N, C) to logits (N, V)
 
 
 class TransformersLM:
@@ -59,15 +63,20 @@ class TransformersLM:
         """
         lengths = [len(prompt) + len(response) for prompt, response in pairs]
         check_length(self.model, max(lengths, default=0))
-        order = sorted(range(len(pairs)), key=lambda index: -lengths[index])
+        batches: list[list[int]] = []
+        for index in sorted(range(len(pairs)), key=lambda index: -lengths[index]):
+            full = not batches or len(batches[-1]) == self.batch_size
+            if full or lengths[index] < ALIKE * lengths[batches[-1][0]]:
+                batches.append([])
+            batches[-1].append(index)
+        head = self._head()
         found: list[tuple[np.ndarray, int] | None] = [None] * len(pairs)
-        for start in range(0, len(order), self.batch_size):
-            batch = order[start : start + self.batch_size]
-            for index, row in zip(batch, self._one_batch([pairs[index] for index in batch]), strict=True):
+        for batch in batches:
+            for index, row in zip(batch, self._one_batch([pairs[index] for index in batch], head), strict=True):
                 found[index] = row
         return found
 
-    def _one_batch(self, pairs: list[tuple[list[int], list[int]]]) -> list[tuple[np.ndarray, int]]:
+    def _one_batch(self, pairs: list[tuple[list[int], list[int]]], head: Head | None) -> list[tuple[np.ndarray, int]]:
         width = max(len(prompt) + len(response) for prompt, response in pairs)
         input_ids = torch.full((len(pairs), width), self.tokenizer.pad_token_id)
         predicts = torch.zeros(len(pairs), width, dtype=torch.bool)  # the positions whose next token is of a response
@@ -75,22 +84,37 @@ class TransformersLM:
             input_ids[row, : len(prompt) + len(response)] = torch.tensor(prompt + response)
             predicts[row, len(prompt) - 1 : len(prompt) - 1 + len(response)] = True
         labels_N = torch.tensor([token for _, response in pairs for token in response], device=self.model.device)
-        logits_of = self._logits(input_ids.to(self.model.device), predicts.to(self.model.device))
+        logits_of = self._logits(input_ids.to(self.model.device), predicts.to(self.model.device), head)
         log_probs, correct = [], []
         for start in range(0, len(labels_N), CHUNK):
-            logits, labels = logits_of(slice(start, start + CHUNK)).float(), labels_N[start : start + CHUNK]
-            log_probs.append(-cross_entropy(logits, labels, reduction="none").double())
-            correct.append(logits.argmax(-1) == labels)
+            chunk = slice(start, start + CHUNK)
+            for some, labels in zip(logits_of(chunk).split(BLOCK), labels_N[chunk].split(BLOCK), strict=True):
+                logits = some.float()
+                log_probs.append(-cross_entropy(logits, labels, reduction="none").double())
+                correct.append(logits.argmax(-1) == labels)
         lengths = [len(response) for _, response in pairs]
         by_row = zip(torch.cat(log_probs).split(lengths), torch.cat(correct).split(lengths), strict=True)
         return [(found.cpu().numpy(), int(right.sum())) for found, right in by_row]
 
-    def _logits(self, input_ids: torch.Tensor, predicts: torch.Tensor) -> Callable[[slice], torch.Tensor]:
-        """The logits of those of the positions that predict, a slice at a time: most positions never meet the head."""
+    def _head(self) -> Head | None:
+        """The model's head, its products aligned; None where its logits are more than the product with it."""
         base = base_of(self.model)
-        if has_plain_head(base):
-            hidden_NC = base.base_model(input_ids=input_ids, use_cache=False).last_hidden_state[predicts]
-            return lambda part: base.get_output_embeddings()(hidden_NC[part])
+        if not has_plain_head(base):
+            return None
+        head = base.get_output_embeddings()
+        if type(head) is not nn.Linear:  # adapted or quantised
+            return head
+        weight, bias = aligned_head(head.weight, head.bias, head.weight.dtype)
+        return lambda hidden_NC: linear(hidden_NC, weight, bias)[:, : len(head.weight)]
+
+    def _logits(
+        self, input_ids: torch.Tensor, predicts: torch.Tensor, head: Head | None
+    ) -> Callable[[slice], torch.Tensor]:
+        """The logits of those of the positions that predict, a slice at a time: most positions never meet the head."""
+        if head:
+            hidden_BTC = base_of(self.model).base_model(input_ids=input_ids, use_cache=False).last_hidden_state
+            hidden_NC = hidden_BTC[predicts]
+            return lambda part: head(hidden_NC[part])
         some = predicts.any(0)  # where a row predicts: the head of such a model takes positions, not rows and positions
         logits = self.model(input_ids, use_cache=False, logits_to_keep=some.nonzero()[:, 0]).logits
         logits_NV = logits[predicts[:, some]]

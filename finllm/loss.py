@@ -37,10 +37,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         needed = [with_gradient and needed for needed in ctx.needs_input_grad[:3]]
         needs_hidden, needs_weight, needs_bias = needed
         vocabulary = len(weight_VC)
-        added = -vocabulary % ALIGNED
-        weight = torch.empty(vocabulary + added, weight_VC.shape[1], dtype=dtype, device=weight_VC.device)
-        weight[:vocabulary], weight[vocabulary:] = weight_VC, 0
-        bias = None if bias_V is None else pad(bias_V.to(dtype), (0, added))
+        weight, bias = aligned_head(weight_VC, bias_V, dtype)
         nll_N = torch.empty(len(labels_N), dtype=torch.float32, device=hidden_NC.device)
         grad_hidden = torch.empty_like(hidden_NC) if needs_hidden else None
         grad_weight = grad_bias = None
@@ -104,6 +101,15 @@ class _TiedLookup(torch.autograd.Function):
         grad_VC, ctx.tied.of_head = ctx.tied.of_head, None
         grad_NC = grad_BTC.flatten(0, -2).to(grad_VC.dtype)
         return grad_VC.index_add_(0, ids_BT.flatten(), grad_NC), None, None
+
+
+def aligned_head(weight_VC: Tensor, bias_V: Tensor | None, dtype: torch.dtype) -> tuple[Tensor, Tensor | None]:
+    """Weight and bias in `dtype`, with zeros for entries of the vocabulary up to a multiple of `ALIGNED`."""
+    vocabulary, width = weight_VC.shape
+    added = -vocabulary % ALIGNED
+    weight = torch.empty(vocabulary + added, width, dtype=dtype, device=weight_VC.device)
+    weight[:vocabulary], weight[vocabulary:] = weight_VC, 0
+    return weight, None if bias_V is None else pad(bias_V.to(dtype), (0, added))
 
 
 def _likelihood(logits_NV: Tensor, vocabulary: int, labels_N: Tensor, nll_N: Tensor, with_gradient: bool) -> None:

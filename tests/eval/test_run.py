@@ -154,6 +154,19 @@ def test_the_folder_of_a_training_run_is_not_taken_for_a_base_model(evaluate, tm
     assert done.status == 2 and "holds a training run" in done.err
 
 
+def test_scoring_computes_little_padding(gpt2_dir):
+    """A long row among short ones would make each of them as long."""
+    model, computed = load_base(str(gpt2_dir), 16), []
+    model.model.transformer.register_forward_pre_hook(
+        lambda _, __, given: computed.append(given["input_ids"].numel()), with_kwargs=True
+    )
+    prompts = ["What is a bond?", "What does a fund hold, and why is that?" * 5, "Why?", "What is a fund?"] * 4
+    responses = ["A loan.", "Stocks, and bonds, and some cash. " * 10, "Because it is.", "A basket of stocks."] * 4
+    tokens = sum(sum(map(len, model.encode(*pair))) for pair in zip(prompts, responses, strict=True))
+    model.score(prompts, responses)
+    assert sum(computed) < 1.25 * tokens and len(computed) < 6
+
+
 def test_a_head_that_changes_its_logits_is_asked_for_them_where_responses_stand(gpt2_dir):
     """Such a model goes through its own forward. GPT-2 knows no soft cap, so that gives what the short way gives."""
     model, asked = load_base(str(gpt2_dir), 4), []
@@ -167,6 +180,6 @@ def test_a_head_that_changes_its_logits_is_asked_for_them_where_responses_stand(
     model.model.register_forward_pre_hook(look, with_kwargs=True)
     found = model.score(prompts, responses)
     longest = max(sum(map(len, model.encode(*pair))) for pair in zip(prompts, responses, strict=True))
-    assert len(asked) == 1 and asked[0] < longest
+    assert 0 < max(asked) < longest
     for one, other in zip(found, expected, strict=True):
         assert one.nll == pytest.approx(other.nll, rel=1e-6) and one.correct_tokens == other.correct_tokens
