@@ -13,13 +13,12 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from eval.lm import Description, Generation, Score
 from finllm import joined
 from finllm.generate import answer_all, decoding
-from finllm.loss import BLOCK, aligned_head, has_plain_head
+from finllm.loss import BLOCK, CHUNK, aligned_head, has_plain_head
 from finllm.models import base_of, check_length, count_parameters, load_for_inference
 from finllm.run import RunDir, UserError
 from finllm.tokens import encode_prompt, encode_response
 
-CHUNK = 1024  # response tokens whose logits exist at a time: at a vocabulary of 50,000 some 200 MB
-ALIKE = 0.8  # the shortest row of a batch is at least this long, of its longest: more padding costs more than it saves
+ALIKE = 0.9  # the shortest row of a batch is at least this long, of its longest: padding is computed for nothing
 
 Head = Callable[[torch.Tensor], torch.Tensor]  # last hidden states (N, C) to logits (N, V)
 

@@ -25,7 +25,7 @@ from finllm.tokens import IGNORED
 # A model whose config sets one of these changes its logits after the projection; TRL's head knows how, ours does not.
 LOGIT_CHANGES = ("final_logit_softcapping", "logit_scale", "output_multiplier", "lm_head_multiplier", "logits_scaling")
 
-CHUNK = 2048  # positions a chunk: at V = 50,000 some 200 MB of bfloat16 logits
+CHUNK = 2048  # positions a chunk: at V = 50,000 some 200 MB of bfloat16 logits, 400 of float32
 BLOCK = 16  # positions of a chunk whose logits are float32 at a time: some 3 MB, which stay in the cache
 ALIGNED = 64  # the vocabulary is padded to a multiple of it, for products whose rows begin aligned
 
