@@ -28,7 +28,7 @@ from finllm import machine
 from finllm.run import cache_dir, run_command, write_json
 
 WAYS = {
-    "lm_eval": ("scoring", "lm-evaluation-harness"),
+    "lm_eval": ("scoring", "lm-eval"),
     "ours": ("scoring", "this suite"),
     "one_by_one": ("answering", "model.generate, one by one"),
     "batched": ("answering", "this suite"),
