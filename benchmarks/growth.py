@@ -1,21 +1,24 @@
 """How cost grows with sequence length, batch size and model size: this suite's step against TRL's with its best flags.
 
-    python benchmarks/growth.py [--steps 3] [--output FOLDER]
+    python benchmarks/growth.py [--rounds 3] [--steps 2] [--output FOLDER]
 
 Rows are random tokens of one exact length, the second half supervised, and models have random weights in GPT-2's form,
-so that one thing varies at a time. Every point is a process of its own. Written: growth.json and growth.png.
+so that one thing varies at a time. Every point is a process of its own, the ways go by turns, and all points come once
+before any comes again. Written: growth.json, with every measurement, and growth.png, with medians.
 """
 
 import finllm  # isort: skip  # noqa: F401  before torch: it sets how threads wait
 
 import argparse
 import json
+import statistics
 import tempfile
 from pathlib import Path
 
 from engine import VARIANTS, timed, trainer_for
 from rich.console import Console
 from rich.progress import track
+from rich.table import Table
 from turns import measured_in_child, set_up
 
 from finllm.run import run_command, write_json
@@ -31,7 +34,8 @@ VOCABULARY = 50_257
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Time steps over sequence length, batch size and model size.")
-    parser.add_argument("--steps", type=int, default=3, help="measured steps; one more before them is warm-up")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--steps", type=int, default=2, help="measured steps; one more before them is warm-up")
     parser.add_argument("--output", default="growth", help="folder for growth.json and growth.png")
     parser.add_argument("--child", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
@@ -44,13 +48,48 @@ def main() -> None:
     output = Path(arguments.output)
     output.mkdir(parents=True, exist_ok=True)
     measured = []
-    for point in track(points, "measuring"):
+    for point in track([*points] * arguments.rounds, "measuring"):
         for variant in PAIR:
             child = json.dumps({**dict(point), "variant": variant})
             measured.append(measured_in_child(child, str(dict(point))))
             write_json(output / "growth.json", {"measured": measured})
-    draw(measured, output / "growth.png")
-    Console().print(f"wrote {output / 'growth.png'}")
+    medians = medians_of(measured)
+    show(medians, console := Console())
+    draw(medians, output / "growth.png")
+    console.print(f"wrote {output / 'growth.png'}")
+
+
+def medians_of(measured: list[dict]) -> list[dict]:
+    """One measurement for each point and way, every figure the median of its rounds."""
+    rounds: dict[tuple, list[dict]] = {}
+    for found in measured:
+        rounds.setdefault(tuple(found[name] for name in (*MIDDLE, "variant")), []).append(found)
+    figures = ("seconds", "supervised_per_second", "peak_memory_bytes")
+    return [
+        {**found[0], **{name: statistics.median(one[name] for one in found) for name in figures}}
+        for found in rounds.values()
+    ]
+
+
+def line_of(measured: list[dict], name: str, variant: str) -> list[dict]:
+    """The points of one way where only `name` varies, in its order."""
+    others = {other: value for other, value in MIDDLE.items() if other != name}
+    line = [point for point in measured if point["variant"] == variant and point.items() >= others.items()]
+    return sorted(line, key=lambda point: point[name])
+
+
+def show(measured: list[dict], console: Console) -> None:
+    """A table for each thing that varies: seconds a step and GiB of both ways."""
+    for name, values in VARIED.items():
+        table = Table(title=f"Seconds a step and memory by {LABELS[name]}", title_justify="left")
+        table.add_column("")
+        for value in values:
+            table.add_column(f"{name} {value}", justify="right")
+        for variant in PAIR:
+            line = line_of(measured, name, variant)
+            table.add_row(VARIANTS[variant], *(f"{point['seconds']:.2f} s" for point in line))
+            table.add_row("", *(f"{point['peak_memory_bytes'] / 2**30:.1f} GiB" for point in line))
+        console.print(table)
 
 
 def measure(point: dict, steps: int) -> dict:
@@ -104,12 +143,8 @@ def draw(measured: list[dict], path: Path) -> None:
     )
     figure, grid = plt.subplots(3, 3, figsize=(10, 8), layout="constrained", sharex="col")
     for column, (name, values) in enumerate(VARIED.items()):
-        others = {other: value for other, value in MIDDLE.items() if other != name}
         for variant in PAIR:
-            line = sorted(
-                (point for point in measured if point["variant"] == variant and point.items() >= others.items()),
-                key=lambda point: point[name],
-            )
+            line = line_of(measured, name, variant)
             x = [point["parameters"] / 1e6 if name == "width" else point[name] for point in line]
             for row, (field, label, unit) in enumerate(shown):
                 axes = grid[row][column]

@@ -10,7 +10,7 @@ loaded.
     seconds a run    = steps · seconds a step + w₁ + (L − 1)(wₘ − w₁)/(m − 1)
                                             w: what the first step takes more than the second
     peak memory      = pₘ + (L − m) · (weights + optimizer state + max(activations, gradients))
-                                            p: resident memory's peak in these steps; the others: bytes a layer
+                                            p: resident memory's peak, first go only; the others: bytes a layer
 
 The measured peak holds all there is: libraries, rows, the vocabulary's part, and what the allocator keeps in between.
 It is no exact figure, so it is not multiplied: what a layer adds is counted, its activations as the tensors that
@@ -84,7 +84,7 @@ class Probe:
     seconds: float
     optimizer_seconds: float
     first_seconds: float  # more than the second step of the same batch takes
-    peak_memory_bytes: int  # of this process in these steps
+    peak_memory_bytes: int  # of this process in these steps, the second go left out
     held_bytes: int  # weights and optimizer state
     activation_bytes: int  # that the largest batch keeps for backward
     gradient_bytes: int
@@ -225,7 +225,7 @@ def _probe(
         kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
         return tensor.detach()
 
-    seconds, optimizer_seconds = [], []
+    seconds, optimizer_seconds, peak = [], [], 0
     for batch in (largest, largest, *timed, *timed):  # the second of the largest finds the optimizer's state there
         inputs = {name: batch[name] for name in ("input_ids", "labels", "position_ids", "parts")}
         counting = saved_tensors_hooks(keep, lambda tensor: tensor) if not seconds else nullcontext()
@@ -238,6 +238,8 @@ def _probe(
         seconds.append(middle - start)
         optimizer_seconds.append(time.perf_counter() - middle)
         optimizer.zero_grad()
+        if len(seconds) <= 2 + TIMED:  # the second go adds only what the allocator could not use again, by chance
+            peak = machine.recent_peak_bytes()
     counted = models.count_parameters(whole)
     for parameter in whole.parameters():
         kept.pop(parameter.untyped_storage().data_ptr(), None)
@@ -247,7 +249,7 @@ def _probe(
         seconds=sum(faster) / len(faster),
         optimizer_seconds=min(optimizer_seconds[2:]),
         first_seconds=seconds[0] - seconds[1],
-        peak_memory_bytes=machine.recent_peak_bytes(),
+        peak_memory_bytes=peak,
         held_bytes=weights + STATE * counted.trainable,
         activation_bytes=sum(kept.values()),
         gradient_bytes=sum(parameter.numel() * parameter.element_size() for parameter in trainable),
@@ -293,5 +295,5 @@ def show(plan: Plan) -> None:
         table.add_column(column, justify="right")
     for count in GPUS:
         steps, seconds = on_gpus(plan, count)
-        table.add_row(str(count), f"{steps:,}", f"{seconds:,.1f} s")
+        table.add_row(str(count), f"{steps:,}", f"{seconds:,.0f} s" if seconds >= 10 else f"{seconds:.2g} s")
     console.print(table)
