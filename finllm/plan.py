@@ -6,9 +6,9 @@ loaded.
 
     seconds a step   = s₁ + (L − 1)(sₘ − s₁)/(m − 1) + optimizer
                                             s: forward and backward, mean over batches of the faster of two goes
-    optimizer        = trainable parameters · seconds a parameter, measured on the same models
+    optimizer        = trainable parameters · seconds a parameter, measured on the same models, clipping included
     seconds a run    = steps · seconds a step + w₁ + (L − 1)(wₘ − w₁)/(m − 1)
-                                            w: what the first step takes more than the second
+                                            w: what the first two steps take more than later ones
     peak memory      = pₘ + (L − m) · (weights + optimizer state + max(activations, gradients))
                                             p: resident memory's peak, first go only; the others: bytes a layer
 
@@ -83,7 +83,7 @@ class Probe:
 
     seconds: float
     optimizer_seconds: float
-    first_seconds: float  # more than the second step of the same batch takes
+    first_seconds: float  # more than the same batch takes later, of the first two steps
     peak_memory_bytes: int  # of this process in these steps, the second go left out
     held_bytes: int  # weights and optimizer state
     activation_bytes: int  # that the largest batch keeps for backward
@@ -234,6 +234,8 @@ def _probe(
             nll = whole(**inputs, use_cache=False, supervised_head=True).nll
         nll.backward()
         middle = time.perf_counter()
+        if training.max_grad_norm:
+            torch.nn.utils.clip_grad_norm_(trainable, training.max_grad_norm)
         optimizer.step()
         seconds.append(middle - start)
         optimizer_seconds.append(time.perf_counter() - middle)
@@ -245,10 +247,12 @@ def _probe(
         kept.pop(parameter.untyped_storage().data_ptr(), None)
     weights = sum(parameter.numel() * parameter.element_size() for parameter in whole.parameters())
     faster = [min(pair) for pair in zip(seconds[2 : 2 + TIMED], seconds[2 + TIMED :], strict=True)]
+    # What the largest takes where nothing is new, by the timed one that comes next to it.
+    again = faster[-1] * largest["input_ids"].shape[1] / timed[-1]["input_ids"].shape[1]
     return Probe(
         seconds=sum(faster) / len(faster),
         optimizer_seconds=min(optimizer_seconds[2:]),
-        first_seconds=seconds[0] - seconds[1],
+        first_seconds=sum(seconds[:2]) - 2 * again + sum(optimizer_seconds[:2]) - 2 * min(optimizer_seconds[2:]),
         peak_memory_bytes=peak,
         held_bytes=weights + STATE * counted.trainable,
         activation_bytes=sum(kept.values()),
