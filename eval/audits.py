@@ -3,7 +3,7 @@
 Each audit returns `{"passed": bool, "summary": one sentence with the figures, …figures}`, as results.json holds it.
 Audits of texts against training texts stand in eval/overlap.py. No torch here: models are asked through eval.lm.
 
-One model costs `FORWARD_ROWS` short examples more, in seven forward passes at a batch size of 16.
+One model costs `FORWARD_ROWS` short examples more, in 7 to 12 forward passes at a batch size of 16.
 """
 
 from __future__ import annotations

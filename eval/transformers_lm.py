@@ -18,7 +18,7 @@ from finllm.models import base_of, check_length, count_parameters, load_for_infe
 from finllm.run import RunDir, UserError
 from finllm.tokens import encode_prompt, encode_response
 
-ALIKE = 0.9  # the shortest row of a batch is at least this long, of its longest: padding is computed for nothing
+ALIKE = 0.9  # lengths of the rows that are scored together, shortest by longest: padding is computed for nothing
 
 Head = Callable[[torch.Tensor], torch.Tensor]  # last hidden states (N, C) to logits (N, V)
 
@@ -44,20 +44,25 @@ class TransformersLM:
         return encode_prompt(self.tokenizer, prompt), ids
 
     def log_probs(self, pairs: Sequence[tuple[list[int], list[int]]]) -> list[np.ndarray]:
-        """As eval.lm says; float64 of what was computed in float32."""
-        return [log_probs for log_probs, _ in self._in_batches(pairs)]
+        """As eval.lm says; float64 of what was computed in float32.
+
+        Rows of any lengths go together, so that an audit sees a model that sees its padding.
+        """
+        return [log_probs for log_probs, _ in self._in_batches(pairs, alike=0)]
 
     def score(self, prompts: Sequence[str], responses: Sequence[str]) -> list[Score]:
         """The likelihood of each whole response and its EOS; no text is cut."""
         pairs = [self.encode(*pair) for pair in zip(prompts, responses, strict=True)]
         return [
-            Score(float(-log_probs.sum()), len(log_probs), correct) for log_probs, correct in self._in_batches(pairs)
+            Score(float(-log_probs.sum()), len(log_probs), correct)
+            for log_probs, correct in self._in_batches(pairs, ALIKE)
         ]
 
     @torch.inference_mode()
-    def _in_batches(self, pairs: Sequence[tuple[list[int], list[int]]]) -> list[tuple[np.ndarray, int]]:
+    def _in_batches(self, pairs: Sequence[tuple[list[int], list[int]]], alike: float) -> list[tuple[np.ndarray, int]]:
         """Of each pair its log-probabilities and how many tokens were the likeliest.
 
+        The shortest row of a batch is at least `alike` times as long as its longest.
         Rows go by falling length, padded on the right, where no position sees padding: batching changes nothing.
         """
         lengths = [len(prompt) + len(response) for prompt, response in pairs]
@@ -65,7 +70,7 @@ class TransformersLM:
         batches: list[list[int]] = []
         for index in sorted(range(len(pairs)), key=lambda index: -lengths[index]):
             full = not batches or len(batches[-1]) == self.batch_size
-            if full or lengths[index] < ALIKE * lengths[batches[-1][0]]:
+            if full or lengths[index] < alike * lengths[batches[-1][0]]:
                 batches.append([])
             batches[-1].append(index)
         head = self._head()
@@ -110,7 +115,7 @@ class TransformersLM:
         self, input_ids: torch.Tensor, predicts: torch.Tensor, head: Head | None
     ) -> Callable[[slice], torch.Tensor]:
         """The logits of those of the positions that predict, a slice at a time: most positions never meet the head."""
-        if head:
+        if head is not None:
             hidden_BTC = base_of(self.model).base_model(input_ids=input_ids, use_cache=False).last_hidden_state
             hidden_NC = hidden_BTC[predicts]
             return lambda part: head(hidden_NC[part])

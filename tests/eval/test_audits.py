@@ -32,9 +32,11 @@ def rows(answers=None):
     ]  # fmt: skip
 
 
-def audited(model):
-    pairs = [model.encode(row["prompt"], row["reference"]) for row in rows()]
-    scores = model.score([row["prompt"] for row in rows()], [row["reference"] for row in rows()])
+def audited(model, repeated=1):
+    """The causality audit, on answers that are so many times as long."""
+    texts = [(row["prompt"], row["reference"] * repeated) for row in rows()]
+    pairs = [model.encode(*text) for text in texts]
+    scores = model.score(*zip(*texts, strict=True))
     return audits.causality(model, pairs, scores)
 
 
@@ -85,6 +87,21 @@ def test_a_model_that_only_knows_how_long_the_answer_is_is_caught_too(gpt2_dir):
     lm = small_model(gpt2_dir, 0)
     lm.__class__ = KnowsLength
     assert not audited(lm)["passed"]
+
+
+def test_a_model_that_sees_its_padding_is_caught(gpt2_dir):
+    """An answer that was cut off stands beside whole ones, much longer, so that it is padded."""
+    lm = small_model(gpt2_dir, 0)
+    lm.batch_size = 16
+
+    def see(module, _, given, output):
+        at_end = (given["input_ids"] == lm.tokenizer.pad_token_id).flip(1).cumprod(1).sum(1)
+        output.last_hidden_state += (at_end > 16)[:, None, None] * module.wpe.weight[0]
+
+    hook = lm.model.transformer.register_forward_hook(see, with_kwargs=True)
+    assert "sees the future" in audited(lm, repeated=9)["summary"]
+    hook.remove()
+    assert audited(lm, repeated=9)["passed"]
 
 
 def test_a_score_that_is_not_the_sum_of_the_audited_log_probabilities_fails(gpt2_dir):

@@ -170,7 +170,10 @@ def test_scoring_computes_little_padding(gpt2_dir):
 def test_a_head_that_changes_its_logits_is_asked_for_them_where_responses_stand(gpt2_dir):
     """Such a model goes through its own forward. GPT-2 knows no soft cap, so that gives what the short way gives."""
     model, asked = load_base(str(gpt2_dir), 4), []
-    prompts, responses = ["What is a bond?", "Why?", "What does a fund hold?"], ["A loan.", "Because it is.", "Stocks."]
+    prompts, responses = (
+        ["What is a bond?", "What is a fund?", "What is a loan?"],
+        ["A loan.", "Some stocks.", "Money, so."],
+    )
     expected = model.score(prompts, responses)
     model.model.config.final_logit_softcapping = 30.0
 
@@ -180,6 +183,6 @@ def test_a_head_that_changes_its_logits_is_asked_for_them_where_responses_stand(
     model.model.register_forward_pre_hook(look, with_kwargs=True)
     found = model.score(prompts, responses)
     longest = max(sum(map(len, model.encode(*pair))) for pair in zip(prompts, responses, strict=True))
-    assert 0 < max(asked) < longest
+    assert len(asked) == 1 and asked[0] < longest
     for one, other in zip(found, expected, strict=True):
         assert one.nll == pytest.approx(other.nll, rel=1e-6) and one.correct_tokens == other.correct_tokens
