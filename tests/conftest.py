@@ -22,6 +22,14 @@ def cache(tmp_path_factory) -> None:
     os.environ["FINLLM_CACHE"] = str(tmp_path_factory.mktemp("cache"))
 
 
+@pytest.fixture(scope="module", autouse=True)
+def accelerate_begins_anew():
+    """Accelerate holds one precision a process, and commands run in this one: no module inherits another's."""
+    yield
+    if accelerate := sys.modules.get("accelerate.state"):
+        accelerate.AcceleratorState._reset_state(reset_partial_state=True)
+
+
 @dataclass(frozen=True)
 class Done:
     """A command that ended: its exit status, and what it printed."""
