@@ -44,7 +44,8 @@ class Fine:
 
     def resumed(self, name: str, *more: object) -> RunDir:
         """Go on with the run `name` until it ends."""
-        assert self.train(name, *more, "--resume", "auto") == 0, self.printed(name)
+        status = self.train(name, *more, "--resume", "auto")
+        assert status == 0, f"exit status {status}: {self.printed(name)}"
         return self.run(name)
 
     def log(self, name: str) -> Path:

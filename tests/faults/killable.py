@@ -13,12 +13,17 @@ import signal
 import sys
 import time
 from dataclasses import dataclass
+from multiprocessing.connection import wait
 from pathlib import Path
+from threading import Lock
 
 ROOT = Path(__file__).resolve().parents[2]
 CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(["finllm.trainer", "finllm.models", "peft", "accelerate"])
 LIMIT = 120  # seconds that a run of a few steps may take
+# Process.start reads the exit status of every child that has ended, and a status can be read once: whatever thread
+# comes second is told 255. So threads start and join one at a time, and wait side by side.
+STARTS_AND_JOINS = Lock()
 
 
 @dataclass(frozen=True)
@@ -56,18 +61,20 @@ def start(script: str, arguments: list[object], output: Path, moment: Moment | N
     """
     arguments = [str(argument) for argument in arguments]
     process = CONTEXT.Process(target=_run, args=(script, arguments, output, moment, file_limit))
-    process.start()
+    with STARTS_AND_JOINS:
+        process.start()
     return process
 
 
 def run(script: str, arguments: list[object], output: Path, kill_after: float | None = None, **more) -> int:
     """Run `script` to its end, or kill it after so many seconds; its exit status, -9 where it was killed."""
     process = start(script, arguments, output, **more)
-    process.join(LIMIT if kill_after is None else kill_after)
-    if kill_after is not None:
+    ended = wait([process.sentinel], LIMIT if kill_after is None else kill_after)
+    if not ended:
         process.kill()
+    with STARTS_AND_JOINS:
         process.join()
-    assert process.exitcode is not None, f"still running after {LIMIT} s: {output.read_text()}"
+    assert ended or kill_after is not None, f"still running after {LIMIT} s: {output.read_text()}"
     return process.exitcode
 
 
