@@ -7,10 +7,10 @@ What differs from SFTTrainer, and why:
   which needs no attention mask in a causal model: a response never sees what stands to its right. Either way is proved
   on the model and two of its rows before training.
 - Batches can have a budget of tokens instead of a number of rows (finllm.batches).
-- Checkpoints are complete or absent (finllm.checkpoints) and hold all that an exact resume needs. transformers' miss
-  the counts behind our metrics, early stopping's unless asked, and the order of rows that are grouped by length.
+- Rows grouped by length come in an order that a resumed run finds again, which transformers' sampler does not keep.
 - Validation loss is Σ nll / Σ tokens over the whole split, for any batch size and number of processes.
   transformers' own is a mean of batch means (transformers#39241).
+- Checkpoints, signals and the counts behind the figures are finllm.resumable's.
 """
 
 from __future__ import annotations
@@ -18,55 +18,34 @@ from __future__ import annotations
 import itertools
 import logging
 import math
-import shutil
-import time
 import warnings
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any
 
 import numpy as np
 import torch
 from peft import PeftModel
-from safetensors import SafetensorError
-from transformers import EvalPrediction, PreTrainedModel, ProgressCallback
-from transformers.trainer_callback import EarlyStoppingCallback
-from trl import SFTTrainer
+from transformers import EvalPrediction, PreTrainedModel
 
 from finllm import checkpoints, joined, kernels
 from finllm.batches import LengthGroupedSampler, TokenBudgetSampler
-from finllm.callbacks import MetricsWriter, ProgressBar, SaveAfterEpochsEnd, StopOnSignal
 from finllm.config import TrainingConfig
 from finllm.loss import add_supervised_head, has_plain_head
-from finllm.machine import peak_memory_bytes
 from finllm.models import base_of
-from finllm.run import RunDir, UserError, read_json, write_json
-from finllm.stopping import Stop, resume_command
+from finllm.resumable import ResumableTrainer
+from finllm.run import UserError
 from finllm.tokens import lengths_of
 
-PROGRESS = "progress.json"  # in a checkpoint: the counts behind metrics.jsonl and summary.json
 
+class SupervisedTrainer(ResumableTrainer):
+    """SFTTrainer on tokenized rows. Arguments as SFTTrainer's, and `run`, the run dir that it writes into."""
 
-class SupervisedTrainer(SFTTrainer):
-    """SFTTrainer on tokenized rows that writes its metrics into a run dir. Arguments as SFTTrainer's, and `run`."""
-
-    def __init__(self, model: PreTrainedModel, *, run: RunDir, args: TrainingConfig, **arguments: Any):
+    def __init__(self, model: PreTrainedModel, *, args: TrainingConfig, **arguments: Any):
         self.skips_masked_positions = args.device.type == "cpu" and has_plain_head(model)
         self.joins_rows = _joins_rows(model, args, self.skips_masked_positions)
         if not args.packing:
             args.dataset_kwargs = {**(args.dataset_kwargs or {}), "skip_prepare_dataset": True}
-        self.stop = Stop()
-        callbacks = [MetricsWriter(run), *arguments.pop("callbacks", []), StopOnSignal(self.stop), SaveAfterEpochsEnd()]
-        super().__init__(
-            model=model,
-            args=args,
-            compute_metrics=_exact_loss,
-            callbacks=callbacks,
-            **arguments,
-        )
-        if not self.args.disable_tqdm:
-            self.remove_callback(ProgressCallback)
-            self.add_callback(ProgressBar)
+        super().__init__(model=model, args=args, compute_metrics=_exact_loss, **arguments)
         if self.skips_masked_positions:
             add_supervised_head(base_of(self.model))
             kernels.use_in(self.model)
@@ -77,13 +56,6 @@ class SupervisedTrainer(SFTTrainer):
         if self.joins_rows:
             self._set_joined(True)
         self._prove_separation()
-        self.run = run
-        self._checkpoints = run.checkpoints
-        self._since = time.perf_counter()  # training began, or went on
-        self.train_seconds = self.evaluation_seconds = 0.0  # before that; since then
-        self.supervised_tokens = self.tokens = 0  # of this process since training began
-        self._window = {"nll": 0.0, "tokens": 0}  # since the last log
-        self._logged = {"time": time.perf_counter(), "tokens": 0}
 
     def _get_train_sampler(self, train_dataset=None):
         """Batches under `max_tokens_per_batch`, or grouped by length; without either, SFTTrainer's."""
@@ -115,10 +87,7 @@ class SupervisedTrainer(SFTTrainer):
                     f"{self._milder()}"
                 )
             counted = inputs["lengths"] if self.joins_rows else inputs.get("attention_mask", inputs["input_ids"].ne(-1))
-            self.tokens += int(counted.sum())
-            self.supervised_tokens += int(tokens_B.sum())
-            self._window["nll"] += summed
-            self._window["tokens"] += int(tokens_B.sum())
+            self.count(int(counted.sum()), int(tokens_B.sum()), summed)
         divisor = tokens_B.sum() if num_items_in_batch is None else num_items_in_batch
         loss = nll / torch.as_tensor(divisor).clamp(min=1)
         if self.args.average_tokens_across_devices and num_items_in_batch is not None:
@@ -198,36 +167,6 @@ class SupervisedTrainer(SFTTrainer):
             _, nll_B, tokens_B = self._likelihood(model, inputs)
         return None, nll_B, tokens_B
 
-    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Add exact figures to what transformers logs; runs on every process, since counts are summed over them."""
-        if "loss" in logs:
-            now = time.perf_counter()
-            window = [
-                self._window["nll"],
-                self._window["tokens"],
-                self.tokens - self._logged["tokens"],
-                self.supervised_tokens,
-            ]
-            nll, tokens, seen, supervised = self.accelerator.reduce(
-                torch.tensor(window, dtype=torch.float64, device=self.args.device)
-            ).tolist()
-            logs["loss"] = nll / max(tokens, 1)
-            logs["tokens_per_second"] = seen / (now - self._logged["time"])
-            logs["supervised_tokens"] = int(supervised)
-            logs["peak_memory_bytes"] = peak_memory_bytes()
-            self._logged = {"time": now, "tokens": self.tokens}
-            self._window = {"nll": 0.0, "tokens": 0}
-        super().log(logs, start_time)
-
-    def evaluate(self, *args, **kwargs) -> dict[str, float]:
-        """As SFTTrainer's, with its time left out of the time and rate of training."""
-        start = time.perf_counter()
-        metrics = super().evaluate(*args, **kwargs)
-        seconds = time.perf_counter() - start
-        self.evaluation_seconds += seconds
-        self._logged["time"] += seconds
-        return metrics
-
     def _clip_grad_norm(self, model):
         """As transformers', and a gradient that is no number never reaches the optimizer."""
         norm = super()._clip_grad_norm(model)
@@ -243,149 +182,6 @@ class SupervisedTrainer(SFTTrainer):
             f"lower learning_rate (now {self.args.learning_rate:g}), raise warmup_steps (now "
             f"{self.args.warmup_steps:g}), or look for a broken base model"
         )
-
-    # Checkpoints and resuming ----------------------------------------------------------------------------------------
-
-    def _get_output_dir(self, trial) -> str:
-        return str(self._checkpoints)
-
-    def _save_checkpoint(self, model, trial) -> None:
-        """As transformers', but complete or absent: see finllm.checkpoints."""
-        folder = self.run.checkpoints
-        place = folder / f"{checkpoints.PREFIX}{self.state.global_step}"
-        work = folder / checkpoints.WRITING / place.name
-        progress = self._progress()
-        try:
-            if self.args.should_save:
-                shutil.rmtree(work.parent, ignore_errors=True)
-                work.mkdir(parents=True)
-            self.accelerator.wait_for_everyone()
-            self._checkpoints = work.parent
-            super(SFTTrainer, self)._save_checkpoint(model, trial)  # SFTTrainer's own adds a model card
-            if self.state.best_global_step == self.state.global_step:
-                self.state.best_model_checkpoint = str(place)
-            self.accelerator.wait_for_everyone()
-            if self.args.should_save:
-                self.state.save_to_json(str(work / "trainer_state.json"))
-                write_json(work / PROGRESS, progress)
-                (work / "training_args.bin").unlink(missing_ok=True)  # a pickle; config.yaml says the same
-                checkpoints.seal(work, place)
-                work.parent.rmdir()
-                checkpoints.rotate(folder, self.args.save_total_limit, self.state.best_model_checkpoint)
-        except (OSError, RuntimeError, SafetensorError) as error:
-            last, free = checkpoints.by_step(folder), shutil.disk_usage(self.run.path).free
-            raise UserError(
-                f"{place} could not be written: {error} ({free / 2**30:,.1f} GiB are free there); make room, and go on "
-                f"with {resume_command(self.args.world_size)}, which takes "
-                + (f"{last[-1].name}, the last one written" if last else "the run from its beginning")
-            ) from error
-        finally:
-            self._checkpoints = folder
-        self.accelerator.wait_for_everyone()
-
-    def _progress(self) -> dict[str, float]:
-        """What our metrics need beyond transformers' state, summed over the processes."""
-        own = [self.tokens, self.supervised_tokens, self._window["nll"], self._window["tokens"]]
-        counts = torch.tensor(own, dtype=torch.float64, device=self.args.device)
-        tokens, supervised, window_nll, window_tokens = self.accelerator.reduce(counts).tolist()
-        return {
-            "tokens": int(tokens),
-            "supervised_tokens": int(supervised),
-            "window_nll": window_nll,
-            "window_tokens": int(window_tokens),
-            "train_seconds": self._train_seconds(),
-        }
-
-    def _train_seconds(self) -> float:
-        return self.train_seconds + time.perf_counter() - self._since - self.evaluation_seconds
-
-    def _init_training_state(
-        self, max_steps, num_update_steps_per_epoch, num_train_epochs, resume_from_checkpoint, trial
-    ):
-        """As transformers', and our own counts; where the run dir was moved, the best checkpoint has moved with it."""
-        result = super()._init_training_state(
-            max_steps, num_update_steps_per_epoch, num_train_epochs, resume_from_checkpoint, trial
-        )
-        if resume_from_checkpoint is not None:
-            progress = read_json(Path(resume_from_checkpoint) / PROGRESS)
-            self.train_seconds = progress["train_seconds"]
-            if self.is_world_process_zero():  # the counts of all, kept by one
-                self.tokens, self.supervised_tokens = progress["tokens"], progress["supervised_tokens"]
-                self._window = {"nll": progress["window_nll"], "tokens": progress["window_tokens"]}
-                self._logged["tokens"] = self.tokens
-            best = self.run.checkpoints / f"{checkpoints.PREFIX}{self.state.best_global_step}"
-            if best.is_dir():
-                self.state.best_model_checkpoint = str(best)
-        return result
-
-    def _run_epoch(self, **arguments) -> None:
-        """Nothing where the checkpoint resumed from was the run's last: transformers would take one more step."""
-        stopped_early = any(
-            callback.early_stopping_patience_counter >= callback.early_stopping_patience
-            for callback in self.callback_handler.callbacks
-            if isinstance(callback, EarlyStoppingCallback)
-        )
-        if stopped_early or self.state.global_step >= self.state.max_steps:
-            self.control.should_training_stop = True
-        else:
-            super()._run_epoch(**arguments)
-
-    def _load_best_model(self) -> None:
-        wrong = checkpoints.damage(Path(self.state.best_model_checkpoint))
-        if wrong:
-            raise UserError(
-                f"the best checkpoint, {self.state.best_model_checkpoint}, is damaged: {wrong}; train again"
-            )
-        super()._load_best_model()
-
-    def train_run(self, resume: bool) -> dict[str, Any]:
-        """Train, from the newest whole checkpoint with `resume`, and validate at the end; its part of summary.json.
-
-        Raises `SystemExit` with 143 or 130 where SIGTERM or SIGINT stopped the run, after a checkpoint is written.
-        """
-        last = checkpoints.newest(self.run.checkpoints) if resume else None
-        self.accelerator.wait_for_everyone()
-        if self.is_world_process_zero():
-            checkpoints.set_damaged_aside(self.run.checkpoints, last)
-        self.args.eval_on_start = self.args.eval_on_start and last is None
-        self._since = self._logged["time"] = time.perf_counter()
-        self.stop.listen()
-        try:
-            self.train(resume_from_checkpoint=None if last is None else str(last))
-        except UnpicklingError as error:
-            raise UserError(
-                f"{last}: the state of its optimizer, schedule or random numbers holds something other than numbers "
-                "and was not read, since reading it could run code; take a checkpoint that you wrote yourself"
-            ) from error
-        except RuntimeError as error:  # which torch.OutOfMemoryError is, and what a CPU's allocator raises
-            if not isinstance(error, torch.OutOfMemoryError) and "can't allocate memory" not in str(error):
-                raise
-            raise UserError(
-                f"out of memory in step {self.state.global_step + 1}: {str(error).splitlines()[0]}; halve "
-                f"per_device_train_batch_size (now {self.args.per_device_train_batch_size}) and double "
-                f"gradient_accumulation_steps (now {self.args.gradient_accumulation_steps}), which is the same "
-                "training, or set activation_checkpointing: true, or lower max_length"
-            ) from error
-        finally:
-            self.stop.leave()
-        if self.stop.signal:
-            self.stop.exit(self.state.global_step, self.args.world_size, self.is_world_process_zero())
-        seconds = self._train_seconds()
-        if self.state.global_step not in [line["step"] for line in self.state.log_history if "eval_loss" in line]:
-            self.evaluate()
-        losses = [line["eval_loss"] for line in self.state.log_history if "eval_loss" in line]
-        progress = self._progress()
-        return {
-            "train_seconds": seconds,
-            "tokens_per_second": progress["tokens"] / seconds,
-            "peak_memory_bytes": peak_memory_bytes(),
-            "steps": self.state.global_step,
-            "epochs": float(self.state.epoch),
-            "supervised_tokens": progress["supervised_tokens"],
-            "first_validation_loss": losses[0],
-            "final_validation_loss": losses[-1],
-            "best_validation_loss": min(losses),
-        }
 
     def save_to_run(self) -> None:
         """Save the weights or the adapter, and the tokenizer, as `model/`, whole or not at all."""

@@ -22,6 +22,7 @@ RANKS = [
     ("data",),
     ("tokens",),
     ("models", "loss", "plots", "config", "joined", "batches", "callbacks"),
+    ("resumable",),
     ("trainer", "generate"),
 ]
 
