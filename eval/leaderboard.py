@@ -182,15 +182,8 @@ def print_table(rows: list[dict[str, Any]], sentences: list[str], notes: list[st
     for row in rows:
         show = report.shown(row)
         bits = f"{show['bits_per_byte']} ± {report.half_width(row['metrics']['bits_per_byte'])}"
-        tied = sum(other["rank"] == row["rank"] for other in rows) > 1
-        cells = [
-            ("=" if tied else "") + str(row["rank"]) if row["rank"] else "–",
-            row["name"],
-            bits,
-            show["to_base"],
-            show["perplexity"],
-        ]
-        table.add_row(*map(Text, [*cells, show["rougeL"]]))
+        cells = [report.shown_rank(row, rows), row["name"], bits, show["to_base"], show["perplexity"], show["rougeL"]]
+        table.add_row(*map(Text, cells))
     console.print(Text(" ".join(sentences)), table, *map(Text, notes), sep="\n")
 
 

@@ -91,6 +91,12 @@ def shown(row: dict[str, Any]) -> dict[str, str]:
     }
 
 
+def shown_rank(row: dict[str, Any], rows: Sequence[dict[str, Any]]) -> str:
+    """Its rank, as =1 where others share it; – where it is not ranked."""
+    shares = sum(other["rank"] == row["rank"] for other in rows) > 1
+    return ("=" if shares else "") + str(row["rank"]) if row["rank"] else "–"
+
+
 def interval_text(name: str, interval: dict[str, float]) -> str:
     """The interval's ends in the digits of its value."""
     if name == "stop_rate":
@@ -118,7 +124,7 @@ def markdown(rows: list[dict[str, Any]], sentences: list[str], notes: list[str])
     lines = [" | ".join(heads), " | ".join(["--:", ":--", ":--"] + ["--:"] * (len(heads) - 3))]
     for row in rows:
         metrics, show = row["metrics"], shown(row)
-        cells = [str(row["rank"] or "–"), cell(row["name"]), row["method"]]
+        cells = [shown_rank(row, rows), cell(row["name"]), row["method"]]
         cells += [f"{show['bits_per_byte']} ± {half_width(metrics['bits_per_byte'])}", show["to_base"]]
         cells += [f"{show['perplexity']} ({cell(row['tokenizer'])})", show["rougeL"], show["bleu"], show["stop_rate"]]
         cells += [f"{show['trainable_parameters']} ({show['trainable_share']})", show["train_seconds"], show["memory"]]
@@ -153,10 +159,11 @@ def page(
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.globals.update(shown=shown, interval_text=interval_text, decimals=decimals)
+    environment.globals.update(shown=shown, shown_rank=shown_rank, interval_text=interval_text, decimals=decimals)
     entries = list(zip(runs, rows, colours, strict=True))
     return environment.get_template("report.html.j2").render(
         runs=entries,
+        rows=rows,
         ranked=[entry for entry in entries if entry[1]["rank"]],
         unranked=[entry for entry in entries if not entry[1]["rank"]],
         sharing=Counter(row["rank"] for row in rows),

@@ -71,6 +71,8 @@ def test_models_that_a_paired_test_cannot_tell_apart_share_a_rank(tmp_path):
     assert pairs["a", "b"]["low"] < 0 < pairs["a", "b"]["high"] and pairs["a", "b"]["p_adjusted"] > 0.05
     markdown = (out / "leaderboard.md").read_text()
     assert "| b | +0.010 | " in markdown and "| c | +0.030 | +0.030 to +0.030 | 0.003 |" in markdown
+    placed = re.findall(r"^\| (=?\d \| \w) \|", markdown, re.MULTILINE)
+    assert placed == ["=1 | a", "=1 | b", "3 | c", "4 | d"]
     assert "=1   a " in leaderboard(*runs, "--output_dir", tmp_path / "again").stdout
 
 
