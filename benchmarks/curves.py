@@ -17,7 +17,8 @@ from engine import BATCH, LENGTH, VARIANTS, dataset_for, trainer_for
 from rich.console import Console
 from turns import measured_in_child, set_up
 
-from finllm.run import cache_dir, run_command, write_json
+from finllm.errors import run_command
+from finllm.files import cache_dir, write_json
 
 PAIR = ("trl_best", "ours")
 
@@ -52,18 +53,19 @@ def train(arguments: argparse.Namespace) -> dict:
     """The training loss of every step, and the validation loss at the end."""
     from transformers import AutoModelForCausalLM, set_seed
 
-    from finllm import models
-    from finllm.batches import LengthGroupedSampler
-    from finllm.config import TrainingConfig
     from finllm.data.prepare import resolve
-    from finllm.run import RunDir
-    from finllm.tokens import lengths_of, tokenize
-    from finllm.trainer import SupervisedTrainer
+    from finllm.models.adapters import base_of
+    from finllm.models.base import load_tokenizer, resolve_base_model
+    from finllm.run_dir import RunDir
+    from finllm.text.tokens import lengths_of, tokenize
+    from finllm.training.batches import LengthGroupedSampler
+    from finllm.training.config import TrainingConfig
+    from finllm.training.trainer import SupervisedTrainer
 
     variant = arguments.child
     set_up(ours=variant == "ours")
-    base = models.resolve_base_model(arguments.model_name_or_path)
-    tokenizer = models.load_tokenizer(base)
+    base = resolve_base_model(arguments.model_name_or_path)
+    tokenizer = load_tokenizer(base)
     dataset = resolve(arguments.dataset_name, cache_dir() / "datasets")
     split = dataset.split("train").shuffle(0).select(range(BATCH * arguments.steps))
     rows, _ = tokenize(tokenizer, split, arguments.max_length)
@@ -79,7 +81,7 @@ def train(arguments: argparse.Namespace) -> dict:
         trainer._get_train_sampler = lambda *_: LengthGroupedSampler(lengths_of(rows), BATCH, seed=0)
         trainer.train()
         losses = [line["loss"] for line in trainer.state.log_history if "loss" in line]
-        models.base_of(trainer.model).set_attn_implementation("sdpa")  # as it was before training
+        base_of(trainer.model).set_attn_implementation("sdpa")  # as it was before training
         args = TrainingConfig(output_dir=folder, report_to="none", disable_tqdm=True, max_length=arguments.max_length)
         judge = SupervisedTrainer(
             trainer.model,

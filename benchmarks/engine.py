@@ -20,8 +20,9 @@ from rich.console import Console
 from rich.table import Table
 from turns import by_turns, common_flags, set_up
 
-from finllm import machine
-from finllm.run import cache_dir, run_command, write_json
+from finllm.cpu import machine
+from finllm.errors import run_command
+from finllm.files import cache_dir, write_json
 
 VARIANTS = {
     "trl": "(a) TRL as it comes",
@@ -84,14 +85,14 @@ def measure(arguments: argparse.Namespace) -> dict:
     """One variant's steps after the warm-up: seconds, supervised tokens, needed operations; and peak memory."""
     from transformers import AutoModelForCausalLM, set_seed
 
-    from finllm import models
     from finllm.data.prepare import resolve
-    from finllm.tokens import tokenize
+    from finllm.models.base import count_parameters, load_tokenizer, resolve_base_model
+    from finllm.text.tokens import tokenize
 
     variant = arguments.child
     set_up(ours=variant.startswith("ours") or variant.endswith("kept"))
-    base = models.resolve_base_model(arguments.model_name_or_path)
-    tokenizer = models.load_tokenizer(base)
+    base = resolve_base_model(arguments.model_name_or_path)
+    tokenizer = load_tokenizer(base)
     split = resolve(arguments.dataset_name, cache_dir() / "datasets").split("train").shuffle(0)
     split = split.select(range(BATCH * (arguments.warmup + arguments.steps)))
     rows, _ = tokenize(tokenizer, split, LENGTH)
@@ -111,7 +112,7 @@ def measure(arguments: argparse.Namespace) -> dict:
     # Attention to what came before, forward and twice that backward, as Chowdhery et al. 2022, appendix B, but causal.
     needed += 6 * model.config.num_hidden_layers * model.config.hidden_size * sum(length**2 for length in lengths)
     if variant.endswith("lora"):
-        needed += 6 * models.count_parameters(trainer.model).trainable * sum(lengths)
+        needed += 6 * count_parameters(trainer.model).trainable * sum(lengths)
     return {
         "seconds": measured["seconds"],
         "supervised": supervised * measured["share"],
@@ -132,7 +133,7 @@ def dataset_for(variant: str, split, rows, tokenizer):
     """The same rows as each variant reads them: tokenized by us, prompt and completion, or text padded to 350."""
     from datasets import Dataset
 
-    from finllm.prompts import build_prompt
+    from finllm.text.prompts import build_prompt
 
     def whole(row):
         text = build_prompt(row["instruction"], row["input"]) + row["output"] + tokenizer.eos_token
@@ -154,10 +155,10 @@ def trainer_for(variant: str, model, tokenizer, dataset, folder: str, *, batch=B
     from transformers import DataCollatorForLanguageModeling, Trainer, TrainingArguments
     from trl import SFTConfig, SFTTrainer
 
-    from finllm import models
-    from finllm.config import TrainingConfig
-    from finllm.run import RunDir
-    from finllm.trainer import SupervisedTrainer
+    from finllm.models.base import set_dropout
+    from finllm.run_dir import RunDir
+    from finllm.training.config import TrainingConfig
+    from finllm.training.trainer import SupervisedTrainer
 
     common = {
         "output_dir": folder, "per_device_train_batch_size": batch, "num_train_epochs": 1, "report_to": "none",
@@ -167,7 +168,7 @@ def trainer_for(variant: str, model, tokenizer, dataset, folder: str, *, batch=B
     lora = LoraConfig(r=16, lora_alpha=32, target_modules="all-linear", task_type="CAUSAL_LM", fan_in_fan_out=True)
     if variant.startswith("ours"):
         if variant.endswith("lora"):
-            models.set_dropout(model, 0.0)
+            set_dropout(model, 0.0)
             model = get_peft_model(model, lora)
         args = TrainingConfig(**common, max_length=length, eval_on_start=False)
         return SupervisedTrainer(

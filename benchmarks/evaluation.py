@@ -24,8 +24,9 @@ from turns import by_turns, common_flags, set_up
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from finllm import machine
-from finllm.run import cache_dir, run_command, write_json
+from finllm.cpu import machine
+from finllm.errors import run_command
+from finllm.files import cache_dir, write_json
 
 WAYS = {
     "lm_eval": ("scoring", "lm-eval"),
@@ -79,7 +80,7 @@ def show(measured: dict[str, list[dict]], console: Console) -> None:
 def measure(arguments: argparse.Namespace) -> dict:
     """Seconds of one way, its peak memory in bytes, and a number that the two ways must agree on."""
     from finllm.data.prepare import resolve
-    from finllm.prompts import build_prompt
+    from finllm.text.prompts import build_prompt
 
     set_up(ours=arguments.child in ("ours", "batched"))
     rows = resolve(arguments.dataset_name, cache_dir() / "datasets").split("test").shuffle(0)
@@ -100,7 +101,7 @@ def clocked(work: Callable, *arguments) -> tuple[float, object]:
 
 def scoring(prompts: list[str], responses: list[str], arguments) -> tuple[float, float]:
     """`TransformersLM.score`; the mean nll a token in nats."""
-    from eval.transformers_lm import load_base
+    from eval.models.transformers_lm import load_base
 
     model = load_base(arguments.model_name_or_path, BATCH)
     prompts, responses = prompts[: arguments.texts], responses[: arguments.texts]
@@ -114,7 +115,7 @@ def lm_eval_scoring(prompts: list[str], responses: list[str], arguments) -> tupl
     from lm_eval.api.instance import Instance
     from lm_eval.models.huggingface import HFLM
 
-    from finllm.tokens import encode_response
+    from finllm.text.tokens import encode_response
 
     harness = HFLM(pretrained=arguments.model_name_or_path, dtype="float32", batch_size=BATCH, device="cpu")
     tokenizer = harness.tokenizer
@@ -130,7 +131,7 @@ def lm_eval_scoring(prompts: list[str], responses: list[str], arguments) -> tupl
 
 def batched(prompts: list[str], responses: list[str], arguments) -> tuple[float, float]:
     """`TransformersLM.generate` on all prompts; how many tokens were written, of all that may be."""
-    from eval.transformers_lm import load_base
+    from eval.models.transformers_lm import load_base
 
     model = load_base(arguments.model_name_or_path, arguments.answers)
     prompts = prompts[: arguments.answers]
@@ -144,7 +145,7 @@ def one_by_one(prompts: list[str], responses: list[str], arguments) -> tuple[flo
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    from finllm.generate import decoding
+    from finllm.models.generate import decoding
 
     model = AutoModelForCausalLM.from_pretrained(arguments.model_name_or_path, dtype="float32").eval()
     tokenizer = AutoTokenizer.from_pretrained(arguments.model_name_or_path)

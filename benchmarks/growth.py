@@ -21,7 +21,8 @@ from rich.progress import track
 from rich.table import Table
 from turns import measured_in_child, set_up
 
-from finllm.run import run_command, write_json
+from finllm.errors import run_command
+from finllm.files import write_json
 
 PAIR = ("trl_best", "ours")
 COLORS = {"trl_best": "#d97706", "ours": "#1d4ed8"}

@@ -30,8 +30,10 @@ from baselines.scratch.config import TrainConfig
 from baselines.scratch.generation import Cached, Recomputed
 from baselines.scratch.loop import adamw
 from baselines.scratch.model import Transformer
-from finllm import machine
-from finllm.run import UserError, provenance, run_command, write_json
+from finllm.cpu import machine
+from finllm.errors import UserError, run_command
+from finllm.files import write_json
+from finllm.provenance import provenance
 
 SHAPE = ("layers", "width", "heads", "feed_forward", "vocabulary_size", "texts", "length", "answers", "new_tokens")
 DEFAULTS = (4, 256, 4, 512, 8000, 16, 256, 64, 64)

@@ -8,7 +8,7 @@ import sys
 
 from rich.console import Console
 
-from finllm import machine
+from finllm.cpu import machine
 
 
 def common_flags(parser: argparse.ArgumentParser) -> None:

@@ -18,7 +18,9 @@ if not __package__:  # run as a file: Python put eval/ on the path, the packages
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from eval.results import Results
-from finllm.run import RunDir, UserError, run_command, write_text
+from finllm.errors import UserError, run_command
+from finllm.files import write_text
+from finllm.run_dir import RunDir
 
 LOWER_IS_BETTER = ("nll_per_token", "perplexity", "bits_per_byte", "repetition")
 

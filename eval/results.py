@@ -17,8 +17,10 @@ from pathlib import Path
 from types import NoneType
 from typing import Any
 
-from eval.lm import Description
-from finllm.run import RunDir, UserError, did_you_mean, raise_problems, read_json, read_jsonl, write_json
+from eval.models.language_model import Description
+from finllm.errors import UserError, did_you_mean, raise_problems
+from finllm.files import read_json, read_jsonl, write_json
+from finllm.run_dir import RunDir
 
 AUDITS = ("causality", "contamination", "stopping", "memorisation", "template", "sanity")
 METHODS = ("base", "full", "lora", "qlora", "scratch")

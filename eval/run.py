@@ -4,7 +4,8 @@
     python eval/run.py --model_name_or_path gpt2 --output_dir runs/base --dataset_name DATASET_DIR
     python eval/run.py runs/NAME … --model_name_or_path gpt2 --output_dir runs/base
 
-Writes eval/results.json and eval/predictions.jsonl into each run dir. Any model goes through `eval.lm` alone.
+Writes eval/results.json and eval/predictions.jsonl into each run dir. A model is known by its four
+methods alone (eval/models/language_model.py).
 """
 
 from __future__ import annotations
@@ -30,17 +31,21 @@ from rich.progress import Progress
 from rich.table import Table
 from rich.text import Text
 
-from eval import audits
-from eval.figures import measure
-from eval.lm import Generation, LanguageModel, Score, open_run
+from eval.audits.audit import audit
 from eval.metrics import bleu, rouge
+from eval.metrics.figures import measure
+from eval.models.language_model import Generation, LanguageModel, Score
+from eval.models.loading import open_run
 from eval.results import Results, SplitResults
-from eval.uncertainty import LEVEL, METHOD, RESAMPLES, SEED
-from finllm import machine
+from eval.statistics.uncertainty import LEVEL, METHOD, RESAMPLES, SEED
+from finllm.cpu import machine
 from finllm.data.dataset_dir import DatasetDir, is_dataset_dir
 from finllm.data.prepare import resolve
-from finllm.prompts import TEMPLATE_HASH, TEMPLATE_ID, build_prompt
-from finllm.run import RunDir, UserError, cache_dir, provenance, raise_problems, run_command, write_json, write_jsonl
+from finllm.errors import UserError, raise_problems, run_command
+from finllm.files import cache_dir, write_json, write_jsonl
+from finllm.provenance import provenance
+from finllm.run_dir import RunDir
+from finllm.text.prompts import TEMPLATE_HASH, TEMPLATE_ID, build_prompt
 
 
 def main() -> None:
@@ -69,7 +74,7 @@ def main() -> None:
     runs = [RunDir(path).require_complete() for path in arguments.runs]
     datasets = {run: _dataset(arguments.dataset_name or run.config()["dataset_name"]) for run in runs}
     if arguments.model_name_or_path:
-        from eval.transformers_lm import load_base
+        from eval.models.transformers_lm import load_base
 
         run = RunDir(arguments.output_dir)
         if (run.path / "config.yaml").exists():
@@ -144,7 +149,7 @@ def _evaluate(
     start = time.perf_counter()
     split = measure(rows)
     training = _training(run, dataset)
-    found = audits.audit(model, run, training, examples, rows, pairs, scores, arguments.batch_size)
+    found = audit(model, run, training, examples, rows, pairs, scores, arguments.batch_size)
     copied = found["contamination"].get("contaminated")
     if copied is not None:
         kept = [row for row in rows if row["id"] not in set(copied)]
@@ -266,9 +271,9 @@ def _print(results: Results, split: SplitResults, run: RunDir) -> None:
         table.add_row(name, f"{interval.value:.4f}", f"{interval.low:.4f} – {interval.high:.4f}")
     console = Console()
     console.print(table)
-    for name, audit in results.audits.items():
-        mark = "passed" if audit["passed"] else "FAILED"
-        console.print(Text(f"{name} {mark}: {audit['summary']}"), soft_wrap=True)
+    for name, found in results.audits.items():
+        mark = "passed" if found["passed"] else "FAILED"
+        console.print(Text(f"{name} {mark}: {found['summary']}"), soft_wrap=True)
     console.print(
         f"Answers: {run.eval}/predictions.jsonl\nNext: python eval/leaderboard.py {run.path} … --output_dir DIR",
         highlight=False,

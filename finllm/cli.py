@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 
-from finllm.run import run_command
+from finllm.errors import run_command
 
 HELP = {
     "prepare": "raw rows to a dataset dir: validated, cleaned, split",
@@ -52,9 +52,10 @@ def _prepare(parser: argparse.ArgumentParser) -> None:
 def _token_counter(name: str | None):
     if name is None:
         return None
-    from finllm import models, tokens
+    from finllm.models.base import load_tokenizer, resolve_base_model
+    from finllm.text import tokens
 
-    tokenizer = models.load_tokenizer(models.resolve_base_model(name, weights=False))
+    tokenizer = load_tokenizer(resolve_base_model(name, weights=False))
     return lambda texts: tokens.count_tokens(tokenizer, texts)
 
 
@@ -66,23 +67,23 @@ def _data(parser: argparse.ArgumentParser) -> None:
 
 
 def _generate(parser: argparse.ArgumentParser) -> None:
-    from finllm import generate
+    from finllm.models import generate
 
     generate.add_arguments(parser)
     parser.set_defaults(run=generate.run)
 
 
 def _random_weights(parser: argparse.ArgumentParser) -> None:
-    from finllm import models
+    from finllm.models.base import make_random_model
 
     parser.add_argument("config_dir", help="a folder with config.json and a tokenizer")
     parser.add_argument("--output_dir", required=True)
     parser.add_argument("--seed", type=int, default=42)
-    parser.set_defaults(run=lambda a: models.make_random_model(a.config_dir, a.output_dir, a.seed))
+    parser.set_defaults(run=lambda a: make_random_model(a.config_dir, a.output_dir, a.seed))
 
 
 def _plan(parser: argparse.ArgumentParser) -> None:
-    from finllm import plan
+    from finllm.training import plan
 
     parser.set_defaults(run=lambda arguments: plan.main(arguments.others))
 

@@ -21,7 +21,8 @@ from pathlib import Path
 from packaging.requirements import Requirement
 from packaging.version import Version
 
-from finllm.run import SCHEMA_VERSION, UserError, cache_dir
+from finllm.errors import UserError
+from finllm.files import SCHEMA_VERSION, cache_dir
 
 GIB = 2**30
 HUB_SECONDS = 3.0
@@ -120,7 +121,7 @@ def _machine() -> list[Finding]:
     try:
         import torch
 
-        from finllm.machine import bf16_is_fast, cores
+        from finllm.cpu.machine import bf16_is_fast, cores
     except (ImportError, OSError) as error:  # OSError: a library of CUDA that cannot be loaded
         fix = f"{sys.executable} -m pip install --force-reinstall torch"
         return [*findings, Finding("import torch", " ".join(str(error).split())[:200], "missing", fix=fix)]

@@ -2,8 +2,8 @@
 
     accelerate launch --config_file accelerate_config.yaml recipes/sft.py --config recipes/configs/gpt2_lora.yaml
 
-Every flag is TRL's own (SFTConfig, ModelConfig) but for the few in finllm.config.RecipeArguments; flags override the
-YAML. The run dir it leaves in output_dir is described in finllm/run.py.
+Every flag is TRL's own (SFTConfig, ModelConfig) but for the few in finllm.training.config.RecipeArguments; flags
+override the YAML. The run dir it leaves in output_dir is described in finllm/run_dir.py.
 """
 
 import finllm  # isort: skip  # noqa: F401  before torch: it sets how threads wait
@@ -13,15 +13,29 @@ import sys
 from accelerate import PartialState
 from transformers import EarlyStoppingCallback, set_seed
 
-from finllm import machine, models, summary
-from finllm.batches import check_budget
-from finllm.config import parse, resolved
+from finllm.cpu import machine
 from finllm.data.prepare import resolve
-from finllm.plots import plot_loss
-from finllm.prompts import TEMPLATE_HASH
-from finllm.run import RunDir, cache_dir, provenance, run_command
-from finllm.tokens import tokenize
-from finllm.trainer import SupervisedTrainer
+from finllm.errors import run_command
+from finllm.files import cache_dir
+from finllm.models.adapters import add_adapter, method_of
+from finllm.models.base import (
+    base_model_hash,
+    check_length,
+    count_parameters,
+    load_base_model,
+    load_tokenizer,
+    resolve_base_model,
+    set_dropout,
+)
+from finllm.provenance import provenance
+from finllm.run_dir import RunDir
+from finllm.text.prompts import TEMPLATE_HASH
+from finllm.text.tokens import tokenize
+from finllm.training import summary
+from finllm.training.batches import check_budget
+from finllm.training.config import parse, resolved
+from finllm.training.plots import plot_loss
+from finllm.training.trainer import SupervisedTrainer
 
 
 def main() -> None:
@@ -51,17 +65,17 @@ def main() -> None:
     # The base model and, where asked for, its adapter: seeded first, since an adapter begins with random numbers
     set_seed(training.seed)
     with process.local_main_process_first():
-        base = models.resolve_base_model(model_arguments.model_name_or_path)
-        tokenizer = models.load_tokenizer(
+        base = resolve_base_model(model_arguments.model_name_or_path)
+        tokenizer = load_tokenizer(
             base, model_arguments.model_revision, eos_token=training.eos_token, pad_token=training.pad_token
         )
-        model = models.load_base_model(base, model_arguments)
-    models.check_length(model, training.max_length)
-    base_hash = models.base_model_hash(base, model)
+        model = load_base_model(base, model_arguments)
+    check_length(model, training.max_length)
+    base_hash = base_model_hash(base, model)
     if recipe.base_dropout is not None:
-        models.set_dropout(model, recipe.base_dropout)
+        set_dropout(model, recipe.base_dropout)
     if model_arguments.use_peft:
-        model = models.add_adapter(model, model_arguments)
+        model = add_adapter(model, model_arguments)
 
     # Text to tokens, with a table of what max_length cuts and drops
     prompt_loss = training.completion_only_loss is False
@@ -94,10 +108,10 @@ def main() -> None:
     trainer.save_to_run()
 
     if process.is_main_process:
-        parameters = models.count_parameters(model)
+        parameters = count_parameters(model)
         result = {
             "name": run.path.name,
-            "method": models.method_of(model_arguments),
+            "method": method_of(model_arguments),
             "base_model": model_arguments.model_name_or_path,
             "trainable_parameters": parameters.trainable,
             "total_parameters": parameters.total,

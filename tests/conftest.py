@@ -92,7 +92,7 @@ def tokenizer_dir(tmp_path_factory) -> Path:
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    tokenizer.train([str(ROOT / "finllm/data/sample/saving.jsonl"), str(ROOT / "finllm/prompts.py")], trainer)
+    tokenizer.train([str(ROOT / "finllm/data/sample/saving.jsonl"), str(ROOT / "finllm/text/prompts.py")], trainer)
     PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, bos_token="<|endoftext|>", eos_token="<|endoftext|>", unk_token="<|endoftext|>"
     ).save_pretrained(folder)

@@ -1,4 +1,4 @@
-"""The arrows between the parts, held: recipes → finllm, baselines → eval → finllm."""
+"""The house, held: which part may import which, the floors of finllm, no circle, no corridor, no file of two things."""
 
 import ast
 import subprocess
@@ -8,66 +8,165 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-PARTS = ("recipes", "baselines", "eval", "finllm")
 ALLOWED = {
     "finllm": {"finllm"},
     "eval": {"eval", "finllm"},
     "baselines": {"baselines", "eval", "finllm"},
     "recipes": {"finllm"},
+    "benchmarks": {"benchmarks", "baselines", "eval", "finllm"},
 }
-# Within finllm a module may import those of its own rank and below.
-RANKS = [
-    ("run", "machine", "checkpoints", "stopping", "kernels"),
-    ("prompts",),
-    ("data",),
-    ("tokens",),
-    ("models", "loss", "plots", "config", "joined", "batches", "callbacks"),
-    ("resumable",),
-    ("trainer", "generate"),
+# Within finllm a module imports those of its own room, and of the floors below its own; never from beside or above.
+FLOORS = [
+    {"finllm", "errors", "provenance"},
+    {"text", "files"},
+    {"cpu", "data", "run_dir"},
+    {"models"},
+    {"training"},
+    {"show", "doctor"},
+    {"cli"},
 ]
+ROOMS = {
+    "finllm": {"data", "text", "models", "cpu", "training"},
+    "eval": {"models", "metrics", "audits", "statistics", "report"},
+}
+# On top of finllm/ and eval/ stand the ground, what belongs to no room, and the commands.
+ON_TOP = {
+    "finllm": {"__init__", "errors", "files", "provenance", "run_dir", "cli", "doctor", "show"},
+    "eval": {"__init__", "run", "leaderboard", "export", "results", "evaluated"},
+}
+MOST_LINES = 320
 
 
-def imports(path: Path) -> set[str]:
+def sources(part: str) -> list[Path]:
+    return sorted((ROOT / part).rglob("*.py"))
+
+
+def module_of(path: Path, root: Path = ROOT) -> str:
+    parts = path.relative_to(root).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def imports(source: str, module: str, known: set[str]) -> set[str]:
+    """The `known` modules that a source imports anywhere: at the top, in functions, under TYPE_CHECKING, relatively.
+
+    Importing a module runs its packages first, but one's own packages run before oneself and count as no import.
+    """
     found = set()
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+    for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):
             found |= {name.name for name in node.names}
-        elif isinstance(node, ast.ImportFrom) and node.level == 0:
-            found |= {f"{node.module}.{name.name}" for name in node.names}
-    return {name for name in found if name.split(".")[0] in PARTS}
+        elif isinstance(node, ast.ImportFrom):
+            package = module.split(".")[: -node.level or None] if node.level else []
+            base = ".".join([*package, *([node.module] if node.module else [])])
+            found |= {base, *(f"{base}.{name.name}" for name in node.names)}
+    return {name for name in found & known if not f"{module}.".startswith(f"{name}.")}
 
 
-@pytest.mark.parametrize("part", PARTS)
-def test_no_part_imports_what_stands_above_it(part):
-    files = sorted((ROOT / part).rglob("*.py"))
-    assert files
-    wrong = [
-        (str(f.relative_to(ROOT)), name)
-        for f in files
-        for name in imports(f)
-        if name.split(".")[0] not in ALLOWED[part]
+def graph(root: Path, parts) -> dict[str, set[str]]:
+    paths = {module_of(path, root): path for part in parts for path in sorted((root / part).rglob("*.py"))}
+    return {module: imports(path.read_text("utf-8"), module, set(paths)) for module, path in paths.items()}
+
+
+def circle(arrows: dict[str, set[str]]) -> list[str]:
+    """The modules of one circle, in the order of their imports; empty where there is none."""
+    done: set[str] = set()
+
+    def walk(module: str, trail: list[str]) -> list[str]:
+        if module in trail:
+            return [*trail[trail.index(module) :], module]
+        if module not in done:
+            for other in sorted(arrows.get(module, ())):
+                if found := walk(other, [*trail, module]):
+                    return found
+            done.add(module)
+        return []
+
+    return next((found for module in sorted(arrows) if (found := walk(module, []))), [])
+
+
+def beside_or_above(arrows: dict[str, set[str]]) -> list[tuple[str, str]]:
+    """Imports within finllm that go to another room of the same floor, or up."""
+    floor_of = {name: floor for floor, names in enumerate(FLOORS) for name in names}
+
+    def room(module: str) -> str:
+        return module.split(".")[1] if "." in module else module
+
+    return [
+        (module, other)
+        for module, others in arrows.items()
+        for other in sorted(others)
+        if room(module) != room(other) and floor_of[room(other)] >= floor_of[room(module)]
     ]
+
+
+@pytest.mark.parametrize("part", ALLOWED)
+def test_no_part_imports_what_stands_above_it(part):
+    assert sources(part)
+    arrows = graph(ROOT, ALLOWED)
+    wrong = [(m, other) for m in arrows for other in arrows[m] if m.split(".")[0] == part
+             and other.split(".")[0] not in ALLOWED[part]]  # fmt: skip
     assert wrong == []
 
 
-def test_finllm_is_layered_and_run_imports_nothing_of_ours():
-    rank_of = {module: rank for rank, modules in enumerate(RANKS) for module in modules}
-    wrong = []
-    for file in (ROOT / "finllm").rglob("*.py"):
-        own = file.relative_to(ROOT / "finllm").with_suffix("").parts[0]
-        if own not in rank_of:
-            continue
-        for name in imports(file):
-            other = name.split(".")[1]
-            if rank_of.get(other, 99) > rank_of[own]:
-                wrong.append((str(file.relative_to(ROOT)), name))
-    assert wrong == []
-    assert imports(ROOT / "finllm" / "run.py") == set()
+def test_within_finllm_imports_go_down_the_floors():
+    arrows = graph(ROOT, ["finllm"])
+    assert beside_or_above(arrows) == []
+    assert arrows["finllm.errors"] == arrows["finllm.provenance"] == set()
+
+
+def test_there_is_no_circle():
+    assert circle(graph(ROOT, ALLOWED)) == []
+
+
+@pytest.mark.parametrize("part", ROOMS)
+def test_every_file_stands_in_a_room(part):
+    folder = ROOT / part
+    assert {path.stem for path in folder.glob("*.py")} == ON_TOP[part]
+    assert {path.name for path in folder.iterdir() if path.is_dir() and path.name != "__pycache__"} == ROOMS[part]
+    assert [path.name for path in folder.iterdir() if path.is_file() and path.suffix != ".py"] == []
+
+
+def test_no_file_holds_two_things():
+    files = [path for part in ALLOWED for path in sources(part)]
+    long = {str(path.relative_to(ROOT)): lines for path in files
+            if (lines := len(path.read_text("utf-8").splitlines())) > MOST_LINES}  # fmt: skip
+    assert long == {}
 
 
 def test_no_file_is_named_like_a_library():
     taken = {"evaluate", "datasets", "peft", "accelerate", "tokenize", "trl", "torch", "transformers", "utils"}
-    assert [str(f) for part in PARTS for f in (ROOT / part).rglob("*.py") if f.stem in taken] == []
+    assert [str(path) for part in ALLOWED for path in sources(part) if path.stem in taken] == []
+
+
+def test_the_checks_see_what_they_look_for(tmp_path):
+    """An arrow up, one beside, and circles: at the top, in a function, under TYPE_CHECKING, relative, by a package."""
+    for name, source in {
+        "finllm/text/up.py": "import finllm.training.top",
+        "finllm/cpu/beside.py": "def late():\n    from finllm.data import rows",
+        "finllm/data/rows.py": "",
+        "finllm/training/top.py": "",
+        "finllm/text/__init__.py": "",
+    }.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(source)
+    arrows = graph(tmp_path, ["finllm"])
+    assert beside_or_above(arrows) == [
+        ("finllm.cpu.beside", "finllm.data.rows"),
+        ("finllm.text.up", "finllm.training.top"),
+    ]
+    assert circle(arrows) == []
+    for back in (
+        "from finllm.text.up import x",
+        "def late():\n    import finllm.text.up",
+        "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from finllm.text import up",
+        "from ..text import up",
+        "from ..text.up import x",
+    ):
+        (tmp_path / "finllm/training/top.py").write_text(back)
+        assert circle(graph(tmp_path, ["finllm"])) == ["finllm.text.up", "finllm.training.top", "finllm.text.up"], back
+    (tmp_path / "finllm/training/top.py").write_text("from finllm.text import names")
+    (tmp_path / "finllm/text/__init__.py").write_text("from finllm.text.up import names")
+    assert circle(graph(tmp_path, ["finllm"]))[0] == "finllm.text"
 
 
 @pytest.mark.parametrize(

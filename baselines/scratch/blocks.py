@@ -6,17 +6,14 @@ Shapes: see model.py.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
 from torch.nn import functional
 
 from baselines.scratch.attention import Keys, KeyValueCache, MultiHeadAttention, Visible
+from baselines.scratch.config import ModelConfig
 from baselines.scratch.positional import LearnedPositions, Rotation, SinusoidalPositions
-
-if TYPE_CHECKING:
-    from baselines.scratch.model import ModelConfig
 
 
 class FeedForward(nn.Module):

@@ -1,4 +1,6 @@
-"""What a stopped run needs to go on exactly: safetensors and JSON, no pickle; hashed and renamed by finllm.checkpoints.
+"""What a stopped run needs to go on exactly: safetensors and JSON, no pickle.
+
+finllm/training/checkpoints.py hashes and renames them.
 
     checkpoints/checkpoint-500/
       model.safetensors       the weights now
@@ -20,8 +22,8 @@ import safetensors.torch
 import torch
 
 from baselines.scratch.model import load_weights, read_weights
-from finllm import checkpoints
-from finllm.run import read_json, write_json
+from finllm.files import read_json, write_json
+from finllm.training import checkpoints
 
 Weights = dict[str, torch.Tensor]
 

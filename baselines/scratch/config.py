@@ -14,9 +14,9 @@ from typing import Any
 
 import yaml
 
-from baselines.scratch.model import VARIANTS, ModelConfig
-from finllm.run import UserError, did_you_mean, raise_problems
+from finllm.errors import UserError, did_you_mean, raise_problems
 
+VARIANTS = ("as_published", "causal", "seq2seq")
 LANGUAGE_MODEL = "baselines.scratch.lm"
 CHOICES = {
     "variant": VARIANTS,
@@ -25,6 +25,23 @@ CHOICES = {
     "positions": ("sinusoidal", "learned", "rotary"),
     "language_model": (LANGUAGE_MODEL,),
 }
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """The shape of a model: C = `width`, H = `heads`, F = `feed_forward`, V = `vocabulary_size`."""
+
+    vocabulary_size: int
+    max_length: int  # tokens that one training text may have
+    layers: int  # of the encoder and of the decoder, where there are both
+    width: int
+    heads: int
+    feed_forward: int
+    dropout: float
+    positions: str  # sinusoidal, learned, rotary
+    tie_embeddings: bool  # one matrix VC for the tokens read and the tokens written (Press and Wolf 2017)
+    variant: str = "causal"  # what a model saved before there were three is
+    norm: str = "pre"  # pre, post
 
 
 @dataclass(frozen=True)

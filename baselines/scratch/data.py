@@ -22,7 +22,7 @@ import torch
 
 from baselines.scratch.losses import IGNORED
 from baselines.scratch.tokenizer import BOS, EOS, PAD, Tokenizer
-from finllm.prompts import build_prompt
+from finllm.text.prompts import build_prompt
 
 BUCKET = 32  # batches whose examples are sorted by length together: enough for little padding, few enough to mix
 ALIKE = 16  # tokens: sources that differ by less are of like length

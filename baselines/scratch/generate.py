@@ -17,8 +17,9 @@ import finllm  # isort: skip  # noqa: F401  before torch: it sets how threads wa
 
 from baselines.scratch.lm import load
 from baselines.scratch.sampling import Sampling
-from finllm.prompts import build_prompt
-from finllm.run import RunDir, raise_problems, run_command
+from finllm.errors import raise_problems, run_command
+from finllm.run_dir import RunDir
+from finllm.text.prompts import build_prompt
 
 
 def main() -> None:

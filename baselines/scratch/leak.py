@@ -29,8 +29,9 @@ from rich.table import Table
 from baselines.scratch.generation import Recomputed
 from baselines.scratch.lm import Pair, ScratchLanguageModel, load
 from finllm.data.dataset_dir import DatasetDir
-from finllm.prompts import build_prompt
-from finllm.run import RunDir, UserError, run_command
+from finllm.errors import UserError, run_command
+from finllm.run_dir import RunDir
+from finllm.text.prompts import build_prompt
 
 ROWS = (
     "variant",

@@ -1,4 +1,4 @@
-"""The baseline under evaluation: what eval/lm.py asks of a model, in float32."""
+"""The baseline under evaluation: what eval/models/language_model.py asks of a model, in float32."""
 
 from __future__ import annotations
 
@@ -14,8 +14,9 @@ from baselines.scratch.losses import cross_entropy, next_token_pairs
 from baselines.scratch.model import Transformer
 from baselines.scratch.sampling import Sampling
 from baselines.scratch.tokenizer import BOS, EOS, Tokenizer
-from eval.lm import Description, Generation, Score
-from finllm.run import RunDir, UserError
+from eval.models.language_model import Description, Generation, Score
+from finllm.errors import UserError
+from finllm.run_dir import RunDir
 
 Pair = tuple[list[int], list[int]]  # ids of a prompt and of its response
 
@@ -32,7 +33,7 @@ def load(run: RunDir, batch_size: int) -> ScratchLanguageModel:
 
 
 class ScratchLanguageModel:
-    """The methods of eval/lm.py for all three variants; `batch_size` examples of like length at a time."""
+    """What evaluation asks of a model, for all three variants; `batch_size` examples of like length at a time."""
 
     def __init__(self, model: Transformer, tokenizer: Tokenizer, batch_size: int):
         self.model, self.tokenizer, self.batch_size = model.eval(), tokenizer, batch_size

@@ -18,9 +18,10 @@ from baselines.scratch.config import TrainConfig
 from baselines.scratch.data import Example, batches_of_epoch, collate, training_batches
 from baselines.scratch.losses import IGNORED, Objective
 from baselines.scratch.model import Transformer
-from finllm.machine import peak_memory_bytes
-from finllm.run import RunDir, UserError
-from finllm.stopping import Stop
+from finllm.cpu.machine import peak_memory_bytes
+from finllm.errors import UserError
+from finllm.run_dir import RunDir
+from finllm.training.stopping import Stop
 
 
 def adamw(model: Transformer, config: TrainConfig) -> torch.optim.AdamW:

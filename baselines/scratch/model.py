@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from dataclasses import dataclass
 from pathlib import Path
 
 import safetensors.torch
@@ -27,29 +26,12 @@ from torch.nn import functional
 
 from baselines.scratch.attention import Keys, KeyValueCache, Visible
 from baselines.scratch.blocks import Stack
+from baselines.scratch.config import ModelConfig
 from baselines.scratch.losses import Objective, next_token_pairs
 from baselines.scratch.tokenizer import PAD
-from finllm.loss import linear_cross_entropy
-from finllm.run import UserError, atomic_open, raise_problems, read_json, write_json
-
-VARIANTS = ("as_published", "causal", "seq2seq")
-
-
-@dataclass(frozen=True)
-class ModelConfig:
-    """The shape of a model: C = `width`, H = `heads`, F = `feed_forward`, V = `vocabulary_size`."""
-
-    vocabulary_size: int
-    max_length: int  # tokens that one training text may have
-    layers: int  # of the encoder and of the decoder, where there are both
-    width: int
-    heads: int
-    feed_forward: int
-    dropout: float
-    positions: str  # sinusoidal, learned, rotary
-    tie_embeddings: bool  # one matrix VC for the tokens read and the tokens written (Press and Wolf 2017)
-    variant: str = "causal"  # what a model saved before there were three is
-    norm: str = "pre"  # pre, post
+from finllm.cpu.loss import linear_cross_entropy
+from finllm.errors import UserError, raise_problems
+from finllm.files import atomic_open, read_json, write_json
 
 
 class Transformer(nn.Module):

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from finllm.run import UserError
+from finllm.errors import UserError
 
 
 def wave_angles(positions_BT: torch.Tensor, width: int) -> torch.Tensor:

@@ -17,8 +17,9 @@ from typing import Any
 
 import sentencepiece
 
-from finllm.prompts import WITH_INPUT, WITHOUT_INPUT
-from finllm.run import UserError, atomic_open
+from finllm.errors import UserError
+from finllm.files import atomic_open
+from finllm.text.prompts import WITH_INPUT, WITHOUT_INPUT
 
 PAD, UNKNOWN, BOS, EOS = 0, 1, 2, 3
 SPACE = "\u2581"  # what SentencePiece writes for a space inside a piece

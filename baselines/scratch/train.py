@@ -4,7 +4,7 @@
         [--output_dir runs/NAME] [--resume auto] [any key of config.py]
 
 On several GPUs: accelerate launch baselines/scratch/train.py … ; the steps are the same on any number of processes.
-The run dir it leaves in output_dir is described in finllm/run.py.
+The run dir it leaves in output_dir is described in finllm/run_dir.py.
 """
 
 import dataclasses
@@ -28,12 +28,16 @@ from baselines.scratch.data import Example, encode_rows, truncate
 from baselines.scratch.loop import Training, adamw
 from baselines.scratch.model import Transformer
 from baselines.scratch.tokenizer import Tokenizer
-from finllm import checkpoints, machine
+from finllm.cpu import machine
 from finllm.data.dataset_dir import DatasetDir
-from finllm.plots import plot_loss
-from finllm.prompts import TEMPLATE_HASH
-from finllm.run import RunDir, UserError, provenance, run_command, write_json, write_jsonl, write_text
-from finllm.summary import already_finished, print_summary
+from finllm.errors import UserError, run_command
+from finllm.files import write_json, write_jsonl, write_text
+from finllm.provenance import provenance
+from finllm.run_dir import RunDir
+from finllm.text.prompts import TEMPLATE_HASH
+from finllm.training import checkpoints
+from finllm.training.plots import plot_loss
+from finllm.training.summary import already_finished, print_summary
 
 
 def main() -> None:

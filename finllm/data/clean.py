@@ -12,7 +12,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator
 from typing import NamedTuple
 
 from finllm.data.schema import Row
-from finllm.run import did_you_mean, raise_problems
+from finllm.errors import did_you_mean, raise_problems
 
 
 class StepCount(NamedTuple):

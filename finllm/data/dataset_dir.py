@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from finllm.data.split import SPLITS
-from finllm.run import UserError, atomic_open, cache_dir, did_you_mean, raise_problems, read_json, sha256_of_file
+from finllm.errors import UserError, did_you_mean, raise_problems
+from finllm.files import atomic_open, cache_dir, read_json, sha256_of_file
 
 if TYPE_CHECKING:
     import datasets

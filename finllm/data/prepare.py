@@ -24,7 +24,8 @@ from finllm.data.schema import COLUMNS, FIELDS, Row, check_rows
 from finllm.data.settings import DEFAULTS, Settings
 from finllm.data.split import SPLITS, check_fractions, normalised_question, split_of
 from finllm.data.summary import print_summary
-from finllm.run import UserError, atomic_open, write_json
+from finllm.errors import UserError
+from finllm.files import atomic_open, write_json
 
 TRACKED_BYTES = 10 << 20  # a source of less is read before a progress bar could be
 

@@ -22,7 +22,8 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import IO, Any, NamedTuple, TypeVar
 
-from finllm.run import UserError, did_you_mean, sha256_of_files
+from finllm.errors import UserError, did_you_mean
+from finllm.files import sha256_of_files
 
 FORMATS = (".json", ".jsonl", ".csv", ".parquet")
 SUFFIXES = (*FORMATS, ".zip")

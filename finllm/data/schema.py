@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 from finllm.data.rows import RawRow
-from finllm.run import UserError, did_you_mean, raise_problems
+from finllm.errors import UserError, did_you_mean, raise_problems
 
 FIELDS = ("instruction", "input", "output")
 COLUMNS = {field: field for field in FIELDS}

@@ -10,7 +10,7 @@ from typing import Any
 
 from finllm.data.clean import STEPS
 from finllm.data.schema import COLUMNS
-from finllm.prompts import TEMPLATE_HASH, TEMPLATE_ID
+from finllm.text.prompts import TEMPLATE_HASH, TEMPLATE_ID
 
 
 @dataclass(frozen=True)

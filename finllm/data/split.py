@@ -14,7 +14,7 @@ from __future__ import annotations
 import hashlib
 import unicodedata
 
-from finllm.run import raise_problems
+from finllm.errors import raise_problems
 
 SPLITS = ("train", "validation", "test")
 

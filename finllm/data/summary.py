@@ -8,7 +8,7 @@ from collections.abc import Callable
 from finllm.data.dataset_dir import DatasetDir
 from finllm.data.rows import track
 from finllm.data.split import SPLITS
-from finllm.prompts import build_prompt
+from finllm.text.prompts import build_prompt
 
 PERCENTILES = {"p5": 0.05, "p50": 0.5, "p95": 0.95, "max": 1.0}
 BATCH = 1000  # texts given to count_tokens at once

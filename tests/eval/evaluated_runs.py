@@ -11,9 +11,9 @@ from pathlib import Path
 
 import yaml
 
-from eval.lm import Description
+from eval.models.language_model import Description
 from eval.results import GENERATION_METRICS, Interval, Results, SplitResults
-from finllm.run import write_json, write_jsonl
+from finllm.files import write_json, write_jsonl
 
 ROOT = Path(__file__).parents[2]
 SCRIPT = ROOT / "eval" / "leaderboard.py"

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from evaluated_runs import ROOT, Page, leaderboard, make_run, report
 
-from finllm.run import write_jsonl
+from finllm.files import write_jsonl
 
 
 def test_models_are_ranked_by_bits_per_byte_in_all_three_files(tmp_path):

@@ -6,9 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from eval.lm import Description
+from eval.models.language_model import Description
 from eval.results import GENERATION_METRICS, LIKELIHOOD_METRICS, Interval, Results, SplitResults, predictions
-from finllm.run import UserError, write_jsonl
+from finllm.errors import UserError
+from finllm.files import write_jsonl
 
 ROOT = Path(__file__).parents[2]
 

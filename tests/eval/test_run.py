@@ -7,11 +7,11 @@ import pytest
 import torch
 from torch.nn.functional import cross_entropy
 
+from eval.models.transformers_lm import load_base
 from eval.results import Results, predictions
-from eval.transformers_lm import load_base
 from finllm.data.dataset_dir import DatasetDir
-from finllm.prompts import build_prompt
-from finllm.run import RunDir
+from finllm.run_dir import RunDir
+from finllm.text.prompts import build_prompt
 
 
 @pytest.fixture

@@ -9,10 +9,10 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from eval.lm import Generation, Score
+from eval.models.language_model import Generation, Score
 from eval.results import AUDITS, Results
 from finllm.data.dataset_dir import dataset_hash
-from finllm.run import read_jsonl, write_json, write_jsonl
+from finllm.files import read_jsonl, write_json, write_jsonl
 
 
 def changed(dataset_dir, place, rows_of_test):
@@ -98,7 +98,7 @@ def test_a_tokenizer_that_cannot_write_the_references_is_refused(evaluate, gpt2_
 
 @pytest.mark.parametrize("method", ["score", "generate"])
 def test_fewer_results_than_examples_are_refused(evaluate, monkeypatch, tmp_path, method):
-    from eval.transformers_lm import TransformersLM
+    from eval.models.transformers_lm import TransformersLM
 
     short = {"score": lambda self, *_: [Score(1.0, 1, 1)], "generate": lambda self, *_: [Generation("a", 1, True)]}
     monkeypatch.setattr(TransformersLM, method, short[method])

@@ -8,7 +8,8 @@ from pathlib import Path
 
 from killable import run
 
-from finllm.run import RunDir, read_jsonl, sha256_of_files
+from finllm.files import read_jsonl, sha256_of_files
+from finllm.run_dir import RunDir
 
 CHANGES_EVERY_TIME = ("tokens_per_second", "peak_memory_bytes")
 STEPS = 14

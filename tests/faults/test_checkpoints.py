@@ -8,7 +8,7 @@ import pytest
 from fine_runs import assert_same, state_of
 from killable import Moment
 
-from finllm import checkpoints
+from finllm.training import checkpoints
 
 THIRD_HAS_NO_NAME = Moment("rename", 3, ".writing")
 

@@ -11,8 +11,8 @@ from fine_runs import Fine, assert_same
 from killable import Moment
 from safetensors.torch import load_file, save_file
 
-from finllm import checkpoints
-from finllm.run import UserError
+from finllm.errors import UserError
+from finllm.training import checkpoints
 
 
 def test_a_full_disk_leaves_the_last_checkpoint_and_says_what_to_do(fine):
@@ -60,7 +60,7 @@ def test_a_folder_that_cannot_be_written_is_named(command, fine, tmp_path, monke
     "error", [torch.OutOfMemoryError("CUDA out of memory."), RuntimeError("DefaultCPUAllocator: can't allocate memory")]
 )
 def test_too_little_memory_is_answered_with_the_same_training_in_less(command, fine, monkeypatch, error):
-    from finllm.trainer import SupervisedTrainer
+    from finllm.training.trainer import SupervisedTrainer
 
     def training_step(self, *arguments):
         raise error
@@ -106,7 +106,7 @@ def test_weights_that_were_saved_wrongly_are_found(tmp_path, tensors, problem):
 
 
 def test_an_adapter_that_is_not_the_trained_one_is_found_when_it_is_saved(command, fine, monkeypatch):
-    from finllm.trainer import SupervisedTrainer
+    from finllm.training.trainer import SupervisedTrainer
 
     save_model = SupervisedTrainer.save_model
 

@@ -9,7 +9,7 @@ import pytest
 from fine_runs import STEPS, assert_same
 from killable import Moment
 
-from finllm.run import RunDir
+from finllm.run_dir import RunDir
 
 VARIANTS = {
     "plain": (),

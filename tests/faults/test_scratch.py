@@ -8,8 +8,8 @@ import pytest
 from fine_runs import assert_same
 from killable import Moment, run
 
-from finllm import checkpoints
-from finllm.run import RunDir
+from finllm.run_dir import RunDir
+from finllm.training import checkpoints
 
 SETTINGS = (
     *("--vocabulary_size", 400, "--width", 16, "--layers", 1, "--heads", 2, "--feed_forward", 32, "--dropout", 0.2),

@@ -8,7 +8,7 @@ import pytest
 from fine_runs import assert_same, state_of
 from killable import LIMIT, Moment, run, start, wait_for
 
-from finllm import checkpoints
+from finllm.training import checkpoints
 
 
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])

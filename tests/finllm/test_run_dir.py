@@ -5,19 +5,10 @@ import stat
 
 import pytest
 
-from finllm.run import (
-    RunDir,
-    UserError,
-    atomic_open,
-    did_you_mean,
-    provenance,
-    raise_problems,
-    read_json,
-    read_jsonl,
-    sha256_of_files,
-    write_json,
-    write_jsonl,
-)
+from finllm.errors import UserError, did_you_mean, raise_problems
+from finllm.files import atomic_open, read_json, read_jsonl, sha256_of_files, write_json, write_jsonl
+from finllm.provenance import provenance
+from finllm.run_dir import RunDir
 
 
 def test_a_write_that_fails_leaves_the_old_file_and_nothing_beside_it(tmp_path):

@@ -2,7 +2,7 @@
 
 import pytest
 
-from finllm.run import RunDir
+from finllm.run_dir import RunDir
 
 TINY = ("--max_length", 256, "--per_device_train_batch_size", 4, "--logging_steps", 1, "--eval_strategy", "no",
         "--save_strategy", "no", "--learning_rate", "1e-3", "--disable_tqdm", "true")  # fmt: skip

@@ -6,7 +6,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from finllm.run import RunDir
+from finllm.run_dir import RunDir
 
 
 def losses(run: RunDir, key: str = "loss") -> list[float]:

@@ -8,8 +8,9 @@ import torch
 from safetensors.torch import load_file
 from transformers import GPT2Model
 
-from finllm.models import load_run_model, load_tokenizer
-from finllm.run import RunDir, read_jsonl
+from finllm.files import read_jsonl
+from finllm.models.base import load_run_model, load_tokenizer
+from finllm.run_dir import RunDir
 
 
 def test_full_training_leaves_a_complete_run_dir_and_changes_every_tensor(sft, gpt2_dir):

@@ -1,0 +1,1 @@
+"""Whether a model's figures may be believed."""

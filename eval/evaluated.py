@@ -1,0 +1,128 @@
+"""What the report reads of run dirs that were evaluated: each checked for itself, then all against each other.
+
+This module imports neither torch nor transformers nor datasets.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from eval.results import Results, SplitResults, predictions
+from finllm.errors import UserError, raise_problems
+from finllm.files import read_jsonl
+from finllm.run_dir import RunDir
+
+
+@dataclass
+class Run:
+    """One run dir, read and checked for itself. A model evaluated without training has no summary and no curves."""
+
+    path: Path
+    name: str
+    results: Results
+    split: SplitResults
+    predictions: list[dict[str, Any]]
+    summary: dict[str, Any] = field(default_factory=dict)
+    metrics: list[dict[str, Any]] = field(default_factory=list)
+    provenance: dict[str, Any] = field(default_factory=dict)
+    config: dict[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def read(cls, path: Path, split_name: str) -> Run:
+        results = Results.read(path)
+        split = results.splits.get(split_name)
+        if split is None:
+            held = ", ".join(results.splits) or "none"
+            raise UserError(
+                f"{path} has no results on split {split_name!r} (it has: {held}); "
+                f"evaluate it: python eval/run.py {path} --split {split_name}"
+            )
+        rows = [row for row in predictions(path) if row["split"] == split_name]
+        raise_problems(
+            _problems_of_pair(split, rows),
+            f"{path}: eval/results.json and eval/predictions.jsonl do not belong together; "
+            f"evaluate again: python eval/run.py {path}",
+        )
+        folder = RunDir(path)
+        return cls(
+            path=path,
+            name=results.name,
+            results=results,
+            split=split,
+            predictions=rows,
+            summary=folder.summary() if folder.complete else {},
+            metrics=read_jsonl(folder.metrics) if folder.metrics.exists() else [],
+            provenance=folder.provenance() if (path / "provenance.json").exists() else {},
+            config=folder.config() if (path / "config.yaml").exists() else {},
+        )
+
+
+def _problems_of_pair(split: SplitResults, rows: list[dict[str, Any]]) -> list[str]:
+    counts = {
+        "examples": len(rows),
+        "questions": len({row["question_id"] for row in rows}),
+        "tokens": sum(row["tokens"] for row in rows),
+        "bytes": sum(row["bytes"] for row in rows),
+        "generated": sum(row["prediction"] is not None for row in rows),
+    }
+    problems = [
+        f"results count {getattr(split, name)} {name}, predictions hold {count}"
+        for name, count in counts.items()
+        if getattr(split, name) != count
+    ]
+    if not problems:
+        bits = sum(row["nll"] for row in rows) / (math.log(2) * counts["bytes"])
+        stated = split.metrics["bits_per_byte"].value
+        if not math.isclose(bits, stated, rel_tol=1e-3):
+            problems.append(f"results say {stated:.4f} bits per byte, the predictions' nll gives {bits:.4f}")
+    return problems
+
+
+def read_runs(paths: list[Path], split_name: str) -> list[Run]:
+    """The runs, best first; everything that forbids comparing them is raised at once."""
+    if not paths:
+        raise UserError("no run dirs given; name at least one: python eval/leaderboard.py runs/A --output_dir DIR")
+    problems: list[str] = []
+    runs: list[Run] = []
+    for path, count in Counter(path.resolve() for path in paths).items():
+        given = next(candidate for candidate in paths if candidate.resolve() == path)
+        if count > 1:
+            problems.append(f"{given} is given {count} times; name it once")
+        try:
+            runs.append(Run.read(given, split_name))
+        except UserError as error:
+            problems.append(str(error))
+    for run in runs[1:]:
+        first, ours, theirs = runs[0], run.results.dataset, runs[0].results.dataset
+        if ours["hash"] != theirs["hash"]:
+            problems.append(
+                f"{run.path} was evaluated on another dataset ({ours['name']}, hash {ours['hash']}) than {first.path} "
+                f"({theirs['name']}, hash {theirs['hash']}); evaluate both on one"
+            )
+        elif {row["id"] for row in run.predictions} != {row["id"] for row in first.predictions}:
+            problems.append(
+                f"{run.path} was evaluated on other examples ({len(run.predictions)}) of dataset {ours['hash']} "
+                f"than {first.path} ({len(first.predictions)}); evaluate both on the whole {split_name} split"
+            )
+    raise_problems(problems, "the runs to compare")
+    for run, name in zip(runs, distinct_names(runs), strict=True):
+        run.name = name
+    return sorted(
+        runs, key=lambda run: (run.results.sees_the_future, run.split.metrics["bits_per_byte"].value, run.name)
+    )
+
+
+def distinct_names(runs: list[Run]) -> list[str]:
+    """Each run's own name; where several share one, the shortest end of their paths that tells them apart."""
+    counts = Counter(run.name for run in runs)
+    parts = [run.path.resolve().parts for run in runs]
+    for length in range(1, max(map(len, parts)) + 1):
+        ends = ["/".join(part[-length:]) for part in parts]
+        names = [run.name if counts[run.name] == 1 else end for run, end in zip(runs, ends, strict=True)]
+        if len(set(names)) == len(names):
+            return names
+    return [str(run.path.resolve()) for run in runs]

@@ -1,0 +1,1 @@
+"""What evaluation asks of a model, and the models that answer."""

@@ -1,0 +1,84 @@
+"""What any model must offer to be evaluated: four methods. Evaluation knows nothing else of a model.
+
+prompt        Below is … ### Response:\n │ An ETF is a fund … │ EOS │
+encode        prompt's ids               │ response's ids ─────── │
+log_probs                                │ one a response token ─ │   each given all ids before it
+score                                    │ − their sum: nll ───── │   the response and its EOS, nothing else
+generate                                 │ until EOS or max_new_tokens
+
+`score` and `generate` make the figures. `encode` and `log_probs` open the same computation to the audits, which change
+ids after a position and look whether the log-probabilities before it move.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    import numpy as np
+
+
+@dataclass(frozen=True)
+class Score:
+    """The likelihood of one response and its EOS: `nll` in nats, summed; `tokens` counts the EOS too."""
+
+    nll: float
+    tokens: int
+    correct_tokens: int  # tokens that were the most likely ones
+
+
+@dataclass(frozen=True)
+class Generation:
+    """One answer: its text without EOS, the tokens written (EOS included), and whether EOS ended it."""
+
+    text: str
+    tokens: int
+    stopped: bool
+
+
+@dataclass(frozen=True)
+class Description:
+    """What the report says of a model. `tokenizer` names it: perplexities of two tokenizers cannot be compared.
+
+    `dtype` is what the model computes in: how far rounding alone moves a log-probability depends on it.
+    """
+
+    method: str  # base, full, lora, qlora, scratch
+    base_model: str | None
+    tokenizer: str
+    total_parameters: int
+    trainable_parameters: int
+    dtype: str = "float32"
+
+
+class LanguageModel(Protocol):
+    """A model under evaluation. Results come in the order of the arguments, whatever the batching inside."""
+
+    description: Description
+
+    def encode(self, prompt: str, response: str) -> tuple[list[int], list[int]]:
+        """Token ids of the prompt, and of the response with its EOS, exactly as `score` reads them.
+
+        A response that the tokenizer cannot write (a character becomes the unknown token) is a `UserError`.
+        """
+
+    def log_probs(self, pairs: Sequence[tuple[list[int], list[int]]]) -> list[np.ndarray]:
+        """For each (prompt ids, response ids) the log-probability of each response token, in nats.
+
+        A float64 array of shape (tokens of the response,) a pair: of each token given the prompt and the response
+        before it, from one forward pass over the whole, so that a model that sees the future shows it.
+        """
+
+    def otherwise(self, pairs: Sequence[tuple[list[int], list[int]]]) -> dict[str, list[float]]:
+        """The nll of each pair's response by every other way that this model is run in; none of them may differ.
+
+        The name of a way, such as "padded on the left", and a nll for each pair. Empty where there is no other way.
+        """
+
+    def score(self, prompts: Sequence[str], responses: Sequence[str]) -> list[Score]:
+        """Score each response, and its EOS, after its prompt: the same numbers as `log_probs`, summed."""
+
+    def generate(self, prompts: Sequence[str], max_new_tokens: int) -> list[Generation]:
+        """Answer each prompt greedily."""

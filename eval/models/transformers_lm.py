@@ -1,0 +1,194 @@
+"""Any transformers or peft model behind the four methods of `eval.models.language_model`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+from torch import nn
+from torch.nn.functional import cross_entropy, linear
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from eval.models.language_model import Description, Generation, Score
+from finllm.cpu import joined
+from finllm.cpu.loss import BLOCK, CHUNK, aligned_head, has_plain_head
+from finllm.errors import UserError
+from finllm.models.adapters import base_of
+from finllm.models.base import check_length, count_parameters, load_for_inference
+from finllm.models.generate import answer_all, decoding
+from finllm.run_dir import RunDir
+from finllm.text.tokens import encode_prompt, encode_response
+
+ALIKE = 0.9  # lengths of the rows that are scored together, shortest by longest: padding is computed for nothing
+
+Head = Callable[[torch.Tensor], torch.Tensor]  # last hidden states (N, C) to logits (N, V)
+
+
+class TransformersLM:
+    """A model with its tokenizer. Likelihoods are float32; logits are made where responses stand, and not kept."""
+
+    def __init__(
+        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, description: Description, batch_size: int
+    ):
+        self.model, self.tokenizer, self.description, self.batch_size = model, tokenizer, description, batch_size
+
+    def encode(self, prompt: str, response: str) -> tuple[list[int], list[int]]:
+        """Ids of prompt and response. An unknown token in the response is a `UserError`: it would be scored as text."""
+        ids = encode_response(self.tokenizer, response)
+        unknown = self.tokenizer.unk_token_id
+        # Byte-level vocabularies know every text; GPT-2 names its EOS as the unknown token, which a text may hold.
+        if unknown is not None and unknown != self.tokenizer.eos_token_id and unknown in ids:
+            raise UserError(
+                f"the tokenizer of {self.description.tokenizer} cannot write {response[:60]!r}: some of it becomes "
+                f"{self.tokenizer.unk_token}; take a model whose vocabulary has bytes, or drop the example"
+            )
+        return encode_prompt(self.tokenizer, prompt), ids
+
+    def log_probs(self, pairs: Sequence[tuple[list[int], list[int]]]) -> list[np.ndarray]:
+        """As eval.models.language_model says; float64 of what was computed in float32.
+
+        Rows of any lengths go together, so that an audit sees a model that sees its padding.
+        """
+        return [log_probs for log_probs, _ in self._in_batches(pairs, alike=0)]
+
+    def score(self, prompts: Sequence[str], responses: Sequence[str]) -> list[Score]:
+        """The likelihood of each whole response and its EOS; no text is cut."""
+        pairs = [self.encode(*pair) for pair in zip(prompts, responses, strict=True)]
+        return [
+            Score(float(-log_probs.sum()), len(log_probs), correct)
+            for log_probs, correct in self._in_batches(pairs, ALIKE)
+        ]
+
+    @torch.inference_mode()
+    def _in_batches(self, pairs: Sequence[tuple[list[int], list[int]]], alike: float) -> list[tuple[np.ndarray, int]]:
+        """Of each pair its log-probabilities and how many tokens were the likeliest.
+
+        The shortest row of a batch is at least `alike` times as long as its longest.
+        Rows go by falling length, padded on the right, where no position sees padding: batching changes nothing.
+        """
+        lengths = [len(prompt) + len(response) for prompt, response in pairs]
+        check_length(self.model, max(lengths, default=0))
+        batches: list[list[int]] = []
+        for index in sorted(range(len(pairs)), key=lambda index: -lengths[index]):
+            full = not batches or len(batches[-1]) == self.batch_size
+            if full or lengths[index] < alike * lengths[batches[-1][0]]:
+                batches.append([])
+            batches[-1].append(index)
+        head = self._head()
+        found: list[tuple[np.ndarray, int] | None] = [None] * len(pairs)
+        for batch in batches:
+            for index, row in zip(batch, self._one_batch([pairs[index] for index in batch], head), strict=True):
+                found[index] = row
+        return found
+
+    def _one_batch(self, pairs: list[tuple[list[int], list[int]]], head: Head | None) -> list[tuple[np.ndarray, int]]:
+        width = max(len(prompt) + len(response) for prompt, response in pairs)
+        input_ids = torch.full((len(pairs), width), self.tokenizer.pad_token_id)
+        predicts = torch.zeros(len(pairs), width, dtype=torch.bool)  # the positions whose next token is of a response
+        for row, (prompt, response) in enumerate(pairs):
+            input_ids[row, : len(prompt) + len(response)] = torch.tensor(prompt + response)
+            predicts[row, len(prompt) - 1 : len(prompt) - 1 + len(response)] = True
+        labels_N = torch.tensor([token for _, response in pairs for token in response], device=self.model.device)
+        logits_of = self._logits(input_ids.to(self.model.device), predicts.to(self.model.device), head)
+        log_probs, correct = [], []
+        for start in range(0, len(labels_N), CHUNK):
+            chunk = slice(start, start + CHUNK)
+            for some, labels in zip(logits_of(chunk).split(BLOCK), labels_N[chunk].split(BLOCK), strict=True):
+                logits = some.float()
+                log_probs.append(-cross_entropy(logits, labels, reduction="none").double())
+                correct.append(logits.argmax(-1) == labels)
+        lengths = [len(response) for _, response in pairs]
+        by_row = zip(torch.cat(log_probs).split(lengths), torch.cat(correct).split(lengths), strict=True)
+        return [(found.cpu().numpy(), int(right.sum())) for found, right in by_row]
+
+    def _head(self) -> Head | None:
+        """The model's head, its products aligned; None where its logits are more than the product with it."""
+        base = base_of(self.model)
+        if not has_plain_head(base):
+            return None
+        head = base.get_output_embeddings()
+        if type(head) is not nn.Linear:  # adapted or quantised
+            return head
+        weight, bias = aligned_head(head.weight, head.bias, head.weight.dtype)
+        return lambda hidden_NC: linear(hidden_NC, weight, bias)[:, : len(head.weight)]
+
+    def _logits(
+        self, input_ids: torch.Tensor, predicts: torch.Tensor, head: Head | None
+    ) -> Callable[[slice], torch.Tensor]:
+        """The logits of those of the positions that predict, a slice at a time: most positions never meet the head."""
+        if head is not None:
+            hidden_BTC = base_of(self.model).base_model(input_ids=input_ids, use_cache=False).last_hidden_state
+            hidden_NC = hidden_BTC[predicts]
+            return lambda part: head(hidden_NC[part])
+        some = predicts.any(0)  # where a row predicts: the head of such a model takes positions, not rows and positions
+        logits = self.model(input_ids, use_cache=False, logits_to_keep=some.nonzero()[:, 0]).logits
+        logits_NV = logits[predicts[:, some]]
+        return lambda part: logits_NV[part]
+
+    @torch.inference_mode()
+    def otherwise(self, pairs: Sequence[tuple[list[int], list[int]]]) -> dict[str, list[float]]:
+        """Padded on the left, as `generate` pads; and packed, as rows are trained on where the model allows it."""
+        rows = [
+            {"input_ids": prompt + response, "labels": [joined.IGNORED] * len(prompt) + response}
+            for prompt, response in pairs
+        ]
+        padded = self.tokenizer.pad(
+            {"input_ids": [row["input_ids"] for row in rows]}, padding_side="left", return_tensors="pt"
+        ).to(self.model.device)
+        positions = (padded.attention_mask.cumsum(-1) - 1).clamp(min=0)
+        logits = self.model(**padded, position_ids=positions, use_cache=False).logits
+        found = {
+            "padded on the left": [
+                cross_entropy(row[-len(response) - 1 : -1].float(), row.new_tensor(response).long(), reduction="sum")
+                for row, (_, response) in zip(logits, pairs, strict=True)
+            ]
+        }
+        if joined.can_join(base := base_of(self.model)):
+            batch = {name: tensor.to(self.model.device) for name, tensor in joined.join(rows).items()}
+            base.set_attn_implementation(joined.NAME)
+            try:
+                inputs = {name: batch[name] for name in ("input_ids", "position_ids", "parts")}
+                logits = self.model(**inputs, use_cache=False).logits
+            finally:
+                base.set_attn_implementation("sdpa")
+            labels = batch["labels"][0, 1:]
+            nll = cross_entropy(logits[0, :-1].float(), labels, reduction="none", ignore_index=joined.IGNORED)
+            found["packed"] = [nll[batch["rows"][0, 1:] == number].sum() for number in range(len(rows))]
+        return {way: torch.stack(values).double().tolist() for way, values in found.items()}
+
+    def generate(self, prompts: Sequence[str], max_new_tokens: int) -> list[Generation]:
+        """Greedy, by finllm.models.generate: evaluation asks as users ask."""
+        config = decoding(self.tokenizer, max_new_tokens)
+        answers = answer_all(self.model, self.tokenizer, prompts, config, self.batch_size)
+        return [Generation(answer.text, answer.tokens, answer.stopped) for answer in answers]
+
+
+def load(run: RunDir, batch_size: int) -> TransformersLM:
+    """The model of a run of recipes/sft.py."""
+    summary = run.summary()
+    model, tokenizer = load_for_inference(str(run.path))
+    if getattr(model, "quantization_method", None) is None:
+        model = model.float()  # of weights that were frozen in bfloat16 the same values, and sums without its rounding
+    description = Description(
+        method=summary["method"],
+        base_model=summary["base_model"],
+        tokenizer=summary["base_model"],
+        total_parameters=summary["total_parameters"],
+        trainable_parameters=summary["trainable_parameters"],
+        dtype=_dtype(model),
+    )
+    return TransformersLM(model, tokenizer, description, batch_size)
+
+
+def load_base(name: str, batch_size: int) -> TransformersLM:
+    """An untouched base model."""
+    model, tokenizer = load_for_inference(name)
+    description = Description("base", name, name, count_parameters(model).total, 0, _dtype(model))
+    return TransformersLM(model, tokenizer, description, batch_size)
+
+
+def _dtype(model: PreTrainedModel) -> str:
+    """float32, bfloat16 or float16; for quantised weights what their products are computed in."""
+    settings = getattr(model.config, "quantization_config", None)
+    return str(getattr(settings, "bnb_4bit_compute_dtype", model.dtype)).removeprefix("torch.")

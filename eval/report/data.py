@@ -1,0 +1,116 @@
+"""What the report's page carries inside: figures as JSON that is read at once, texts in packs that wait.
+
+A report of 20 models and 2,000 questions holds 40,000 answers. Their figures are one JSON block; questions, references
+and answers lie beside it in packs of PACK questions, each JSON, deflated and in base64, which the page unpacks when one
+of them comes into view or is searched. Nothing here is markup: the scripts put it into the page as text nodes.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import math
+import zlib
+from pathlib import Path
+from typing import Any
+
+from eval.evaluated import Run
+from finllm.errors import UserError
+from finllm.files import read_json
+
+CURVE_POINTS = 300  # a training curve with more logged steps is averaged down to about this many points
+PACK = 50  # questions a pack: some 100 KB of text, unpacked in a few milliseconds
+
+
+def embed(content: Any) -> str:
+    """JSON that is safe inside <script>: no <, > or & and, being ASCII, no U+2028 or U+2029."""
+    text = json.dumps(content, allow_nan=False, separators=(",", ":"))
+    return text.replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e")
+
+
+def figures(
+    runs: list[Run], rows: list[dict[str, Any]], colours: list[str], comparisons: list[dict[str, Any]]
+) -> dict[str, Any]:
+    """What the scripts draw, sort and filter by; a model's `scores` are columns in the order of the questions."""
+    order = [row["id"] for row in runs[0].predictions]
+    duplicated = {id for run in runs for id in run.results.audits.get("contamination", {}).get("contaminated", ())}
+    return {
+        "models": [
+            {
+                **{key: row[key] for key in ("name", "method", "rank", "trainable_parameters", "train_seconds")},
+                "peak_memory_bytes": row["peak_memory_bytes"],
+                "bits_per_byte": row["metrics"]["bits_per_byte"],
+                "limit": run.results.decoding["max_new_tokens"],
+                "colour": colour,
+                "training": thinned(curve(run.metrics, "loss")),
+                "validation": curve(run.metrics, "validation_loss"),
+                "scores": _scores(run, order),
+            }
+            for run, row, colour in zip(runs, rows, colours, strict=True)
+        ],
+        "comparisons": list(comparisons),
+        "level": runs[0].results.confidence["level"],
+        "questions": len(order),
+        "duplicated": [number for number, id in enumerate(order) if id in duplicated],
+        "pack": PACK,
+    }
+
+
+def _scores(run: Run, order: list[str]) -> dict[str, list[Any]]:
+    """Bits per byte of each reference; ROUGE-L and whether it stopped (1, 0) of each answer, null where none is."""
+    rows = {row["id"]: row for row in run.predictions}
+    ours = [rows[id] for id in order]
+    return {
+        "bits": [round(row["nll"] / (math.log(2) * row["bytes"]), 4) for row in ours],
+        "rougeL": [row["rougeL"] if row["rougeL"] is None else round(row["rougeL"], 3) for row in ours],
+        "stopped": [row["stopped"] if row["stopped"] is None else int(row["stopped"]) for row in ours],
+    }
+
+
+def packs(runs: list[Run]) -> list[str]:
+    """Questions as [instruction, input, reference, [each model's answer or null]], PACK at a time, deflated, base64."""
+    answers = [{row["id"]: row["prediction"] for row in run.predictions} for run in runs]
+    questions = [
+        [row["instruction"], row["input"], row["reference"], [answer[row["id"]] for answer in answers]]
+        for row in runs[0].predictions
+    ]
+    texts = (embed(questions[start : start + PACK]) for start in range(0, len(questions), PACK))
+    return [base64.b64encode(zlib.compress(text.encode(), 9)).decode() for text in texts]
+
+
+def curve(metrics: list[dict[str, Any]], key: str) -> list[list[float]]:
+    """[step, value] in the order of steps; of a step that a resumed run logged twice the later line counts."""
+    return [
+        [step, value] for step, value in sorted({line["step"]: line[key] for line in metrics if key in line}.items())
+    ]
+
+
+def thinned(points: list[list[float]]) -> list[list[float]]:
+    """Means of as many neighbours as it takes to come down to CURVE_POINTS points."""
+    width = math.ceil(len(points) / CURVE_POINTS) or 1
+    groups = [points[start : start + width] for start in range(0, len(points), width)]
+    return [[group[-1][0], sum(value for _, value in group) / len(group)] for group in groups]
+
+
+def data_card(runs: list[Run]) -> dict[str, Any]:
+    """What is known of the dataset: `manifest` of the very hash that the runs were evaluated on, or `missing`, why not.
+
+    It is looked for where the runs say that the dataset is and, since a folder of runs may have been moved as a whole,
+    under the same name beside the runs.
+    """
+    held = runs[0].results.dataset
+    places = {Path(run.results.dataset["name"]) for run in runs}
+    places |= {run.path.resolve().parent / place.name for run in runs for place in places if place.name}
+    missing = f"no dataset dir with this hash is at {held['name']} or beside the runs"
+    for path in sorted(place / "manifest.json" for place in places):
+        if not path.is_file():
+            continue
+        try:
+            manifest = read_json(path)
+        except UserError as error:
+            missing = str(error)
+            continue
+        if manifest.get("sha256") == held["hash"]:
+            return {"manifest": manifest, "missing": None}
+        missing = f"{path} describes another dataset, hash {manifest.get('sha256')}"
+    return {"manifest": None, "missing": missing}

@@ -1,0 +1,132 @@
+"""What the numbers of a leaderboard say, in sentences, and what a reader must know before comparing them."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from eval.evaluated import Run
+
+
+def reference_of(run: Run, runs: list[Run]) -> Run | None:
+    """The base model that a run is held against: the one it was made from, else the only one there is."""
+    if run.results.model.method == "base":
+        return None
+    bases = [other for other in runs if other.results.model.method == "base"]
+    own = [base for base in bases if base.results.model.base_model == run.results.model.base_model]
+    return own[0] if own else bases[0] if len(bases) == 1 else None
+
+
+def finding(rows: list[dict[str, Any]], level: float) -> list[str]:
+    """What the numbers say, in sentences: the best model with its interval, its base, and whom it is not told from."""
+    ranked = [row for row in rows if row["rank"]]
+    if not ranked:
+        return ["No model is ranked: each of them can see the tokens that it is asked to predict."]
+    best = ranked[0]
+    bits = best["metrics"]["bits_per_byte"]
+    said = f"{bits['value']:.3f} bits per byte ({100 * level:g} % interval {bits['low']:.3f} to {bits['high']:.3f})"
+    if len(ranked) == 1:
+        return [f"{best['name']} predicts the reference answers with {said}."]
+    base = next((row for row in ranked if row["name"] == best["reference"]), None)
+    if best["method"] == "base":
+        first = (
+            f"No trained model here predicts the reference answers better than the base model {best['name']}: {said}."
+        )
+    elif base:
+        held = base["metrics"]["bits_per_byte"]
+        fewer = f"{held['value'] - bits['value']:.3f} fewer"
+        whose = "its base model" if base["base_model"] == best["base_model"] else "the base model"
+        first = (
+            f"{best['name']} predicts the reference answers best: {said}, {fewer} than "
+            f"{whose} {base['name']} ({held['value']:.3f}, {held['low']:.3f} to {held['high']:.3f})."
+        )
+    else:
+        first = f"{best['name']} predicts the reference answers best: {said}."
+    ties = [row["name"] for row in ranked[1:] if row["rank"] == 1]
+    tested = "by a paired test on the same questions"
+    if not ties:
+        return [first, f"All others are told from it {tested}."]
+    return [first, f"It cannot be told from {listing(ties)} {tested}: they share rank 1."]
+
+
+def out_of_order(rows: list[dict[str, Any]]) -> list[str]:
+    """A sentence for each model that is ranked above one with fewer bits per byte: why that is no mistake."""
+    ranked = [row for row in rows if row["rank"]]
+    bits = {row["name"]: row["metrics"]["bits_per_byte"]["value"] for row in ranked}
+    said = []
+    for row in ranked:
+        below = [each["name"] for each in ranked if each["rank"] > row["rank"]]
+        passed = [name for name in below if bits[name] < bits[row["name"]]]
+        leader = next(each["name"] for each in ranked if each["rank"] == row["rank"])
+        if passed:
+            said.append(
+                f"{row['name']} has more bits per byte than {listing(passed)} and yet the rank of {leader}: its "
+                f"difference to {leader} varies so much from question to question that the test cannot tell the two "
+                "apart."
+            )
+    return said
+
+
+def listing(names: list[str]) -> str:
+    return " and ".join(filter(None, [", ".join(names[:-1]), names[-1]]))
+
+
+def spreads(pooled: list[dict[str, Any]]) -> list[str]:
+    """A sentence for each recipe that was run with several seeds."""
+    return [
+        f"Over the {len(recipe['runs'])} seeds of one recipe ({', '.join(recipe['runs'])}) bits per byte are "
+        f"{recipe['metrics']['bits_per_byte']['mean']:.3f} ± {recipe['metrics']['bits_per_byte']['spread']:.3f} "
+        "(standard deviation between seeds)."
+        for recipe in pooled
+    ]
+
+
+def caveats(runs: list[Run]) -> list[str]:
+    """What a reader must know before comparing the columns of this very table."""
+    written = [run for run in runs if run.split.generated]
+    tokenizers = {run.results.model.tokenizer for run in runs}
+    limits = sorted({run.results.decoding["max_new_tokens"] for run in written})
+    blind = [run.name for run in runs if run.results.sees_the_future]
+
+    def differ(part: str, among: list[Run]) -> bool:
+        return len({json.dumps(getattr(run.results, part), sort_keys=True) for run in among}) > 1
+
+    said = []
+    if blind:
+        said.append(f"Listed and not ranked, since they can see the tokens to predict: {', '.join(blind)}.")
+    if len(tokenizers) > 1:
+        said.append(
+            f"There are {len(tokenizers)} tokenizers: compare perplexities only between models of the same one."
+        )
+    foreign = [
+        run.name
+        for run in runs
+        if (base := reference_of(run, runs)) and base.results.model.base_model != run.results.model.base_model
+    ]
+    if foreign:
+        said.append(f"Held against the only base model here, which they were not made from: {', '.join(foreign)}.")
+    most = max(run.split.generated for run in runs)
+    fewer = [f"{run.split.generated} of {run.name}" for run in runs if run.split.generated < most]
+    if 0 < most < runs[0].split.examples:
+        said.append(f"Answers were written to {most} of the {runs[0].split.examples} examples.")
+    cleaner = [run for run in runs if run.split.clean and run.split.clean.examples < run.split.examples]
+    if cleaner:
+        bits = ", ".join(
+            f"{run.name} {run.split.clean.metrics['bits_per_byte'].value:.3f} ({run.split.clean.examples})"
+            for run in cleaner
+        )
+        said.append(
+            "Some test examples have a duplicate in the training data. Bits per byte without them, and how many are "
+            f"left of {runs[0].split.examples}: {bits}."
+        )
+    if fewer:
+        said.append(f"ROUGE, BLEU and stop rate cover {most} answers, but only {', '.join(fewer)}.")
+    if len(limits) > 1:
+        said.append(f"Answers were cut at different limits: {', '.join(map(str, limits))} new tokens.")
+    if differ("template", runs):
+        said.append("The models were prompted with different templates.")
+    if differ("signatures", written):
+        said.append("ROUGE or BLEU were computed with different settings; see the signatures of each run.")
+    if differ("confidence", runs):
+        said.append("The intervals were made in different ways; see each run's results.json.")
+    return said

@@ -1,0 +1,107 @@
+"""leaderboard.md, the table of a pull request: the ranking, then differences, seeds, and what copying scores."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from eval.report.numbers import half_width, shown, shown_rank
+
+HOW_TO_READ = (
+    "Bits per byte of the reference answers, lower is better, ± half the width of the interval; models that share a "
+    "rank cannot be told apart by a paired test. Perplexity stands beside its tokenizer: do not compare it between "
+    "tokenizers."
+)
+
+
+def markdown(rows: list[dict[str, Any]], sentences: list[str], notes: list[str]) -> str:
+    """leaderboard.md: the table as a pull request shows it, the finding above it and how to read it below."""
+    heads = ["#", "model", "method", "bits per byte", "to base", "perplexity (tokenizer)", "ROUGE-L", "BLEU"]
+    heads += ["stop rate", "trainable parameters", "train time", "peak memory"]
+    lines = [" | ".join(heads), " | ".join(["--:", ":--", ":--"] + ["--:"] * (len(heads) - 3))]
+    for row in rows:
+        metrics, show = row["metrics"], shown(row)
+        cells = [shown_rank(row, rows), cell(row["name"]), row["method"]]
+        cells += [f"{show['bits_per_byte']} ± {half_width(metrics['bits_per_byte'])}", show["to_base"]]
+        cells += [f"{show['perplexity']} ({cell(row['tokenizer'])})", show["rougeL"], show["bleu"], show["stop_rate"]]
+        cells += [f"{show['trainable_parameters']} ({show['trainable_share']})", show["train_seconds"], show["memory"]]
+        lines.append(" | ".join(cells))
+    table = "\n".join(f"| {line} |" for line in lines)
+    return "\n\n".join([cell(" ".join(sentences)), table, " ".join([HOW_TO_READ, *map(cell, notes)])]) + "\n"
+
+
+def below(
+    rows: list[dict[str, Any]],
+    comparisons: list[dict[str, Any]],
+    pooled: list[dict[str, Any]],
+    floors: dict[str, dict[str, float]],
+    level: float,
+) -> str:
+    """The further sections of leaderboard.md; nothing where there is nothing to say."""
+    sections = []
+    if comparisons:
+        best = [each for each in comparisons if rows[0]["name"] in (each["a"], each["b"])]
+        lines = [_difference(each, rows[0]["name"]) for each in best]
+        sections.append(
+            f"**Differences to {cell(rows[0]['name'])}** in bits per byte, on the same questions (paired sign-flip "
+            f"permutation by question; p after Holm's correction for {len(comparisons)} "
+            f"comparison{'s' if len(comparisons) > 1 else ''}). Below {1 - level:.2g} two models are told apart; the "
+            "others share a rank.\n\n" + _table(["model", "difference", f"{100 * level:g} % interval", "p"], lines)
+        )
+    if pooled:
+        lines = [_seeds(recipe) for recipe in pooled]
+        heads = ["runs", "seeds", "bits per byte", "spread over seeds", "ROUGE-L", "its spread"]
+        sections.append(
+            "**Seeds of one recipe**, pooled; the spread is a standard deviation.\n\n" + _table(heads, lines)
+        )
+    if floors:
+        lines = [
+            [name, f"{scores['rouge1']:.3f}", f"{scores['rougeL']:.3f}", f"{scores['bleu']:.1f}"]
+            for name, scores in floors.items()
+        ]
+        sections.append(
+            "**What copying scores** on the answered questions: a model that is not above it shows no knowledge.\n\n"
+            + _table(["", "ROUGE-1", "ROUGE-L", "BLEU"], lines)
+        )
+    failed = [
+        f"- {cell(row['name'])}, {name}: {cell(audit['summary'])}"
+        for row in rows
+        for name, audit in row["audits"].items()
+        if not audit["passed"]
+    ]
+    if failed:
+        sections.append("**Audits that did not pass**\n\n" + "\n".join(failed))
+    return "".join(f"\n{section}\n" for section in sections)
+
+
+def cell(text: Any) -> str:
+    """Text that Markdown shows as it is."""
+    return re.sub(r"([\\`*_{}\[\]<>|~#$&!])", r"\\\1", " ".join(str(text).split()))
+
+
+def p_text(value: float) -> str:
+    return "< 0.001" if value < 0.001 else f"{value:.3f}"
+
+
+def _difference(each: dict[str, Any], best: str) -> list[str]:
+    """Of the other model less the best one, whichever of them stands first in the comparison."""
+    sign = 1 if each["b"] == best else -1
+    low, high = sorted((sign * each["low"], sign * each["high"]))
+    other = each["a"] if sign == 1 else each["b"]
+    return [other, f"{sign * each['difference']:+.3f}", f"{low:+.3f} to {high:+.3f}", p_text(each["p_adjusted"])]
+
+
+def _seeds(recipe: dict[str, Any]) -> list[str]:
+    bits, rouge = recipe["metrics"]["bits_per_byte"], recipe["metrics"].get("rougeL")
+    return [
+        ", ".join(recipe["runs"]),
+        ", ".join(map(str, recipe["seeds"])),
+        f"{bits['mean']:.3f} ({recipe['bits_per_byte']['low']:.3f} to {recipe['bits_per_byte']['high']:.3f})",
+        f"± {bits['spread']:.3f}",
+        *([f"{rouge['mean']:.3f}", f"± {rouge['spread']:.3f}"] if rouge else ["–", "–"]),
+    ]
+
+
+def _table(heads: list[str], lines: list[list[str]]) -> str:
+    rows = [heads, [":--", *["--:"] * (len(heads) - 1)], *([cell(text) for text in line] for line in lines)]
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)

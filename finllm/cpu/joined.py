@@ -1,0 +1,137 @@
+"""The rows of a batch end to end in one sequence: no padding, and what they begin with in common only once.
+
+    row 1   P P P P a a a a a      joined      P P P P a a a a a b b b c c c c
+    row 2   P P P P b b b          positions   0 1 2 3 4 5 6 7 8 4 5 6 4 5 6 7
+    row 3   P P P P c c c c        parts       prefix │ row 1   │ 2   │ row 3
+
+Embeddings, linear layers and norms work on each token alone, so they do not mind whose neighbour it is. Attention does:
+there each row reads its prefix and itself, causally, and nothing else. Every instruction of the template begins alike,
+so the prefix is a good part of a short row; its gradient is the sum over the rows that read it. Sharing a prefix is
+known from decoding (Hydragen, Juravsky et al. 2024, section 3); losses and gradients are those of separate rows, but
+for dropout, whose noise on the prefix is shared too.
+
+T tokens of all rows, H heads, D head width, P parts.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections import defaultdict
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import scaled_dot_product_attention
+from transformers import AttentionInterface, PreTrainedModel
+
+from finllm.cpu.kernels import attention
+from finllm.text.tokens import IGNORED
+
+NAME = "joined_rows"  # of the attention, in transformers' registry
+ALIKE = 10  # rows whose first tokens are the same share a prefix; the template's two forms part at the ninth
+LONG = 1024  # tokens, above which a row's attention is torch's own: ours holds a number for each two of them
+# What an attention can be asked for beyond softmax(QKᵀ)V over all earlier tokens; with it a model keeps its padding.
+UNSUPPORTED = ("sliding_window", "softcap", "s_aux", "position_bias")
+
+
+def join(rows: list[dict[str, Any]]) -> dict[str, Tensor]:
+    """Collate rows of `input_ids` and `labels`, both (length,), into one sequence.
+
+    A packed row also has `seq_lengths`, those of its documents: each of these is a part. Returns `input_ids`, `labels`,
+    `position_ids` and `rows` (whose token it is, −1 for a prefix), each (1, T); `parts` (P, 4): begin and end of a
+    part's prefix and of itself, in the order of the sequence; `lengths` (rows,), the prefix counted in each.
+    """
+    alike = defaultdict(list)
+    for index, row in enumerate(rows):
+        for document in documents_of(row):
+            alike[tuple(document["input_ids"][:ALIKE])].append((index, document["input_ids"], document["labels"]))
+    joined: dict[str, list[int]] = {"input_ids": [], "labels": [], "position_ids": [], "rows": []}
+    parts: list[tuple[int, int, int, int]] = []
+
+    def add(prefix: tuple[int, int], ids: list[int], labels: list[int], row: int) -> tuple[int, int]:
+        begin, first = len(joined["input_ids"]), prefix[1] - prefix[0]
+        joined["input_ids"] += ids
+        joined["labels"] += [IGNORED, *labels[1:]]  # a part's first token is not predicted from the part before it
+        joined["position_ids"] += range(first, first + len(ids))
+        joined["rows"] += [row] * len(ids)
+        parts.append((*prefix, begin, begin + len(ids)))
+        return begin, begin + len(ids)
+
+    for group in alike.values():
+        shared = _shared(group) if len(group) > 1 else 0
+        _, ids, labels = group[0]
+        prefix = add((0, 0), ids[:shared], labels[:shared], -1) if shared else (0, 0)
+        for index, ids, labels in group:
+            add(prefix, ids[shared:], labels[shared:], index)
+    return {
+        **{name: torch.tensor([values]) for name, values in joined.items()},
+        "parts": torch.tensor(parts),
+        "lengths": torch.tensor([len(row["input_ids"]) for row in rows]),
+    }
+
+
+def documents_of(row: dict[str, Any]) -> list[dict[str, list[int]]]:
+    """A row's own `input_ids` and `labels`; of a packed row those of each document in it."""
+    ends = list(itertools.accumulate(row.get("seq_lengths", [len(row["input_ids"])])))
+    return [
+        {name: row[name][begin:end] for name in ("input_ids", "labels")}
+        for begin, end in itertools.pairwise([0, *ends])
+    ]
+
+
+def _shared(documents: list[tuple[int, list[int], list[int]]]) -> int:
+    """How many first tokens all documents share, short of the token that predicts the first supervised one."""
+    first, last = min(ids for _, ids, _ in documents), max(ids for _, ids, _ in documents)
+    limit = min(len(first), len(last)) - 1
+    for _, _, labels in documents:
+        supervised = next((i for i, label in enumerate(labels) if i and label != IGNORED), len(labels))
+        limit = min(limit, supervised - 1)
+    # What the smallest and the largest begin with in common, all between them begin with too.
+    return next((i for i in range(limit) if first[i] != last[i]), max(0, limit))
+
+
+def attend(
+    module: torch.nn.Module,
+    query_1HTD: Tensor,
+    key_1HTD: Tensor,
+    value_1HTD: Tensor,
+    attention_mask: Tensor | None,
+    dropout: float = 0.0,
+    scaling: float | None = None,
+    parts: Tensor | None = None,
+    **others: Any,
+) -> tuple[Tensor, None]:
+    """Causal attention of each part to its prefix and itself, as transformers calls it; output (1, T, H, D)."""
+    assert parts is not None and attention_mask is None, "this attention reads batches of `join`, and no other"
+    assert not any(others.get(name) is not None for name in UNSUPPORTED), "see `can_join`"
+    scale = query_1HTD.shape[-1] ** -0.5 if scaling is None else scaling
+    spans = parts.tolist()
+    # Cut once: the gradient of a slice would be as long as the whole sequence, for every part anew.
+    lengths = [end - begin for _, _, begin, end in spans]
+    pieces = zip(*(tensor[0].split(lengths, 1) for tensor in (query_1HTD, key_1HTD, value_1HTD)), strict=True)
+    at = {begin: piece for (_, _, begin, _), piece in zip(spans, pieces, strict=True)}
+    outputs = []
+    for prefix_begin, prefix_end, begin, end in spans:
+        prefix = [at[prefix_begin]] if prefix_end > prefix_begin else []
+        queries, keys, values = zip(*prefix, at[begin], strict=True)
+        shared = prefix_end - prefix_begin
+        if shared + end - begin <= LONG or dropout:
+            outputs.append(attention(queries[-1], keys, values, scale, dropout))
+            continue
+        # The prefix is asked again with each row, and its answer dropped: a square, so a kernel without a mask.
+        query, key, value = (torch.cat(tensors, 1)[None] for tensors in (queries, keys, values))
+        grouped = query.shape[1] != key.shape[1]
+        output = scaled_dot_product_attention(query, key, value, is_causal=True, scale=scale, enable_gqa=grouped)
+        outputs.append(output[0, :, shared:])
+    return torch.cat(outputs, 1).transpose(0, 1)[None], None
+
+
+AttentionInterface.register(NAME, attend)
+
+
+def can_join(model: PreTrainedModel) -> bool:
+    """Whether the model's attention is one that `attend` computes. That nothing else mixes tokens is not known here."""
+    config = model.config.get_text_config()
+    layers = set(getattr(config, "layer_types", None) or ["full_attention"])
+    plain = layers == {"full_attention"} and not getattr(config, "sliding_window", None)
+    return plain and config._attn_implementation == "sdpa" and model._can_set_attn_implementation()

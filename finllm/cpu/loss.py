@@ -1,0 +1,188 @@
+"""Cross-entropy of the supervised positions, without the logits of all others.
+
+A causal model's vocabulary projection is the largest single product of a step, and most of its rows (prompt, padding)
+teach nothing. Only supervised positions go through it here, in chunks, and each chunk's gradient is formed at once, so
+no logits outlive their chunk. The idea of forming the gradient in the forward pass is that of Liger's fused linear
+cross-entropy (Hsu et al. 2024, section 3.2).
+
+N supervised positions, C model width, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import functools
+import types
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn.functional import cross_entropy, embedding, linear, pad
+from transformers import PreTrainedModel
+from transformers.modeling_outputs import ModelOutput
+
+from finllm.text.tokens import IGNORED
+
+# A model whose config sets one of these changes its logits after the projection; TRL's head knows how, ours does not.
+LOGIT_CHANGES = ("final_logit_softcapping", "logit_scale", "output_multiplier", "lm_head_multiplier", "logits_scaling")
+
+CHUNK = 2048  # positions a chunk: at V = 50,000 some 200 MB of bfloat16 logits, 400 of float32
+BLOCK = 16  # positions of a chunk whose logits are float32 at a time: some 3 MB, which stay in the cache
+ALIGNED = 64  # the vocabulary is padded to a multiple of it, for products whose rows begin aligned
+
+
+class _LinearCrossEntropy(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, hidden_NC, weight_VC, bias_V, labels_N, dtype, with_gradient, tied):
+        # Under no_grad, autograd still says that the weights need theirs.
+        needed = [with_gradient and needed for needed in ctx.needs_input_grad[:3]]
+        needs_hidden, needs_weight, needs_bias = needed
+        vocabulary = len(weight_VC)
+        weight, bias = aligned_head(weight_VC, bias_V, dtype)
+        nll_N = torch.empty(len(labels_N), dtype=torch.float32, device=hidden_NC.device)
+        grad_hidden = torch.empty_like(hidden_NC) if needs_hidden else None
+        grad_weight = grad_bias = None
+        for start in range(0, max(1, len(labels_N)), CHUNK):  # one empty chunk where nothing is supervised
+            rows = slice(start, start + CHUNK)
+            hidden, labels = hidden_NC[rows].to(dtype), labels_N[rows]
+            logits = linear(hidden, weight, bias)
+            _likelihood(logits, vocabulary, labels, nll_N[rows], with_gradient=any(needed))
+            if needs_hidden:
+                grad_hidden[rows] = logits @ weight
+            if needs_weight:
+                product = (logits.T @ hidden)[:vocabulary]
+                grad_weight = product.float() if grad_weight is None else grad_weight.add_(product)
+            if needs_bias:
+                summed = logits[:, :vocabulary].sum(0, dtype=torch.float32)
+                grad_bias = summed if grad_bias is None else grad_bias.add_(summed)
+        ctx.save_for_backward(grad_hidden, grad_weight, grad_bias)
+        ctx.weight_dtype, ctx.tied = weight_VC.dtype, tied
+        ctx.mark_non_differentiable(nll_N)
+        return nll_N.sum(), nll_N
+
+    @staticmethod
+    def backward(ctx, grad_sum, _grad_nll):
+        grad_hidden, grad_weight, grad_bias = ctx.saved_tensors
+        if grad_weight is not None:
+            # In place, since it is large; a second backward through it is refused by autograd's own check.
+            grad_weight = grad_weight.mul_(grad_sum).to(ctx.weight_dtype)
+            if ctx.tied is not None:
+                ctx.tied.of_head, grad_weight = grad_weight, None
+        return (
+            None if grad_hidden is None else grad_hidden * grad_sum.to(grad_hidden.dtype),
+            grad_weight,
+            None if grad_bias is None else grad_bias * grad_sum,
+            *[None] * 4,
+        )
+
+
+@dataclass
+class TiedGradient:
+    """The head's gradient of a weight that it shares with the embedding, waiting for the embedding's."""
+
+    of_head: Tensor | None = None
+
+
+class _TiedLookup(torch.autograd.Function):
+    """The embedding of ids, whose gradient is added into the head's.
+
+    Autograd alone would make two more tensors as large as the vocabulary, mostly of zeros, and add them up. The lookup
+    comes first, so its backward comes last.
+    """
+
+    @staticmethod
+    def forward(ctx, weight_VC, ids_BT, tied):
+        ctx.save_for_backward(ids_BT)
+        ctx.tied = tied
+        return embedding(ids_BT, weight_VC)
+
+    @staticmethod
+    def backward(ctx, grad_BTC):
+        (ids_BT,) = ctx.saved_tensors
+        grad_VC, ctx.tied.of_head = ctx.tied.of_head, None
+        grad_NC = grad_BTC.flatten(0, -2).to(grad_VC.dtype)
+        return grad_VC.index_add_(0, ids_BT.flatten(), grad_NC), None, None
+
+
+def aligned_head(weight_VC: Tensor, bias_V: Tensor | None, dtype: torch.dtype) -> tuple[Tensor, Tensor | None]:
+    """Weight and bias in `dtype`, with zeros for entries of the vocabulary up to a multiple of `ALIGNED`."""
+    vocabulary, width = weight_VC.shape
+    added = -vocabulary % ALIGNED
+    weight = torch.empty(vocabulary + added, width, dtype=dtype, device=weight_VC.device)
+    weight[:vocabulary], weight[vocabulary:] = weight_VC, 0
+    return weight, None if bias_V is None else pad(bias_V.to(dtype), (0, added))
+
+
+def _likelihood(logits_NV: Tensor, vocabulary: int, labels_N: Tensor, nll_N: Tensor, with_gradient: bool) -> None:
+    """Write each position's negative log-likelihood into `nll_N`, and its gradient over the logits.
+
+    d nll / d logits = softmax(logits) − one_hot(label), and 0 in the columns that are padding.
+    """
+    logits_NV[:, vocabulary:] = 0
+    for start in range(0, len(labels_N), BLOCK):
+        rows = slice(start, start + BLOCK)
+        logits, labels = logits_NV[rows, :vocabulary], labels_N[rows]
+        exact = logits.float()
+        nll_N[rows] = cross_entropy(exact, labels, reduction="none")
+        if with_gradient:
+            probabilities = exact.softmax(-1)
+            probabilities[torch.arange(len(labels)), labels] -= 1
+            logits.copy_(probabilities)
+
+
+def linear_cross_entropy(
+    hidden_NC: Tensor,
+    weight_VC: Tensor,
+    labels_N: Tensor,
+    bias_V: Tensor | None = None,
+    tied: TiedGradient | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Negative log-likelihoods of `labels_N` under softmax(hidden · weightᵀ + bias), in nats.
+
+    Returns their sum (a scalar that gradients flow from) and each position's own (N,) float32, which carries none.
+    Under autocast the products are made in its dtype; softmax and likelihood are always float32, and so are the sums
+    inside a product. With N = 0 the sum is 0 and all gradients are zero. With `tied`, the weight's gradient goes there.
+    """
+    device = hidden_NC.device.type
+    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden_NC.dtype
+    with torch.autocast(device, enabled=False):
+        return _LinearCrossEntropy.apply(hidden_NC, weight_VC, bias_V, labels_N, dtype, torch.is_grad_enabled(), tied)
+
+
+def has_plain_head(model: PreTrainedModel) -> bool:
+    """Whether the model's logits are its last hidden state times its head, and nothing else."""
+    config = model.config.get_text_config()
+    return all(getattr(config, name, None) is None for name in LOGIT_CHANGES)
+
+
+@dataclass
+class SupervisedOutput(ModelOutput):
+    """`nll` summed with gradient, `nll_N` of each supervised position, `mask` (B, T-1) of where these stand."""
+
+    nll: torch.Tensor = None
+    nll_N: torch.Tensor = None
+    mask: torch.Tensor = None
+
+
+def add_supervised_head(model: PreTrainedModel) -> None:
+    """Teach `model.forward` the argument `supervised_head=True`, with which it returns losses and builds no logits.
+
+    It is the model's own forward that changes, so that DDP's hooks and peft's wrappers stay on the way.
+    """
+    forward = model.forward
+
+    @functools.wraps(forward)
+    def with_supervised_head(self, *args, labels=None, supervised_head=False, **kwargs):
+        if not supervised_head:
+            return forward(*args, **kwargs) if labels is None else forward(*args, labels=labels, **kwargs)
+        head, lookup, tied = self.get_output_embeddings(), self.get_input_embeddings(), None
+        plain = type(lookup) is torch.nn.Embedding and lookup.padding_idx is None
+        if plain and lookup.weight is head.weight and head.weight.requires_grad and "input_ids" in kwargs:
+            tied = TiedGradient()
+            kwargs["inputs_embeds"] = _TiedLookup.apply(head.weight, kwargs.pop("input_ids"), tied)
+        hidden_BTC = self.base_model(*args, **kwargs).last_hidden_state[:, :-1]
+        labels_BT = labels[:, 1:]
+        mask = labels_BT != IGNORED
+        nll, nll_N = linear_cross_entropy(hidden_BTC[mask], head.weight, labels_BT[mask], head.bias, tied)
+        return SupervisedOutput(nll=nll, nll_N=nll_N, mask=mask)
+
+    model.forward = types.MethodType(with_supervised_head, model)

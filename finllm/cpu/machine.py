@@ -1,0 +1,159 @@
+"""The machine a process runs on: its cores, its memory, its arithmetic."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import gc
+import os
+import resource
+import shlex
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import torch
+
+from finllm.errors import UserError
+
+# glibc's mallopt parameters, from malloc.h
+M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX, M_ARENA_MAX = -1, -2, -4, -8
+LAUNCHED = "ACCELERATE_USE_CPU"  # a variable that `accelerate launch` sets, whatever its value
+MADV_HUGEPAGE = 14  # from sys/mman.h
+LARGE_PAGE = 2 * 2**20
+
+
+def use_all_cores() -> None:
+    """Give a CPU's cores to this machine's processes in equal parts.
+
+    `accelerate launch` starts a process on a CPU with one thread unless it is told otherwise, and half a machine of two
+    cores would idle. Started without it, torch has counted the cores itself and OMP_NUM_THREADS is the user's word.
+    """
+    if LAUNCHED in os.environ and os.environ.get("OMP_NUM_THREADS") == "1" and not torch.cuda.is_available():
+        torch.set_num_threads(max(1, cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
+
+
+def cores() -> int:
+    """The cores this process may run on, which in a container are fewer than the machine's."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+
+
+def keep_freed_memory() -> bool:
+    """Keep glibc from giving large buffers back to the kernel; whether the platform's allocator could be told so.
+
+    By default every buffer above 32 MiB is mapped when allocated and unmapped when freed, so a training step on a CPU
+    spends its time on page faults: the kernel must hand over zeroed pages again for each activation and gradient. Kept,
+    they are used again, and half of the machine's memory is reserved, as addresses, in pages of 2 MiB where the kernel
+    has them, so that what is new costs fewer faults. The process holds its peak until it ends. Call it before torch
+    allocates; buffers that live now stay as they are.
+    """
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (AttributeError, OSError, TypeError):  # no glibc: macOS, Windows, musl
+        return False
+    # One arena: backward runs in a thread of its own, and an arena of its own could not hold large buffers.
+    settings = {M_MMAP_MAX: 0, M_TRIM_THRESHOLD: -1, M_TOP_PAD: 256 * 2**20, M_ARENA_MAX: 1}
+    kept = all([mallopt(name, value) == 1 for name, value in settings.items()])
+    if kept:
+        _ask_for_large_pages(memory_bytes() // 2)
+    return kept
+
+
+def _ask_for_large_pages(size: int) -> None:
+    """Ask for the heap's next `size` bytes in pages of 2 MiB. They are addresses only, until something is stored.
+
+    A kernel without such pages, or a limit on addresses, leaves the heap as it is: slower, and otherwise the same.
+    """
+    library = ctypes.CDLL(None)
+    library.malloc.restype = ctypes.c_void_p
+    library.malloc.argtypes, library.free.argtypes = [ctypes.c_size_t], [ctypes.c_void_p]
+    library.madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
+    block = library.malloc(size)  # the heap grows by it, and keeps it when it is freed
+    if not block:
+        return
+    begin = -(-block // LARGE_PAGE) * LARGE_PAGE
+    library.madvise(begin, (block + size - begin) // LARGE_PAGE * LARGE_PAGE, MADV_HUGEPAGE)
+    library.free(block)
+
+
+def give_back_freed_memory() -> None:
+    """Give glibc's free memory back to the kernel now, so that what is allocated next is seen in resident memory."""
+    gc.collect()
+    with contextlib.suppress(AttributeError, OSError, TypeError):  # no glibc
+        ctypes.CDLL(None).malloc_trim(0)
+
+
+def use_all_gpus(processes: int, command: list[str]) -> None:
+    """Where one process sees several GPUs: start again on all of them if `accelerate launch` started it, else refuse.
+
+    accelerate's YAML wants a number of processes and cannot say "as many as there are", so accelerate_config.yaml says
+    one. One process for several GPUs is never right: transformers would split its batches over them by DataParallel,
+    where a batch has n times the rows that the config says.
+    """
+    gpus = torch.cuda.device_count()
+    if processes > 1 or gpus < 2:
+        return
+    arguments = ["--multi_gpu", "--num_processes", str(gpus), *command]
+    if LAUNCHED in os.environ:
+        print(f"{gpus} GPUs are here: starting a process for each", flush=True)
+        os.execv(sys.executable, [sys.executable, "-m", "accelerate.commands.launch", *arguments])
+    raise UserError(
+        f"this machine has {gpus} GPUs and this is one process; for all of them run: accelerate launch "
+        f"{shlex.join(arguments)}; for one of them set CUDA_VISIBLE_DEVICES=0"
+    )
+
+
+def bf16_is_fast() -> bool:
+    """Whether this machine multiplies bfloat16 faster than float32: a GPU that can, or a CPU with AMX or AVX512-BF16.
+
+    A CPU without these instructions emulates them some hundred times slower.
+    """
+    if torch.cuda.is_available():
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
+
+
+def peak_memory_bytes() -> int:
+    """The most memory this process has held: of the GPU where one is used, else resident memory."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated()
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def forget_peak() -> None:
+    """Let `recent_peak_bytes` begin anew, where the system can: Linux, from 4.0 on."""
+    with contextlib.suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")
+
+
+def recent_peak_bytes() -> int:
+    """The most resident memory since `forget_peak`, or since the process began where there is no such thing."""
+    with contextlib.suppress(OSError, StopIteration):
+        lines = Path("/proc/self/status").read_text().splitlines()
+        return 1024 * int(next(line.split()[1] for line in lines if line.startswith("VmHWM:")))
+    return peak_memory_bytes()
+
+
+def memory_bytes() -> int:
+    """The memory that this process may fill: the machine's, or less where a container limits it."""
+    total = psutil.virtual_memory().total
+    for limit in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
+        with contextlib.suppress(OSError, ValueError):  # no such file; "max"
+            total = min(total, int(Path(limit).read_text()))
+    return total
+
+
+def matrix_product_rate(dtype: torch.dtype = torch.float32, seconds: float = 0.5) -> float:
+    """Floating-point operations a second that square products reach: 2 · size³ each, the best of some."""
+    device, size = ("cuda", 8192) if torch.cuda.is_available() else ("cpu", 1024)
+    left, right = torch.randn(2, size, size, device=device).to(dtype)
+    best, end = float("inf"), time.perf_counter() + seconds
+    while time.perf_counter() < end or best == float("inf"):
+        start = time.perf_counter()
+        left @ right
+        if device == "cuda":
+            torch.cuda.synchronize()
+        best = min(best, time.perf_counter() - start)
+    return 2 * size**3 / best

@@ -1,0 +1,1 @@
+"""What made computed.jsonl; it is not installed."""

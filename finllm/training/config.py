@@ -1,0 +1,216 @@
+"""The recipe's flags: TRL's own names from YAML and command line, refused all at once where they are unknown.
+
+A YAML that `trl sft` takes works here. Beyond TRL there are a few keys of ours (`RecipeArguments`), and defaults that
+suit the machine: TRL's own raise without a GPU, and turn on bfloat16 and activation checkpointing everywhere.
+"""
+
+from __future__ import annotations
+
+import enum
+import importlib.util
+import os
+import shutil
+import sys
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+import torch
+import yaml
+from trl import ModelConfig, SFTConfig, TrlParser
+
+from finllm.cpu.machine import bf16_is_fast
+from finllm.errors import UserError, did_you_mean, raise_problems
+
+
+@dataclass
+class RecipeArguments:
+    """Which data, where from, and what this recipe adds to TRL."""
+
+    dataset_name: str | None = field(
+        default=None,
+        metadata={"help": "A dataset dir of `finllm prepare`, or any source it takes (prepared into a cache)."},
+    )
+    dataset_train_split: str = field(default="train", metadata={"help": "Split to train on."})
+    dataset_test_split: str = field(
+        default="validation", metadata={"help": "Split for the validation loss; TRL's name for it, not the test split."}
+    )
+    max_train_samples: int | None = field(
+        default=None, metadata={"help": "Train on this many rows, drawn by the seed."}
+    )
+    max_eval_samples: int | None = field(
+        default=None, metadata={"help": "Validate on this many rows, drawn by the seed."}
+    )
+    early_stopping_patience: int | None = field(
+        default=None,
+        metadata={"help": "Stop after this many evaluations without a better validation loss; keeps the best."},
+    )
+    base_dropout: float | None = field(
+        default=None,
+        metadata={"help": "Dropout of the base model. Default: as its config says, and 0 where it is frozen."},
+    )
+    keep_freed_memory: bool = field(
+        default=True, metadata={"help": "On a CPU, keep large buffers instead of giving them back at every step."}
+    )
+    resume: str | None = field(
+        default=None, metadata={"help": "`auto`: go on with the run in output_dir, or start it.", "choices": ["auto"]}
+    )
+
+
+@dataclass
+class TrainingConfig(SFTConfig):
+    """SFTConfig with defaults for the machine at hand; every flag means what it means in TRL."""
+
+    output_dir: str | None = field(default=None, metadata={"help": "The run dir."})
+    max_tokens_per_batch: int | None = field(
+        default=None,
+        metadata={"help": "Batches of like length with at most this many tokens, instead of a number of rows."},
+    )
+    join_rows: bool | None = field(
+        default=None,
+        metadata={"help": "Rows end to end instead of padded. Default: on a CPU, where model and compiler allow it."},
+    )
+    gradient_checkpointing: bool | None = field(
+        default=None, metadata={"help": "The older name of activation_checkpointing, which is off unless asked for."}
+    )
+    report_to: str = field(default="none", metadata={"help": "tensorboard, wandb, trackio or none."})
+    eval_on_start: bool = field(default=True, metadata={"help": "Validate before the first step."})
+    disable_tqdm: bool = field(default=False, metadata={"help": "No progress bars."})
+    restore_callback_states_from_checkpoint: bool = field(
+        default=True, metadata={"help": "Resume with early stopping's count as it was."}
+    )
+    save_only_model: bool = field(
+        default=False, metadata={"help": "Checkpoints without the optimizer; cannot be resumed."}
+    )
+
+    def __post_init__(self):
+        self.output_dir = self.output_dir or ""  # transformers would make up a name; `parse` asks for one
+        if not torch.cuda.is_available():
+            self.use_cpu = True
+        if self.bf16 is None:
+            self.bf16 = not self.fp16 and bf16_is_fast()
+        super().__post_init__()
+
+
+def parse(arguments: list[str] | None = None) -> tuple[RecipeArguments, TrainingConfig, ModelConfig]:
+    """Read `--config X.yaml` and the flags over it. Unknown keys and impossible combinations raise one `UserError`."""
+    arguments = sys.argv[1:] if arguments is None else list(arguments)
+    parser = TrlParser([RecipeArguments, TrainingConfig, ModelConfig], allow_abbrev=False)
+    path = _config_path(arguments)
+    known = {action.dest for action in parser._actions} | {"env"}
+    if path is not None:
+        unknown = [key for key in _read_yaml(path) if key not in known]
+        raise_problems((f"unknown key {key!r}{did_you_mean(str(key), known)}" for key in unknown), path)
+    flags = [argument.split("=")[0] for argument in arguments if argument.startswith("--")]
+    unknown = [flag for flag in flags if flag not in parser._option_string_actions and flag != "--config"]
+    raise_problems(
+        (f"unknown flag {flag}{did_you_mean(flag, parser._option_string_actions)}" for flag in unknown),
+        "the command line",
+    )
+    try:
+        recipe, training, model = parser.parse_args_and_config(arguments)
+    except ValueError as error:
+        raise UserError(f"{path or 'the command line'}: {error}") from error
+    raise_problems(_impossible(recipe, training, model), path or "the command line")
+    given = {*(_read_yaml(path) if path else ()), *(flag.removeprefix("--") for flag in flags)}
+    if model.use_peft:
+        # Frozen weights need no optimizer, so none of their last bits: half the memory, and no cast in every product.
+        if training.bf16 and "dtype" not in given:
+            model.dtype = "bfloat16"
+        if recipe.base_dropout is None:
+            recipe.base_dropout = 0.0
+    if recipe.early_stopping_patience is not None:
+        training.load_best_model_at_end = True
+        training.metric_for_best_model, training.greater_is_better = "eval_loss", False
+    return recipe, training, model
+
+
+def _config_path(arguments: list[str]) -> str | None:
+    if "--config" not in arguments:
+        return None
+    position = arguments.index("--config") + 1
+    if position == len(arguments):
+        raise UserError("--config needs a path to a YAML file")
+    return arguments[position]
+
+
+def _read_yaml(path: str) -> dict[str, Any]:
+    try:
+        with open(path, encoding="utf-8") as file:
+            content = yaml.safe_load(file)
+    except FileNotFoundError:
+        raise UserError(f"config {path} does not exist") from None
+    except yaml.YAMLError as error:
+        raise UserError(f"config {path} is not YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(content, dict):
+        raise UserError(f"config {path} must map keys to values, and holds {type(content).__name__}")
+    return content
+
+
+def _impossible(recipe: RecipeArguments, training: TrainingConfig, model: ModelConfig) -> list[str]:
+    """Combinations that cannot work, or that would train something else than what was asked for."""
+    problems = []
+    for name, value in (
+        ("model_name_or_path", model.model_name_or_path),
+        ("dataset_name", recipe.dataset_name),
+        ("output_dir", training.output_dir),
+    ):
+        if not value:
+            problems.append(f"{name} is not set; add it to the YAML or pass --{name}")
+    if (model.load_in_4bit or model.load_in_8bit) and not model.use_peft:
+        problems.append("load_in_4bit and load_in_8bit freeze the weights, so they need use_peft: true")
+    if training.trust_remote_code:
+        problems.append("trust_remote_code is true; no code of a model repository is run here, remove it")
+    if training.assistant_only_loss or training.chat_template_path:
+        problems.append("assistant_only_loss and chat_template_path belong to conversations; these are instructions")
+    if training.loss_type != "nll":
+        problems.append(f"loss_type is {training.loss_type!r}; only 'nll' is computed here")
+    if training.label_smoothing_factor:
+        problems.append("label_smoothing_factor is not supported by SFTTrainer's fused loss; set it to 0")
+    if training.truncation_mode != "keep_start":
+        problems.append(f"truncation_mode is {training.truncation_mode!r}; only 'keep_start' keeps the prompt whole")
+    if recipe.early_stopping_patience is not None and training.eval_strategy == "no":
+        problems.append("early_stopping_patience needs eval_strategy: steps or epoch")
+    if recipe.resume and training.save_only_model:
+        problems.append(
+            "resume needs whole checkpoints and save_only_model leaves the optimizer out; remove one of them"
+        )
+    if training.torch_compile and not _has_compiler():
+        problems.append(
+            "torch_compile is true and there is no "
+            + ("Triton, which writes its kernels" if torch.cuda.is_available() else "C++ compiler (c++, g++ or $CXX)")
+            + "; install it or remove torch_compile"
+        )
+    if training.bf16 and not torch.cuda.is_available() and not bf16_is_fast():
+        problems.append("bf16 is true and this CPU has no bfloat16 instructions (some 100 times slower); remove it")
+    for name in ("max_train_samples", "max_eval_samples", "early_stopping_patience"):
+        value = getattr(recipe, name)
+        if value is not None and value < 1:
+            problems.append(f"{name} is {value}; it must be at least 1")
+    if training.max_tokens_per_batch is not None and training.packing:
+        problems.append("max_tokens_per_batch and packing are two ways to the same; set one of them")
+    if recipe.base_dropout is not None and not 0 <= recipe.base_dropout < 1:
+        problems.append(f"base_dropout is {recipe.base_dropout}; it must be at least 0 and below 1")
+    if training.max_length is not None and training.max_length < 2:
+        problems.append(f"max_length is {training.max_length}; it must be at least 2")
+    return problems
+
+
+def _has_compiler() -> bool:
+    """Whether torch.compile's default backend has what it compiles with."""
+    if torch.cuda.is_available():
+        return importlib.util.find_spec("triton") is not None
+    return any(shutil.which(name) for name in (os.environ.get("CXX"), "g++", "c++", "clang++") if name)
+
+
+def resolved(*arguments: RecipeArguments | TrainingConfig | ModelConfig) -> dict[str, Any]:
+    """Every key and value of a run, as config.yaml holds them; `--config` reads them back. Holds no token."""
+    config = {}
+    for part in arguments:
+        for known in fields(part):
+            if not known.init or known.name in ("hub_token", "resume", "local_rank"):
+                continue
+            value = getattr(part, known.name)
+            if hasattr(value, "to_dict"):
+                value = value.to_dict()
+            config[known.name] = value.value if isinstance(value, enum.Enum) else value
+    return config

@@ -1,0 +1,307 @@
+"""What a run will need, before it is started: `finllm plan --config X.yaml [any flag of the recipe]`.
+
+A model is its embeddings, its head and L equal layers. So the same model with one layer and with m, half of them,
+their weights random, is measured on batches of the run's own rows: the difference is m − 1 layers. No base weights are
+loaded.
+
+    seconds a step   = s₁ + (L − 1)(sₘ − s₁)/(m − 1) + optimizer
+                                            s: forward and backward, mean over batches of the faster of two goes
+    optimizer        = trainable parameters · seconds a parameter, measured on the same models, clipping included
+    seconds a run    = steps · seconds a step + w₁ + (L − 1)(wₘ − w₁)/(m − 1)
+                                            w: what the first two steps take more than later ones
+    peak memory      = pₘ + (L − m) · (weights + optimizer state + max(activations, gradients))
+                                            p: resident memory's peak, first go only; the others: bytes a layer
+
+The measured peak holds all there is: libraries, rows, the vocabulary's part, and what the allocator keeps in between.
+It is no exact figure, so it is not multiplied: what a layer adds is counted, its activations as the tensors that
+autograd keeps for backward, which frees a layer's activations as it forms its gradients. The first step faults its
+memory in and compiles kernels, which a short run feels. Where the peak is more than the machine has, the plan says
+which flag trains the same in less.
+
+On n GPUs nothing is measured here. A step is its operations at an assumed share of the data sheet's rate, and the part
+of the gradients' ring all-reduce, 2(n − 1)/n of their bytes (Patarasuk and Yuan 2009), that backward, two thirds of a
+step, does not hide. docs/scaling.md follows the arithmetic through an example.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+import time
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+from torch.autograd.graph import saved_tensors_hooks
+from transformers import AutoConfig, AutoModelForCausalLM, set_seed
+from transformers.trainer_pt_utils import get_length_grouped_indices
+
+from finllm.cpu import joined, kernels, machine
+from finllm.cpu.loss import add_supervised_head
+from finllm.data.prepare import resolve
+from finllm.errors import UserError
+from finllm.files import cache_dir, write_json
+from finllm.models.adapters import add_adapter
+from finllm.models.base import count_parameters, load_tokenizer, resolve_base_model, set_dropout
+from finllm.run_dir import RunDir
+from finllm.text.tokens import tokenize
+from finllm.training.batches import batches_of_epoch
+from finllm.training.config import parse
+
+GPUS = (1, 2, 4, 8)
+GPU_FLOPS = 0.4 * 989e12  # 40 % of an H100's dense bfloat16 rate by its data sheet
+LINK = 100e9  # bytes a second between GPUs that a ring reaches; NVLink gives more, PCIe 4 some 25e9
+MOST = 12  # layers of the larger of the two small models, which has half the model's where that is less
+TIMED = 6  # batches that are timed, twice: one in the middle of each sixth of the batches by size
+STATE = 8  # bytes of AdamW's two moments a trainable parameter
+DRAWS = 400  # batches are looked at, to know their mean and the largest
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A prediction. Bytes, seconds, and tokens as the run's own metrics count them."""
+
+    total_parameters: int
+    trainable_parameters: int
+    rows: int
+    tokens: int  # of an epoch
+    supervised_tokens: int
+    steps: int
+    step_seconds: float
+    train_seconds: float
+    tokens_per_second: float
+    peak_memory_bytes: int
+    memory_bytes: int  # that the machine has, or a container leaves of it
+    activation_checkpointing: bool
+    flops_per_step: float
+    machine_flops: float  # a second, of products in the run's own dtype
+    dtype: str  # that one: float32, or bfloat16 under autocast
+
+
+@dataclass(frozen=True)
+class Probe:
+    """Steps of a model with few layers."""
+
+    seconds: float
+    optimizer_seconds: float
+    first_seconds: float  # more than the same batch takes later, of the first two steps
+    peak_memory_bytes: int  # of this process in these steps, the second go left out
+    held_bytes: int  # weights and optimizer state
+    activation_bytes: int  # that the largest batch keeps for backward
+    gradient_bytes: int
+    total: int
+    trainable: int
+
+
+def main(arguments: list[str]) -> None:
+    """Predict a run of recipes/sft.py from its flags, print it, and leave plan.json in the run dir."""
+    recipe, training, model_arguments = parse(arguments)
+    if not training.use_cpu:
+        raise UserError(
+            "finllm plan measures on the CPU it runs on; on a GPU machine add --use_cpu true for a CPU's plan"
+        )
+    if model_arguments.load_in_4bit or model_arguments.load_in_8bit:
+        raise UserError("finllm plan does not know quantised weights; plan the same run without load_in_4bit")
+    if recipe.keep_freed_memory:
+        machine.keep_freed_memory()
+    base = resolve_base_model(model_arguments.model_name_or_path, weights=False)
+    tokenizer = load_tokenizer(base, model_arguments.model_revision)
+    split = resolve(recipe.dataset_name, cache_dir() / "datasets").split(recipe.dataset_train_split)
+    if recipe.max_train_samples:
+        split = split.shuffle(training.seed).select(range(min(recipe.max_train_samples, len(split))))
+    rows, report = tokenize(tokenizer, split, training.max_length, training.completion_only_loss is False)
+    plan = predict(base, recipe, training, model_arguments, rows.to_list(), report.supervised_tokens)
+    show(plan)
+    if training.output_dir:
+        write_json(RunDir(training.output_dir).path / "plan.json", asdict(plan))
+
+
+def predict(base: str, recipe, training, model_arguments, rows: list[dict[str, Any]], supervised: int) -> Plan:
+    """Measure the model with few and more layers on a batch of `rows`, and add up."""
+    config = AutoConfig.from_pretrained(base)
+    layers = config.num_hidden_layers
+    lengths = [len(row["input_ids"]) for row in rows]
+    tokens = sum(lengths)
+    accumulated = training.gradient_accumulation_steps
+    epoch = _batches(training, lengths)
+    steps = round(training.num_train_epochs * math.ceil(len(epoch) / accumulated))
+    if training.max_steps > 0:
+        steps = training.max_steps
+    batches = [joined.join([rows[index] for index in batch]) for batch in epoch[: min(DRAWS, steps * accumulated)]]
+    sizes = [batch["input_ids"].shape[1] for batch in batches]
+    average = sum(sizes) / len(sizes)
+    by_size = sorted(batches, key=lambda batch: batch["input_ids"].shape[1])
+    timed = [by_size[(2 * part + 1) * len(by_size) // (2 * TIMED)] for part in range(TIMED)]
+    half = max(2, min(MOST, layers // 2))
+    few, more = (_probe(config, count, recipe, training, model_arguments, timed, by_size[-1]) for count in (1, half))
+
+    def extrapolate(first: float, second: float) -> float:
+        return first + (layers - 1) * (second - first) / (half - 1)
+
+    def in_more_layers(name: str) -> float:
+        """Bytes that the layers beyond those measured add."""
+        return (layers - half) * (getattr(more, name) - getattr(few, name)) / (half - 1)
+
+    trainable = round(extrapolate(few.trainable, more.trainable))
+    total = round(extrapolate(few.total, more.total))
+    optimizer = trainable * more.optimizer_seconds / more.trainable
+    seconds = accumulated * extrapolate(few.seconds, more.seconds) + optimizer
+    head = config.vocab_size * config.hidden_size
+    labels = sum((batch["labels"] != joined.IGNORED).sum().item() for batch in batches) / len(batches)
+    body = total - head * (1 if config.tie_word_embeddings else 2)
+    passes = 4 if model_arguments.use_peft else 6
+    passes += 2 if training.activation_checkpointing else 0  # the forward pass again
+    return Plan(
+        total_parameters=total,
+        trainable_parameters=trainable,
+        rows=len(rows),
+        tokens=tokens,
+        supervised_tokens=supervised,
+        steps=steps,
+        step_seconds=seconds,
+        train_seconds=seconds * steps + max(0.0, extrapolate(few.first_seconds, more.first_seconds)),
+        tokens_per_second=accumulated * sum(int(batch["lengths"].sum()) for batch in batches) / len(batches) / seconds,
+        peak_memory_bytes=round(
+            more.peak_memory_bytes
+            + in_more_layers("held_bytes")
+            + max(in_more_layers("activation_bytes"), in_more_layers("gradient_bytes"))
+        ),
+        memory_bytes=machine.memory_bytes(),
+        activation_checkpointing=training.activation_checkpointing,
+        flops_per_step=accumulated * passes * (body * average + head * labels),
+        machine_flops=machine.matrix_product_rate(torch.bfloat16 if training.bf16 else torch.float32),
+        dtype="bfloat16" if training.bf16 else "float32",
+    )
+
+
+def _batches(training, lengths: list[int]) -> list[list[int]]:
+    """The batches of the run's first epoch, or some that are made as they are."""
+    size, generator = training.per_device_train_batch_size, torch.Generator().manual_seed(training.seed)
+    if training.max_tokens_per_batch is not None:
+        return batches_of_epoch(lengths, training.max_tokens_per_batch, training.seed, epoch=0)
+    if training.train_sampling_strategy == "group_by_length":  # the longest rows come first
+        order = get_length_grouped_indices(lengths, size * training.gradient_accumulation_steps, generator=generator)
+    else:
+        order = torch.randperm(len(lengths), generator=generator).tolist()
+    return [order[begin : begin + size] for begin in range(0, len(order), size)]
+
+
+def _probe(
+    config,
+    layers: int,
+    recipe,
+    training,
+    model_arguments,
+    timed: list[dict[str, torch.Tensor]],
+    largest: dict[str, torch.Tensor],
+) -> Probe:
+    """Steps of a random model with so many layers: two of the largest batch, then the `timed`, all of other lengths."""
+    machine.give_back_freed_memory()
+    machine.forget_peak()
+    config = copy.deepcopy(config)
+    config.num_hidden_layers = layers
+    if getattr(config, "layer_types", None):
+        config.layer_types = (config.layer_types * layers)[:layers]  # the model may have fewer than two
+    set_seed(0)
+    dtype = getattr(torch, model_arguments.dtype) if model_arguments.dtype in ("bfloat16", "float16") else torch.float32
+    model = AutoModelForCausalLM.from_config(config, attn_implementation="sdpa", dtype=dtype)
+    if not joined.can_join(model):
+        raise UserError(f"finllm plan knows models whose rows can be joined, and {type(model).__name__} is none")
+    if recipe.base_dropout is not None:
+        set_dropout(model, recipe.base_dropout)
+    add_supervised_head(model)
+    model.set_attn_implementation(joined.NAME)
+    whole = add_adapter(model, model_arguments) if model_arguments.use_peft else model
+    for parameter in whole.parameters():
+        parameter.data = parameter.data.float() if parameter.requires_grad else parameter.data  # as the trainer does
+    kernels.use_in(whole)
+    whole.train()
+    if training.activation_checkpointing:
+        whole.activation_checkpointing_enable()
+    trainable = [parameter for parameter in whole.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.AdamW(trainable, lr=0.0, fused=True)
+    kept: dict[int, int] = {}  # storage: bytes
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor.detach()
+
+    seconds, optimizer_seconds, peak = [], [], 0
+    for batch in (largest, largest, *timed, *timed):  # the second of the largest finds the optimizer's state there
+        inputs = {name: batch[name] for name in ("input_ids", "labels", "position_ids", "parts")}
+        counting = saved_tensors_hooks(keep, lambda tensor: tensor) if not seconds else nullcontext()
+        start = time.perf_counter()
+        with counting, torch.autocast("cpu", torch.bfloat16, enabled=training.bf16):
+            nll = whole(**inputs, use_cache=False, supervised_head=True).nll
+        nll.backward()
+        middle = time.perf_counter()
+        if training.max_grad_norm:
+            torch.nn.utils.clip_grad_norm_(trainable, training.max_grad_norm)
+        optimizer.step()
+        seconds.append(middle - start)
+        optimizer_seconds.append(time.perf_counter() - middle)
+        optimizer.zero_grad()
+        if len(seconds) <= 2 + TIMED:  # the second go adds only what the allocator could not use again, by chance
+            peak = machine.recent_peak_bytes()
+    counted = count_parameters(whole)
+    for parameter in whole.parameters():
+        kept.pop(parameter.untyped_storage().data_ptr(), None)
+    weights = sum(parameter.numel() * parameter.element_size() for parameter in whole.parameters())
+    faster = [min(pair) for pair in zip(seconds[2 : 2 + TIMED], seconds[2 + TIMED :], strict=True)]
+    # What the largest takes where nothing is new, by the timed one that comes next to it.
+    again = faster[-1] * largest["input_ids"].shape[1] / timed[-1]["input_ids"].shape[1]
+    return Probe(
+        seconds=sum(faster) / len(faster),
+        optimizer_seconds=min(optimizer_seconds[2:]),
+        first_seconds=sum(seconds[:2]) - 2 * again + sum(optimizer_seconds[:2]) - 2 * min(optimizer_seconds[2:]),
+        peak_memory_bytes=peak,
+        held_bytes=weights + STATE * counted.trainable,
+        activation_bytes=sum(kept.values()),
+        gradient_bytes=sum(parameter.numel() * parameter.element_size() for parameter in trainable),
+        total=counted.total,
+        trainable=counted.trainable,
+    )
+
+
+def on_gpus(plan: Plan, count: int, flops: float = GPU_FLOPS, link: float = LINK) -> tuple[int, float]:
+    """Steps and seconds of the same epochs on `count` GPUs, each with the plan's batch. Assumed rates, not measured."""
+    steps = -(-plan.steps // count)
+    compute = plan.flops_per_step / flops
+    reduce = 2 * (count - 1) / count * 4 * plan.trainable_parameters / link
+    return steps, steps * (compute + max(0.0, reduce - 2 / 3 * compute))
+
+
+def show(plan: Plan) -> None:
+    """The prediction as tables: the run on this machine, and the arithmetic on several GPUs."""
+    table = Table(title="Planned", title_justify="left")
+    table.add_column("")
+    table.add_column("", justify="right")
+    for name, value in (
+        ("trainable", f"{plan.trainable_parameters:,} of {plan.total_parameters:,}"),
+        ("rows, tokens, supervised tokens", f"{plan.rows:,}, {plan.tokens:,}, {plan.supervised_tokens:,}"),
+        ("steps", f"{plan.steps:,}"),
+        ("a step", f"{plan.step_seconds:.2f} s, {plan.flops_per_step / 1e9:,.0f} GFLOP"),
+        (f"this machine's {plan.dtype} products", f"{plan.machine_flops / 1e9:,.0f} GFLOP/s"),
+        ("of which the run reaches", f"{plan.flops_per_step / plan.step_seconds / plan.machine_flops:.0%}"),
+        ("training time", f"{plan.train_seconds:,.0f} s"),
+        ("rate", f"{plan.tokens_per_second:,.0f} tokens/s"),
+        ("peak memory", f"{plan.peak_memory_bytes / 2**30:.1f} of {plan.memory_bytes / 2**30:.1f} GiB"),
+    ):
+        table.add_row(name, value)
+    console = Console()
+    console.print(table)
+    if plan.peak_memory_bytes > plan.memory_bytes:
+        fix = "halve per_device_train_batch_size and double gradient_accumulation_steps, or lower max_length"
+        if not plan.activation_checkpointing:
+            fix = f"add --activation_checkpointing true and plan again; where that is not enough, {fix}"
+        console.print(f"This will not fit: {fix}.", soft_wrap=True)
+    table = Table(title="On H100s, on paper: 40 % of 989 TFLOP/s and 100 GB/s assumed", title_justify="left")
+    for column in ("GPUs", "steps", "training time"):
+        table.add_column(column, justify="right")
+    for count in GPUS:
+        steps, seconds = on_gpus(plan, count)
+        table.add_row(str(count), f"{steps:,}", f"{seconds:,.0f} s" if seconds >= 10 else f"{seconds:.2g} s")
+    console.print(table)

@@ -1,0 +1,233 @@
+"""SFTTrainer that can be stopped at any moment and goes on exactly, with the counts behind a run dir's figures.
+
+What differs from transformers, and why:
+- Checkpoints are complete or absent (finllm.training.checkpoints) and hold all that an exact resume needs.
+  transformers' miss the counts behind our metrics, and early stopping's unless asked.
+- A checkpoint of an epoch's last step is written after that epoch's evaluation, or a resumed run would go without it.
+- A signal ends the step, is saved, and leaves with the command that goes on (finllm.training.stopping).
+- Rates and losses are of what was seen since the last log, summed over processes, without the time of evaluations.
+"""
+
+from __future__ import annotations
+
+import shutil
+import time
+from pathlib import Path
+from pickle import UnpicklingError
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from transformers import ProgressCallback
+from transformers.trainer_callback import EarlyStoppingCallback
+from trl import SFTTrainer
+
+from finllm.cpu.machine import peak_memory_bytes
+from finllm.errors import UserError
+from finllm.files import read_json, write_json
+from finllm.run_dir import RunDir
+from finllm.training import checkpoints
+from finllm.training.callbacks import MetricsWriter, ProgressBar, SaveAfterEpochsEnd, StopOnSignal
+from finllm.training.stopping import Stop, resume_command
+
+PROGRESS = "progress.json"  # in a checkpoint: the counts behind metrics.jsonl and summary.json
+
+
+class ResumableTrainer(SFTTrainer):
+    """SFTTrainer that writes into a run dir and resumes exactly. Arguments as SFTTrainer's, and `run`.
+
+    Whoever computes the loss calls `count` for every batch of training.
+    """
+
+    def __init__(self, *, run: RunDir, callbacks: list | None = None, **arguments: Any):
+        self.stop = Stop()
+        own = [MetricsWriter(run), *(callbacks or []), StopOnSignal(self.stop), SaveAfterEpochsEnd()]
+        super().__init__(callbacks=own, **arguments)
+        if not self.args.disable_tqdm:
+            self.remove_callback(ProgressCallback)
+            self.add_callback(ProgressBar)
+        self.run = run
+        self._checkpoints = run.checkpoints
+        self._since = time.perf_counter()  # training began, or went on
+        self.train_seconds = self.evaluation_seconds = 0.0  # before that; since then
+        self.supervised_tokens = self.tokens = 0  # of this process since training began
+        self._window = {"nll": 0.0, "tokens": 0}  # since the last log
+        self._logged = {"time": time.perf_counter(), "tokens": 0}
+
+    def count(self, tokens: int, supervised_tokens: int, nll: float) -> None:
+        """Add a batch of training: its tokens, those of them that teach, and their summed nll in nats."""
+        self.tokens += tokens
+        self.supervised_tokens += supervised_tokens
+        self._window["nll"] += nll
+        self._window["tokens"] += supervised_tokens
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Add exact figures to what transformers logs; runs on every process, since counts are summed over them."""
+        if "loss" in logs:
+            now = time.perf_counter()
+            window = [
+                self._window["nll"],
+                self._window["tokens"],
+                self.tokens - self._logged["tokens"],
+                self.supervised_tokens,
+            ]
+            nll, tokens, seen, supervised = self.accelerator.reduce(
+                torch.tensor(window, dtype=torch.float64, device=self.args.device)
+            ).tolist()
+            logs["loss"] = nll / max(tokens, 1)
+            logs["tokens_per_second"] = seen / (now - self._logged["time"])
+            logs["supervised_tokens"] = int(supervised)
+            logs["peak_memory_bytes"] = peak_memory_bytes()
+            self._logged = {"time": now, "tokens": self.tokens}
+            self._window = {"nll": 0.0, "tokens": 0}
+        super().log(logs, start_time)
+
+    def evaluate(self, *args, **kwargs) -> dict[str, float]:
+        """As SFTTrainer's, with its time left out of the time and rate of training."""
+        start = time.perf_counter()
+        metrics = super().evaluate(*args, **kwargs)
+        seconds = time.perf_counter() - start
+        self.evaluation_seconds += seconds
+        self._logged["time"] += seconds
+        return metrics
+
+    def _get_output_dir(self, trial) -> str:
+        return str(self._checkpoints)
+
+    def _save_checkpoint(self, model, trial) -> None:
+        """As transformers', but complete or absent: see finllm.training.checkpoints."""
+        folder = self.run.checkpoints
+        place = folder / f"{checkpoints.PREFIX}{self.state.global_step}"
+        work = folder / checkpoints.WRITING / place.name
+        progress = self._progress()
+        try:
+            if self.args.should_save:
+                shutil.rmtree(work.parent, ignore_errors=True)
+                work.mkdir(parents=True)
+            self.accelerator.wait_for_everyone()
+            self._checkpoints = work.parent
+            super(SFTTrainer, self)._save_checkpoint(model, trial)  # SFTTrainer's own adds a model card
+            if self.state.best_global_step == self.state.global_step:
+                self.state.best_model_checkpoint = str(place)
+            self.accelerator.wait_for_everyone()
+            if self.args.should_save:
+                self.state.save_to_json(str(work / "trainer_state.json"))
+                write_json(work / PROGRESS, progress)
+                (work / "training_args.bin").unlink(missing_ok=True)  # a pickle; config.yaml says the same
+                checkpoints.seal(work, place)
+                work.parent.rmdir()
+                checkpoints.rotate(folder, self.args.save_total_limit, self.state.best_model_checkpoint)
+        except (OSError, RuntimeError, SafetensorError) as error:
+            last, free = checkpoints.by_step(folder), shutil.disk_usage(self.run.path).free
+            raise UserError(
+                f"{place} could not be written: {error} ({free / 2**30:,.1f} GiB are free there); make room, and go on "
+                f"with {resume_command(self.args.world_size)}, which takes "
+                + (f"{last[-1].name}, the last one written" if last else "the run from its beginning")
+            ) from error
+        finally:
+            self._checkpoints = folder
+        self.accelerator.wait_for_everyone()
+
+    def _progress(self) -> dict[str, float]:
+        """What our metrics need beyond transformers' state, summed over the processes."""
+        own = [self.tokens, self.supervised_tokens, self._window["nll"], self._window["tokens"]]
+        counts = torch.tensor(own, dtype=torch.float64, device=self.args.device)
+        tokens, supervised, window_nll, window_tokens = self.accelerator.reduce(counts).tolist()
+        return {
+            "tokens": int(tokens),
+            "supervised_tokens": int(supervised),
+            "window_nll": window_nll,
+            "window_tokens": int(window_tokens),
+            "train_seconds": self._train_seconds(),
+        }
+
+    def _train_seconds(self) -> float:
+        return self.train_seconds + time.perf_counter() - self._since - self.evaluation_seconds
+
+    def _init_training_state(
+        self, max_steps, num_update_steps_per_epoch, num_train_epochs, resume_from_checkpoint, trial
+    ):
+        """As transformers', and our own counts; where the run dir was moved, the best checkpoint has moved with it."""
+        result = super()._init_training_state(
+            max_steps, num_update_steps_per_epoch, num_train_epochs, resume_from_checkpoint, trial
+        )
+        if resume_from_checkpoint is not None:
+            progress = read_json(Path(resume_from_checkpoint) / PROGRESS)
+            self.train_seconds = progress["train_seconds"]
+            if self.is_world_process_zero():  # the counts of all, kept by one
+                self.tokens, self.supervised_tokens = progress["tokens"], progress["supervised_tokens"]
+                self._window = {"nll": progress["window_nll"], "tokens": progress["window_tokens"]}
+                self._logged["tokens"] = self.tokens
+            best = self.run.checkpoints / f"{checkpoints.PREFIX}{self.state.best_global_step}"
+            if best.is_dir():
+                self.state.best_model_checkpoint = str(best)
+        return result
+
+    def _run_epoch(self, **arguments) -> None:
+        """Nothing where the checkpoint resumed from was the run's last: transformers would take one more step."""
+        stopped_early = any(
+            callback.early_stopping_patience_counter >= callback.early_stopping_patience
+            for callback in self.callback_handler.callbacks
+            if isinstance(callback, EarlyStoppingCallback)
+        )
+        if stopped_early or self.state.global_step >= self.state.max_steps:
+            self.control.should_training_stop = True
+        else:
+            super()._run_epoch(**arguments)
+
+    def _load_best_model(self) -> None:
+        wrong = checkpoints.damage(Path(self.state.best_model_checkpoint))
+        if wrong:
+            raise UserError(
+                f"the best checkpoint, {self.state.best_model_checkpoint}, is damaged: {wrong}; train again"
+            )
+        super()._load_best_model()
+
+    def train_run(self, resume: bool) -> dict[str, Any]:
+        """Train, from the newest whole checkpoint with `resume`, and validate at the end; its part of summary.json.
+
+        Raises `SystemExit` with 143 or 130 where SIGTERM or SIGINT stopped the run, after a checkpoint is written.
+        """
+        last = checkpoints.newest(self.run.checkpoints) if resume else None
+        self.accelerator.wait_for_everyone()
+        if self.is_world_process_zero():
+            checkpoints.set_damaged_aside(self.run.checkpoints, last)
+        self.args.eval_on_start = self.args.eval_on_start and last is None
+        self._since = self._logged["time"] = time.perf_counter()
+        self.stop.listen()
+        try:
+            self.train(resume_from_checkpoint=None if last is None else str(last))
+        except UnpicklingError as error:
+            raise UserError(
+                f"{last}: the state of its optimizer, schedule or random numbers holds something other than numbers "
+                "and was not read, since reading it could run code; take a checkpoint that you wrote yourself"
+            ) from error
+        except RuntimeError as error:  # which torch.OutOfMemoryError is, and what a CPU's allocator raises
+            if not isinstance(error, torch.OutOfMemoryError) and "can't allocate memory" not in str(error):
+                raise
+            raise UserError(
+                f"out of memory in step {self.state.global_step + 1}: {str(error).splitlines()[0]}; halve "
+                f"per_device_train_batch_size (now {self.args.per_device_train_batch_size}) and double "
+                f"gradient_accumulation_steps (now {self.args.gradient_accumulation_steps}), which is the same "
+                "training, or set activation_checkpointing: true, or lower max_length"
+            ) from error
+        finally:
+            self.stop.leave()
+        if self.stop.signal:
+            self.stop.exit(self.state.global_step, self.args.world_size, self.is_world_process_zero())
+        seconds = self._train_seconds()
+        if self.state.global_step not in [line["step"] for line in self.state.log_history if "eval_loss" in line]:
+            self.evaluate()
+        losses = [line["eval_loss"] for line in self.state.log_history if "eval_loss" in line]
+        progress = self._progress()
+        return {
+            "train_seconds": seconds,
+            "tokens_per_second": progress["tokens"] / seconds,
+            "peak_memory_bytes": peak_memory_bytes(),
+            "steps": self.state.global_step,
+            "epochs": float(self.state.epoch),
+            "supervised_tokens": progress["supervised_tokens"],
+            "first_validation_loss": losses[0],
+            "final_validation_loss": losses[-1],
+            "best_validation_loss": min(losses),
+        }

@@ -1,0 +1,109 @@
+"""What a training run tells the person who started it: before, what will be learned; after, what came out."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from finllm.files import read_json, write_text
+from finllm.run_dir import RunDir
+from finllm.text.tokens import LengthReport
+
+SHOWN_DROPS = 3
+
+
+def print_lengths(reports: dict[str, LengthReport]) -> None:
+    """The table of every split: rows, tokens, what `max_length` cut, and which rows were dropped and why."""
+    console = Console()
+    table = Table(title="What will be read and learned", title_justify="left")
+    table.add_column("")
+    for split in reports:
+        table.add_column(split, justify="right")
+    for name, number_of in (
+        ("rows", lambda report: len(report.lengths)),
+        ("tokens a row, median", lambda report: sorted(report.lengths)[len(report.lengths) // 2]),
+        ("tokens a row, longest", lambda report: max(report.lengths)),
+        ("supervised tokens", lambda report: report.supervised_tokens),
+        ("rows cut by max_length", lambda report: report.truncated_rows),
+        ("response tokens lost by it", lambda report: report.lost_tokens),
+        ("rows dropped", lambda report: len(report.dropped)),
+    ):
+        table.add_row(name, *(f"{number_of(report):,}" for report in reports.values()))
+    console.print(table)
+    for split, report in reports.items():
+        for id, reason in report.dropped[:SHOWN_DROPS]:
+            console.print(f"  {split} {id} dropped: {reason}", highlight=False, soft_wrap=True)
+        if len(report.dropped) > SHOWN_DROPS:
+            console.print(f"  … and {len(report.dropped) - SHOWN_DROPS:,} more rows of {split}")
+
+
+def print_summary(run: RunDir) -> None:
+    """Validation loss before and after, time, rate, memory, trainable share, and the next command."""
+    summary = run.summary()
+    of = f" of {summary['base_model']}" if summary["base_model"] else ""
+    table = Table(title=f"{summary['name']}: {summary['method']}{of}", title_justify="left")
+    table.add_column("")
+    table.add_column("", justify="right")
+    planned = read_json(run.path / "plan.json") if (run.path / "plan.json").exists() else {}
+
+    def beside(key: str, text: str) -> str:
+        """`text` of a measured figure, with how far it is from the plan's."""
+        return f"{text} ({summary[key] / planned[key] - 1:+.0%} of the plan)" if key in planned else text
+
+    share = summary["trainable_parameters"] / summary["total_parameters"]
+    for name, value in (
+        ("validation loss before", f"{summary['first_validation_loss']:.4f} nats per token"),
+        ("validation loss after", f"{summary['final_validation_loss']:.4f} nats per token"),
+        ("best validation loss", f"{summary['best_validation_loss']:.4f} nats per token"),
+        ("training time", beside("train_seconds", f"{summary['train_seconds']:,.0f} s")),
+        ("rate", beside("tokens_per_second", f"{summary['tokens_per_second']:,.0f} tokens/s")),
+        ("peak memory", beside("peak_memory_bytes", f"{summary['peak_memory_bytes'] / 2**30:.1f} GiB")),
+        ("trainable", f"{summary['trainable_parameters']:,} of {summary['total_parameters']:,} ({share:.2%})"),
+    ):
+        table.add_row(name, value)
+    console = Console()
+    console.print(table)
+    console.print(
+        f"Loss curves: {run.path}/loss.png\nNext: python eval/run.py {run.path}", highlight=False, soft_wrap=True
+    )
+
+
+def already_finished(run: RunDir) -> None:
+    Console().print(f"{run.path} is finished; nothing to do", highlight=False, soft_wrap=True)
+
+
+def write_model_card(run: RunDir, summary: dict[str, Any]) -> None:
+    """`model/README.md`: what was trained from what, with which result, and how to use it."""
+    origin = run.provenance()
+    versions = ", ".join(f"{package} {version}" for package, version in origin["packages"].items())
+    write_text(
+        run.model / "README.md",
+        f"""---
+library_name: {"transformers" if summary["method"] == "full" else "peft"}
+pipeline_tag: text-generation
+tags: [finllm, sft, {summary["method"]}]
+---
+
+# {summary["name"]}
+
+`{summary["base_model"]}`, fine-tuned ({summary["method"]}) on financial instructions with FinLLM.
+
+| | |
+|---|---|
+| validation loss before | {summary["first_validation_loss"]:.4f} nats per token |
+| validation loss after | {summary["final_validation_loss"]:.4f} nats per token |
+| trainable parameters | {summary["trainable_parameters"]:,} of {summary["total_parameters"]:,} |
+| steps | {summary["steps"]:,} |
+| dataset | `{origin["dataset_hash"][:16]}` |
+| base model | `{origin["base_model_hash"][:16]}` |
+| template | `{origin["template_hash"][:16]}` |
+
+Loss is on responses and their EOS only. Answers are not financial advice.
+
+    finllm generate {run.path} "What is an index fund?"
+
+Made with {versions}.
+""",
+    )

@@ -1,0 +1,120 @@
+"""The commands as users run them: a folder of their own, a process of their own."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+CHECKOUT = Path(__file__).resolve().parents[3]
+SCRIPT = "baselines/scratch/train.py"
+RUN_DIR = ["README.md", "config.json", "model.safetensors", "tokenizer.model", "tokenizer_report.json"]
+
+
+def process(folder, *arguments, module=False):
+    script = ["-m", "baselines.scratch.train"] if module else [str(CHECKOUT / "baselines/scratch/train.py")]
+    if str(arguments[0]).endswith(".py"):
+        script, arguments = [str(CHECKOUT / arguments[0])], arguments[1:]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "200"}
+    if module:
+        environment["PYTHONPATH"] = str(CHECKOUT)
+    return subprocess.run(
+        [sys.executable, *script, *map(str, arguments)], cwd=folder, env=environment, capture_output=True, text=True
+    )
+
+
+@pytest.fixture(scope="module")
+def place(dataset, tmp_path_factory):
+    """A folder with a config file and one finished run."""
+    folder = tmp_path_factory.mktemp("work")
+    settings = {
+        "dataset_name": str(dataset),
+        "output_dir": "runs/small",
+        **{"vocabulary_size": 360, "max_length": 64, "layers": 1, "width": 16, "heads": 2, "feed_forward": 32},
+        **{"batch_tokens": 512, "max_steps": 4, "logging_steps": 2, "eval_steps": 2, "save_steps": 2},
+        "dropout": 0.0,
+    }
+    (folder / "small.yaml").write_text(yaml.safe_dump(settings))
+    done = process(folder, "--config", "small.yaml")
+    assert done.returncode == 0, done.stderr
+    assert "python eval/run.py runs/small" in done.stdout
+    return folder
+
+
+def test_the_run_dir_is_complete(place, dataset):
+    run = place / "runs/small"
+    names = [".lock", "config.yaml", "loss.png", "metrics.jsonl", "model", "provenance.json", "summary.json"]
+    assert sorted(path.name for path in run.iterdir()) == names
+    assert sorted(path.name for path in (run / "model").iterdir()) == RUN_DIR
+    assert (run / "loss.png").read_bytes().startswith(b"\x89PNG")
+    summary, origin = (json.loads((run / name).read_text()) for name in ("summary.json", "provenance.json"))
+    assert list(summary) == [
+        *("schema_version", "name", "method", "base_model", "trainable_parameters", "total_parameters"),
+        *("train_seconds", "tokens_per_second", "peak_memory_bytes", "steps", "epochs", "supervised_tokens"),
+        *("first_validation_loss", "final_validation_loss", "best_validation_loss"),
+    ]
+    assert (summary["name"], summary["method"], summary["base_model"]) == ("small", "scratch", None)
+    assert summary["steps"] == 4 and summary["train_seconds"] > 0 and summary["peak_memory_bytes"] > 1e7
+    assert origin["dataset_hash"] == json.loads((dataset / "manifest.json").read_text())["sha256"]
+    assert origin["base_model_hash"] is None and origin["seed"] == 0
+    assert yaml.safe_load((run / "config.yaml").read_text())["language_model"] == "baselines.scratch.lm"
+
+
+def test_config_yaml_runs_again_as_a_module_to_the_same_weights(place):
+    done = process(place, "--config", "runs/small/config.yaml", "--output_dir", "runs/other", module=True)
+    assert done.returncode == 0, done.stderr
+    first, second = (place / "runs" / name / "model/model.safetensors" for name in ("small", "other"))
+    assert first.read_bytes() == second.read_bytes()
+
+
+def test_a_finished_run_says_so(place, command):
+    run = place / "runs/small"
+    done = command(SCRIPT, "--config", place / "small.yaml", "--output_dir", run, "--resume", "auto")
+    assert done.status == 0 and "is finished; nothing to do" in done.out
+
+
+def test_two_processes_take_the_steps_of_one(place):
+    """The same losses to float32's rounding: a batch is shared out, its loss is the mean over all its tokens."""
+    launcher = Path(sys.executable).parent / "torchrun"
+    script = CHECKOUT / "baselines/scratch/train.py"
+    arguments = ["--nproc-per-node", "2", script, "--config", "small.yaml", "--output_dir", "runs/two"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run([launcher, *arguments], cwd=place, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0 and "on 2 x cpu" in done.stdout, done.stderr
+    one, two = (
+        [json.loads(line) for line in (place / "runs" / name / "metrics.jsonl").read_text().splitlines()]
+        for name in ("small", "two")
+    )
+    assert [line["step"] for line in two] == [line["step"] for line in one]
+    for key in ("loss", "validation_loss"):
+        losses_of_one, losses_of_two = ([line[key] for line in lines if key in line] for lines in (one, two))
+        assert losses_of_two == pytest.approx(losses_of_one, rel=1e-5) and losses_of_one
+
+
+def test_generate_answers(place):
+    done = process(place, "baselines/scratch/generate.py", "runs/small", "What is a bond?", "--max_new_tokens", "5")
+    assert done.returncode == 0 and done.stdout.strip(), done.stderr
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["--layer", "2"], "unknown flag '--layer' (did you mean 'layers'?)"),
+        (["--output_dir", "small"], "already holds a run; pass --resume auto"),
+        (["--output_dir", "small", "--resume", "always"], "invalid choice: 'always'"),
+        (["--vocabulary_size", "9000"], "the training split holds at most"),
+        (["--heads", "3"], "the heads must divide the width"),
+        (["--dataset_name", "nowhere"], "nowhere is not a dataset dir"),
+        (["--config", "nowhere.yaml"], "nowhere.yaml does not exist"),
+    ],
+)
+def test_mistakes_end_with_status_2(place, command, arguments, message):
+    places = {"small": place / "runs/small"}
+    defaults = ["--config", place / "small.yaml", "--output_dir", place / "runs/new"]
+    done = command(SCRIPT, *defaults, *(places.get(argument, argument) for argument in arguments))
+    assert done.status == 2
+    assert message in done.err and "Traceback" not in done.err
+    assert not (place / "runs/new").exists()

@@ -1,0 +1,161 @@
+"""What stands for plain modules on a CPU must compute what they compute."""
+
+import copy
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from torch import nn
+from torch.nn.functional import scaled_dot_product_attention
+from transformers import AutoModelForCausalLM
+from transformers.activations import NewGELUActivation
+
+from finllm.cpu import kernels
+from finllm.models.base import set_dropout
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("share", [0.1, 0.5, 0.9])
+def test_dropout_drops_its_share_and_keeps_the_mean(dtype, share):
+    torch.manual_seed(0)
+    values = torch.ones(300, 1001, dtype=dtype, requires_grad=True)  # a count that is no multiple of four
+    dropped = kernels.dropout(values, share)
+    dropped.float().sum().backward()
+    zeros = (dropped == 0).float().mean().item()
+    assert zeros == pytest.approx(share, abs=4 * (share * (1 - share) / values.numel()) ** 0.5)
+    assert dropped.unique().tolist() == [0, torch.tensor(1 / (1 - share), dtype=dtype).item()]
+    assert torch.equal(values.grad, dropped)  # of ones, value and gradient are both the mask over 1 − share
+    kept = (dropped != 0).float()
+    for shift in (1, 4, 1001):  # neighbours know nothing of each other
+        pairs = torch.stack([kept.flatten()[:-shift], kept.flatten()[shift:]])
+        assert abs(torch.corrcoef(pairs)[0, 1].item()) < 0.01
+
+
+def test_dropout_follows_torchs_seed_and_rests_in_evaluation():
+    module, values = kernels.Dropout(0.3), torch.randn(50, 40)
+    first, second = module(values), module(values)
+    torch.manual_seed(7)
+    again = module(values)
+    torch.manual_seed(7)
+    assert torch.equal(module(values), again)
+    assert not torch.equal(first, second)
+    assert module.eval()(values) is values
+    assert kernels.dropout(values, 0.0) is values
+
+
+def test_gelu_is_the_one_of_gpt2():
+    values = torch.linspace(-6, 6, 1001, dtype=torch.float64)
+    torch.testing.assert_close(kernels.GELU()(values), NewGELUActivation()(values), rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("groups", [4, 2, 1])
+@pytest.mark.parametrize(("prefix", "queries"), [(0, 1), (0, 33), (5, 28), (40, 64)])
+def test_attention_is_torchs(groups, prefix, queries):
+    generator = torch.Generator().manual_seed(1)
+    length = prefix + queries
+    query, key, value = (
+        torch.randn(heads, length, 8, dtype=torch.float64, generator=generator).requires_grad_()
+        for heads in (4, groups, groups)
+    )
+    expected = scaled_dot_product_attention(
+        query[None], key[None], value[None], is_causal=True, scale=0.3, enable_gqa=True
+    )[0, :, prefix:]
+    weight = torch.randn(expected.shape, dtype=torch.float64, generator=generator)
+    (expected * weight).sum().backward()
+    gradients = [tensor.grad.clone() for tensor in (query, key, value)]
+    for tensor in (query, key, value):
+        tensor.grad = None
+    parts = ([key[:, :prefix], key[:, prefix:]], [value[:, :prefix], value[:, prefix:]])
+    ours = kernels.attention(query[:, prefix:], *parts, 0.3, 0.0)
+    (ours * weight).sum().backward()
+    torch.testing.assert_close(ours, expected)
+    for tensor, gradient in zip((query, key, value), gradients, strict=True):
+        torch.testing.assert_close(tensor.grad, gradient)
+
+
+def test_dropped_attention_weights_have_the_right_mean():
+    torch.manual_seed(2)
+    query, key, value = (torch.randn(2, 20, 4) for _ in range(3))
+    exact = kernels.attention(query, [key], [value], 0.5, 0.0)
+    samples = torch.stack([kernels.attention(query, [key], [value], 0.5, 0.2) for _ in range(4000)])
+    error = samples.std(0) / 4000**0.5
+    assert ((samples.mean(0) - exact).abs() < 5 * error + 1e-6).all()
+    assert samples.std(0)[:, 1:].min() > 0.01
+
+
+def adapted(folder, **settings):
+    torch.manual_seed(0)
+    base = AutoModelForCausalLM.from_pretrained(folder)
+    set_dropout(base, 0.0)
+    transposed = base.config.model_type == "gpt2"
+    model = get_peft_model(
+        base, LoraConfig(r=4, lora_alpha=12, target_modules="all-linear", fan_in_fan_out=transposed, **settings)
+    )
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name or "lora_magnitude" in name:
+            nn.init.normal_(parameter, std=0.2)
+    return model
+
+
+ADAPTERS = {"lora": {}, "rslora": {"use_rslora": True}, "dora": {"use_dora": True}}
+BIASES = {"lora_bias": {"lora_bias": True}, "bias": {"bias": "all"}}  # Llama's layers have none
+CASES = [("llama", settings) for settings in ADAPTERS.values()]
+CASES += [("gpt2", settings) for settings in (ADAPTERS | BIASES).values()]
+
+
+@pytest.mark.parametrize(("family", "settings"), CASES)
+def test_an_adapters_output_and_gradients_are_pefts(family, settings, gpt2_dir, llama_dir):
+    plain = adapted(gpt2_dir if family == "gpt2" else llama_dir, **settings).double().train()
+    ours = copy.deepcopy(plain)
+    kernels.use_in(ours)
+    assert any(type(module) is kernels.AdaptedLinear for module in ours.modules())
+    ids = torch.randint(1, 600, (2, 12))
+    for model in (plain, ours):
+        model(ids, labels=ids).loss.backward()
+    torch.testing.assert_close(ours(ids).logits, plain(ids).logits)
+    trained = {name: parameter.grad for name, parameter in plain.named_parameters() if parameter.requires_grad}
+    for name, parameter in ours.named_parameters():
+        assert (parameter.grad is not None) == (name in trained)
+        if name in trained:
+            torch.testing.assert_close(parameter.grad, trained[name], msg=name)
+    with ours.disable_adapter(), plain.disable_adapter():
+        torch.testing.assert_close(ours(ids).logits, plain(ids).logits)
+
+
+def test_an_adapters_own_dropout_is_applied_to_its_input_alone(gpt2_dir):
+    model = adapted(gpt2_dir, lora_dropout=0.5)
+    kernels.use_in(model)
+    layer = next(module for module in model.modules() if type(module) is kernels.AdaptedLinear)
+    x = torch.randn(3, 5, layer.in_features, requires_grad=True)
+    torch.manual_seed(3)
+    ours = layer(x)
+    ours.sum().backward()
+    gradient, x.grad = x.grad, None
+    torch.manual_seed(3)
+    dropped = layer.lora_dropout["default"](x.flatten(0, 1)).view(x.shape)
+    expected = layer.base_layer(x) + layer.lora_B["default"](layer.lora_A["default"](dropped)) * 3.0
+    expected.sum().backward()
+    torch.testing.assert_close(ours, expected)
+    torch.testing.assert_close(gradient, x.grad, rtol=1e-4, atol=1e-5)
+    assert not torch.equal(ours, layer(x))
+    assert torch.equal(layer.eval()(x), layer(x))
+
+
+def test_frozen_bfloat16_weights_give_float32_gradients_under_autocast(gpt2_dir):
+    model = adapted(gpt2_dir)
+    for name, parameter in model.named_parameters():
+        if "lora_" not in name:
+            parameter.data = parameter.data.bfloat16()
+    exact = copy.deepcopy(model).float()
+    kernels.use_in(model)
+    ids = torch.randint(1, 600, (2, 12))
+    with torch.autocast("cpu", torch.bfloat16):
+        loss = model(ids, labels=ids).loss
+    loss.backward()
+    expected = exact(ids, labels=ids).loss
+    expected.backward()
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-2)
+    for (name, parameter), reference in zip(model.named_parameters(), exact.parameters(), strict=True):
+        if parameter.grad is not None:
+            assert parameter.grad.dtype == torch.float32
+            assert (parameter.grad - reference.grad).norm() < 5e-2 * reference.grad.norm(), name

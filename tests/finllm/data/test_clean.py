@@ -1,0 +1,253 @@
+"""Cleaning: what each step mends or drops, what it must leave, and that cleaning twice is cleaning once."""
+
+import random
+
+import pytest
+
+from finllm.data.clean import PLAIN, STEPS, Cleaning, Rejected
+from finllm.data.schema import Row
+from finllm.errors import UserError
+
+TEN = "one two three four five six seven eight nine ten."
+
+
+def row(instruction="What is a fund?", input="", output="A pot of money.", number=1):
+    return Row(instruction, input, output, "a.jsonl", number)
+
+
+def clean(rows, skip=()):
+    """The rows kept, those dropped, and what each step did."""
+    cleaning = Cleaning(skip)
+    results = list(cleaning.clean(rows))
+    dropped = [result for result in results if isinstance(result, Rejected)]
+    return [result for result in results if not isinstance(result, Rejected)], dropped, cleaning.counts()
+
+
+def counts(steps):
+    return {step.step: (step.changed, step.dropped) for step in steps if step.changed or step.dropped}
+
+
+def changed(step, **fields):
+    """The one row after cleaning; checks that `step`, and no other, counted a change when there was one."""
+    before = row(**fields)
+    (after,), rejected, steps = clean([before])
+    assert not rejected
+    assert counts(steps) == ({} if after == before else {step: (1, 0)})
+    return after
+
+
+def test_steps_and_their_order():
+    assert STEPS == (
+        "strip",
+        "csv_quotes",
+        "unicode",
+        "repeated_halves",
+        "input_placeholder",
+        "empty_instruction",
+        "empty_output",
+        "echo",
+        "duplicates",
+    )
+
+
+def test_strip_leaves_white_space_inside():
+    after = changed("strip", instruction=" q\n", input="\t i ", output="\n a  b\n\n\tc \n")
+    assert after[:3] == ("q", "i", "a  b\n\n\tc")
+
+
+@pytest.mark.parametrize(
+    ("damaged", "mended"),
+    [
+        ("It’s “money”", 'It\'s "money"'),
+        ("quality andâ€¦ time", "quality and… time"),
+        ("AT&amp;T pays", "AT&T pays"),
+        ("a\x07b", "ab"),
+        ("ﬁnance", "finance"),
+        ("Straße, £5, 5 €", "Straße, £5, 5 €"),
+        ("R&D: 3 < 4 & 5 > 4\n\tx", "R&D: 3 < 4 & 5 > 4\n\tx"),
+    ],
+)
+def test_unicode(damaged, mended):
+    assert changed("unicode", output=damaged).output == mended
+
+
+def test_text_taken_as_plain_is_what_ftfy_leaves():
+    import ftfy
+
+    plain = "".join(map(chr, range(0x20, 0x7F))).replace("&", "") + "\t\n\n  x"
+    assert PLAIN.fullmatch(plain) and ftfy.fix_text(plain) == plain
+    assert not any(PLAIN.fullmatch(text) for text in ("&amp;", "\x00", "\r\n", "\x7f", "é"))
+
+
+@pytest.mark.parametrize(
+    ("damaged", "mended"),
+    [
+        ('"He said ""no"" twice."', 'He said "no" twice.'),
+        ('"""Maybe"" is the answer."', '"Maybe" is the answer.'),
+        ('"It ended with ""no"""', 'It ended with "no"'),
+        ('"cut off ""here"" and', 'cut off "here" and'),
+        ('"""\nA program\n"""\nname = ""', None),
+        ('"""\nA text\n"""', None),
+        ('"Just do it"', None),
+        ('"a" and ""', None),
+        ('name = ""\nother = ""', None),
+        ('"x" or ""y"" or "z"', None),
+    ],
+)
+def test_csv_quotes(damaged, mended):
+    assert changed("csv_quotes", output=damaged).output == (mended or damaged)
+
+
+def test_csv_quotes_are_seen_beside_curly_ones():
+    (after,), _, steps = clean([row(output='"A ""thin"" market, a “thick” one."')])
+    assert after.output == 'A "thin" market, a "thick" one.'
+    assert counts(steps) == {"csv_quotes": (1, 0), "unicode": (1, 0)}
+
+
+@pytest.mark.parametrize("between", [" ", "\n\n", ""])
+def test_repeated_halves(between):
+    twice = f"{TEN}{between}{TEN.replace(' ', '  ')}"
+    assert changed("repeated_halves", output=twice).output == TEN
+    assert clean([row(output=twice + between + twice)])[0][0].output == TEN
+
+
+@pytest.mark.parametrize(
+    "answer", ["11", "1010", "bye bye", "([A-Z][a-z]+) ([A-Z][a-z]+)", f"{TEN} {TEN} x", f"{TEN} x{TEN}"]
+)
+def test_what_is_no_repeated_half(answer):
+    assert changed("repeated_halves", output=answer).output == answer
+
+
+@pytest.mark.parametrize(
+    "placeholder",
+    [
+        "no input",
+        "NoInput",
+        "<noinput>",
+        "<No input>.",
+        '"<noinput>"',
+        "\\<noinput\\>",
+        "No input required.",
+        "(no input)",
+        *("N/A", "<n/a>", "NA", "None", "<none>", "no_input", "nan", "null", "No input is needed"),
+    ],
+)
+def test_input_placeholders_are_emptied(placeholder):
+    assert changed("input_placeholder", input=placeholder).input == ""
+
+
+@pytest.mark.parametrize(
+    "kept", ["Na", "No inputs were sold.", "None of the students", "+", "-3", "The <noinput>", "n", "No"]
+)
+def test_inputs_that_are_no_placeholders(kept):
+    assert changed("input_placeholder", input=kept).input == kept
+
+
+@pytest.mark.parametrize(
+    ("step", "fields"),
+    [
+        ("empty_instruction", {"instruction": " \n"}),
+        ("empty_output", {"output": "  "}),
+        ("empty_output", {"output": "nooutput"}),
+        ("empty_output", {"output": "<NoOutput>"}),
+        ("empty_output", {"output": "No output required."}),
+        ("empty_output", {"output": "No input"}),
+        ("empty_output", {"output": "N/A"}),
+        ("empty_output", {"output": "<nooutput> - a model cannot draw."}),
+        ("empty_output", {"output": "Blue.\n6. Instruction: Name a fruit.\n6. Input:\n<noinput>\n6. Output:\nPlum"}),
+        ("echo", {"output": "What is a fund?"}),
+        ("echo", {"input": "3, 4, 5", "output": "3, 4, 5 "}),
+    ],
+)
+def test_rows_that_are_dropped(step, fields):
+    bad, good = row(**fields), row(number=2)
+    kept, rejected, steps = clean([bad, good])
+    assert kept == [good]
+    assert rejected == [(bad, step)]  # as it was read
+    assert {name: dropped for name, (_, dropped) in counts(steps).items() if dropped} == {step: 1}
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"output": "None."},
+        {"output": "No"},
+        {"output": "0"},
+        {"output": "No output is lost when the price falls."},
+        {"input": "hello", "output": "HELLO"},
+        {"input": "a   b", "output": "a b"},
+    ],
+)
+def test_short_and_odd_answers_stay(fields):
+    assert clean([row(**fields)])[0] == [row(**fields)]
+
+
+def test_duplicates_keep_the_first():
+    rows = [row(number=1), row(output="Another.", number=2), row(output=" A pot of money.", number=3)]
+    kept, rejected, steps = clean(rows)
+    assert kept == rows[:2] and rejected == [(rows[2], "duplicates")]
+    assert counts(steps) == {"strip": (1, 0), "duplicates": (0, 1)}
+
+
+DAMAGED = {
+    "strip": row(output=" a "),
+    "unicode": row(output="it’s"),
+    "csv_quotes": row(output='"a ""b"" c"'),
+    "repeated_halves": row(output=f"{TEN} {TEN}"),
+    "input_placeholder": row(input="no input"),
+    "empty_instruction": row(instruction=""),
+    "empty_output": row(output=""),
+    "echo": row(output="What is a fund?"),
+}
+
+
+@pytest.mark.parametrize("step", DAMAGED)
+def test_a_skipped_step_does_nothing(step):
+    damaged = DAMAGED[step]
+    kept, _, steps = clean([damaged], skip=[step])
+    assert kept == [damaged] and not counts(steps)
+    assert [count.step for count in steps if not count.enabled] == [step]
+    assert clean([damaged])[0] != [damaged]
+
+
+def test_duplicates_can_be_kept():
+    assert len(clean([row(), row(number=2)], skip=["duplicates"])[0]) == 2
+
+
+def test_unknown_steps_are_refused():
+    with pytest.raises(UserError, match=r"unknown step 'echos' \(did you mean 'echo'\?\)"):
+        clean([], skip=["echos"])
+
+
+def test_cleaning_the_cleaned_changes_nothing():
+    pieces = [
+        '"',
+        '""',
+        "“",
+        "”",
+        " ",
+        "\n",
+        "\x00",
+        "\ufeff",
+        "&amp;",
+        "&lt;",
+        "<",
+        ">",
+        "no input",
+        "noinput",
+        "N/A",
+        "é",
+        "Ã©",
+    ]
+    pieces += ["a b c d e f. ", "a b c d e f. a b c d e f. ", "None", "ﬁ", "\u200b", "\xa0", "’", "'", "&", "amp;"]
+    random_numbers = random.Random(0)
+
+    def text():
+        return "".join(random_numbers.choices(pieces, k=random_numbers.randint(0, 7)))
+
+    rows = [row(text(), text(), text(), number) for number in range(5000)]
+    kept, rejected, steps = clean(rows)
+    assert len(kept) > 1000 and len(rejected) > 500
+    assert all(step.changed or step.dropped for step in steps)
+    again, rejected, steps = clean(kept)
+    assert again == kept and not rejected and not counts(steps)

@@ -1,0 +1,103 @@
+"""The split: by question, for ever."""
+
+import random
+from collections import Counter
+
+import pytest
+
+from finllm.data.split import SPLITS, check_fractions, normalised_question, split_of
+from finllm.errors import UserError
+
+
+def split(question, seed=42, validation=0.2, test=0.3):
+    return split_of(question, seed, validation, test)
+
+
+@pytest.mark.parametrize(
+    ("left", "right"),
+    [
+        ("What is an ETF?", "what is an etf"),
+        ("What's  a\nbond ?", "Whats a bond"),
+        ("Ｆｕｌｌ width", "full width"),
+        ("STRASSE", "straße"),
+        ("“Fiat” currency", '"fiat" currency'),
+    ],
+)
+def test_the_same_question(left, right):
+    assert normalised_question(left) == normalised_question(right)
+
+
+@pytest.mark.parametrize(
+    ("left", "right"), [("2 + 2", "2 - 2"), ("What is a put?", "What is a call?"), ("?", "!"), ("€5", "$5")]
+)
+def test_other_questions(left, right):
+    assert normalised_question(left) != normalised_question(right)
+
+
+def test_the_input_is_part_of_the_question():
+    assert normalised_question("Sum up.", "Rates rose.") == normalised_question("sum up", "rates rose")
+    assert normalised_question("Sum up.", "Rates rose.") != normalised_question("Sum up.", "Rates fell.")
+    assert normalised_question("Sum up.", "") == "sum up"
+
+
+def test_nothing_but_punctuation_falls_back_to_the_text():
+    assert normalised_question("?!") == "?!"
+    assert normalised_question("…", "--") == "…\n--"
+
+
+def test_no_question_stands_in_two_splits_and_spelling_does_not_matter():
+    random_numbers = random.Random(1)
+    words = [
+        "what",
+        "is",
+        "a",
+        "bond",
+        "fund",
+        "rate",
+        "tax",
+        "ETF",
+        "on",
+        "in",
+        "Straße",
+        "naïve",
+        "401k",
+        "£5",
+        "don’t",
+    ]
+    seen = {}
+    for _ in range(3000):
+        question = " ".join(random_numbers.choices(words, k=random_numbers.randint(1, 6)))
+        spelled = "".join(
+            character + random_numbers.choice(["", "", "", "?", "!"])
+            for character in random_numbers.choice([question, question.upper()])
+        ).replace(" ", random_numbers.choice([" ", "  ", "\n"]))
+        found = split(normalised_question(spelled))
+        assert seen.setdefault(normalised_question(question), found) == found
+    assert set(seen.values()) == set(SPLITS)
+
+
+def test_shares_are_near_the_fractions_and_seeds_differ():
+    questions = [f"question {number}" for number in range(20_000)]
+    counts = Counter(map(split, questions))
+    assert counts["validation"] / 20_000 == pytest.approx(0.2, abs=0.01)
+    assert counts["test"] / 20_000 == pytest.approx(0.3, abs=0.01)
+    assert [split(question) for question in questions] != [split(question, seed=43) for question in questions]
+
+
+def test_the_split_of_a_question_is_the_same_for_ever():
+    letters = "".join(split(f"question {number}")[:2] + " " for number in range(12))
+    assert letters == "va va tr tr tr va tr tr te tr te tr "
+
+
+@pytest.mark.parametrize(
+    ("validation", "test", "message"),
+    [
+        (0, 0.1, "validation_fraction is 0 and must be above 0"),
+        (0.1, 1.0, "test_fraction is 1.0 and must be above 0 and below 1"),
+        (float("nan"), -1, "2 problems in the split"),
+        (0.5, 0.5, r"validation_fraction \+ test_fraction is 1.0 and must be below 1"),
+    ],
+)
+def test_fractions_out_of_range(validation, test, message):
+    with pytest.raises(UserError, match=message):
+        check_fractions(validation, test)
