@@ -55,7 +55,7 @@ def train(arguments: argparse.Namespace) -> dict:
 
     from finllm.data.prepare import resolve
     from finllm.models.adapters import base_of
-    from finllm.models.base import load_tokenizer, resolve_base_model
+    from finllm.models.find import load_tokenizer, resolve_base_model
     from finllm.run_dir import RunDir
     from finllm.text.tokens import lengths_of, tokenize
     from finllm.training.batches import LengthGroupedSampler

@@ -86,7 +86,8 @@ def measure(arguments: argparse.Namespace) -> dict:
     from transformers import AutoModelForCausalLM, set_seed
 
     from finllm.data.prepare import resolve
-    from finllm.models.base import count_parameters, load_tokenizer, resolve_base_model
+    from finllm.models.base import count_parameters
+    from finllm.models.find import load_tokenizer, resolve_base_model
     from finllm.text.tokens import tokenize
 
     variant = arguments.child

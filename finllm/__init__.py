@@ -1,5 +1,6 @@
 """Fine-tune small language models on financial instructions, and believe the result."""
 
+import logging
 import os
 
 __version__ = "0.1.0"
@@ -16,3 +17,9 @@ os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 # 64 are kept: 32 slow a step of GPT-2 under LoRA, and 128 gain nothing. Both are read at the first product.
 os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "64")
 os.environ.setdefault("LRU_CACHE_CAPACITY", "64")
+
+# peft imports bitsandbytes wherever it is installed, and on a CPU with bfloat16 that warns that a kernel of the package
+# `kernels` is missing. It would have no use for one: finllm.models.base keeps 4-bit weights as training reads them.
+logging.getLogger("bitsandbytes.backends.cpu.ops").addFilter(
+    lambda record: "Failed to load CPU gemm_4bit_forward" not in record.msg
+)

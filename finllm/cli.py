@@ -52,7 +52,7 @@ def _prepare(parser: argparse.ArgumentParser) -> None:
 def _token_counter(name: str | None):
     if name is None:
         return None
-    from finllm.models.base import load_tokenizer, resolve_base_model
+    from finllm.models.find import load_tokenizer, resolve_base_model
     from finllm.text import tokens
 
     tokenizer = load_tokenizer(resolve_base_model(name, weights=False))

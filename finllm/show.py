@@ -9,7 +9,7 @@ from rich.text import Text
 
 from finllm.data.dataset_dir import DatasetDir
 from finllm.errors import UserError
-from finllm.models.base import load_tokenizer, resolve_base_model
+from finllm.models.find import load_tokenizer, resolve_base_model
 from finllm.text.tokens import IGNORED, encode
 
 # What each part looks like, and what the legend calls it

@@ -18,15 +18,8 @@ from finllm.data.prepare import resolve
 from finllm.errors import run_command
 from finllm.files import cache_dir
 from finllm.models.adapters import add_adapter, method_of
-from finllm.models.base import (
-    base_model_hash,
-    check_length,
-    count_parameters,
-    load_base_model,
-    load_tokenizer,
-    resolve_base_model,
-    set_dropout,
-)
+from finllm.models.base import base_model_hash, check_length, count_parameters, load_base_model, set_dropout
+from finllm.models.find import load_tokenizer, resolve_base_model
 from finllm.provenance import provenance
 from finllm.run_dir import RunDir
 from finllm.text.prompts import TEMPLATE_HASH

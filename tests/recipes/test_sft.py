@@ -9,7 +9,8 @@ from safetensors.torch import load_file
 from transformers import GPT2Model
 
 from finllm.files import read_jsonl
-from finllm.models.base import load_run_model, load_tokenizer
+from finllm.models.base import load_run_model
+from finllm.models.find import load_tokenizer
 from finllm.run_dir import RunDir
 
 

@@ -4,12 +4,12 @@ import math
 
 import pytest
 import torch
-from tests.baselines.conftest import shuffled_weights
 
 from baselines.scratch.attention import Keys, MultiHeadAttention, Visible, attend_fast, attend_plain
 from baselines.scratch.blocks import Block
 from baselines.scratch.positional import LearnedPositions, Rotation, SinusoidalPositions
 from finllm.errors import UserError
+from tests.baselines.scratch.conftest import shuffled_weights
 
 
 @pytest.mark.parametrize("causal", [True, False])

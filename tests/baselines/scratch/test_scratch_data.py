@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-from tests.baselines.conftest import rows_of
 
 from baselines.scratch.data import (
     Example,
@@ -16,6 +15,7 @@ from baselines.scratch.data import (
 )
 from baselines.scratch.tokenizer import Tokenizer
 from finllm.text.prompts import build_prompt
+from tests.baselines.scratch.conftest import rows_of
 
 
 @pytest.fixture(scope="module")

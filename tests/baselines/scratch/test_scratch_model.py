@@ -6,7 +6,6 @@ import json
 import pytest
 import safetensors.torch
 import torch
-from tests.baselines.conftest import shuffled_weights
 
 from baselines.scratch.blocks import Stack
 from baselines.scratch.config import VARIANTS, ModelConfig
@@ -17,6 +16,7 @@ from baselines.scratch.model import Transformer
 from baselines.scratch.sampling import Sampling
 from baselines.scratch.tokenizer import EOS
 from finllm.errors import UserError
+from tests.baselines.scratch.conftest import shuffled_weights
 
 POSITIONS = ["sinusoidal", "learned", "rotary"]
 

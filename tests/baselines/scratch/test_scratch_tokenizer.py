@@ -3,11 +3,11 @@
 import re
 
 import pytest
-from tests.baselines.conftest import rows_of
 
 from baselines.scratch.tokenizer import BOS, EOS, PAD, UNKNOWN, Tokenizer, template_parts
 from finllm.errors import UserError
 from finllm.text.prompts import build_prompt
+from tests.baselines.scratch.conftest import rows_of
 
 TEXTS = [text for row in rows_of(1, 60) for text in row if text]
 HARD = [

@@ -9,7 +9,6 @@ import pytest
 import safetensors.torch
 import torch
 import yaml
-from tests.baselines.conftest import rows_of, write_dataset_dir
 
 from baselines.scratch.config import VARIANTS, TrainConfig
 from baselines.scratch.data import encode_pair, lay_out
@@ -25,6 +24,7 @@ from finllm.files import read_jsonl
 from finllm.run_dir import RunDir
 from finllm.text.prompts import build_prompt
 from finllm.training import checkpoints
+from tests.baselines.scratch.conftest import rows_of, write_dataset_dir
 
 TIMED = ("tokens_per_second", "peak_memory_bytes")
 

@@ -6,7 +6,6 @@ import re
 
 import numpy as np
 import pytest
-from tests.baselines.conftest import THINGS, write_dataset_dir
 
 from baselines.scratch.config import VARIANTS, TrainConfig
 from baselines.scratch.tokenizer import BOS, EOS, Tokenizer
@@ -16,6 +15,7 @@ from finllm.data.dataset_dir import DatasetDir
 from finllm.errors import UserError
 from finllm.run_dir import RunDir
 from finllm.text.prompts import build_prompt
+from tests.baselines.scratch.conftest import THINGS, write_dataset_dir
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,7 @@ from eval.audits.overlap import contamination, longest_overlaps, memorisation, n
 from eval.models.language_model import Description, Score
 from eval.models.transformers_lm import TransformersLM, load_base
 from finllm.data.near_duplicates import clusters
-from finllm.models.base import load_tokenizer
+from finllm.models.find import load_tokenizer
 from finllm.text.prompts import TEMPLATE_HASH, build_prompt
 
 QUESTIONS = ["What is a bond?", "How do I save for a house?", "Is tax due in April?", "What does a fund cost?"]

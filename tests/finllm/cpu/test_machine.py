@@ -13,7 +13,7 @@ from finllm.errors import UserError
 FAULTS = """
 import json, resource, sys
 import finllm, torch
-from finllm import machine
+from finllm.cpu import machine
 
 kept = machine.keep_freed_memory() if sys.argv[1] == "keep" else None
 def step():

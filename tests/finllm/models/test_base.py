@@ -13,14 +13,8 @@ from trl import ModelConfig
 from finllm.cpu import machine
 from finllm.errors import UserError
 from finllm.models.adapters import add_adapter
-from finllm.models.base import (
-    Parameters,
-    base_model_hash,
-    count_parameters,
-    load_base_model,
-    load_tokenizer,
-    resolve_base_model,
-)
+from finllm.models.base import Parameters, base_model_hash, count_parameters, load_base_model
+from finllm.models.find import load_tokenizer, resolve_base_model
 
 
 def test_a_gguf_file_is_converted_once_and_gives_the_same_weights(tmp_path, monkeypatch, capsys):

@@ -88,7 +88,7 @@ def test_the_prompt_ends_on_a_token_boundary(tokenizer_dir, input, response):
 
 def test_eos_is_learned_although_the_pad_token_is_eos(gpt2_dir):
     """What the first notebook got wrong: GPT-2 pads with EOS, and a mask by id takes the EOS that is to be learned."""
-    from finllm.models.base import load_tokenizer
+    from finllm.models.find import load_tokenizer
 
     tokenizer = load_tokenizer(str(gpt2_dir))
     assert tokenizer.pad_token_id == tokenizer.eos_token_id
