@@ -11,11 +11,12 @@ import argparse
 import json
 import sys
 from pathlib import Path
-from statistics import NormalDist
 from typing import Any
 
-if not __package__:  # run as a file: Python put eval/ on the path, the packages lie one folder up
+if not __package__:  # run as a file: Python put eval/ on the path, where `statistics` would hide the standard library's
     sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+from statistics import NormalDist
 
 from eval.results import Results
 from finllm.errors import UserError, run_command

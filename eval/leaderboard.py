@@ -20,7 +20,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-if not __package__:  # run as a file: Python put eval/ on the path, the packages lie one folder up
+if not __package__:  # run as a file: Python put eval/ on the path, where `statistics` would hide the standard library's
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from rich.box import SIMPLE

@@ -19,8 +19,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-if __name__ == "__main__":
-    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+if not __package__:  # run as a file: Python put eval/ on the path, where `statistics` would hide the standard library's
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 import finllm  # isort: skip  # noqa: F401  before torch: it sets how threads wait
 
