@@ -30,6 +30,7 @@ class Run:
     metrics: list[dict[str, Any]] = field(default_factory=list)
     provenance: dict[str, Any] = field(default_factory=dict)
     config: dict[str, Any] = field(default_factory=dict)
+    proofs: list[dict[str, Any]] = field(default_factory=list)
 
     @classmethod
     def read(cls, path: Path, split_name: str) -> Run:
@@ -58,6 +59,7 @@ class Run:
             metrics=read_jsonl(folder.metrics) if folder.metrics.exists() else [],
             provenance=folder.provenance() if (path / "provenance.json").exists() else {},
             config=folder.config() if (path / "config.yaml").exists() else {},
+            proofs=folder.proofs(),
         )
 
 

@@ -27,6 +27,7 @@ from baselines.scratch.config import TrainConfig, read_config
 from baselines.scratch.data import Example, encode_rows, truncate
 from baselines.scratch.loop import Training, adamw
 from baselines.scratch.model import Transformer
+from baselines.scratch.proofs import prove_causality, prove_saved
 from baselines.scratch.tokenizer import Tokenizer
 from finllm.cpu import machine
 from finllm.data.dataset_dir import DatasetDir
@@ -37,7 +38,7 @@ from finllm.run_dir import RunDir
 from finllm.text.prompts import TEMPLATE_HASH
 from finllm.training import checkpoints
 from finllm.training.plots import plot_loss
-from finllm.training.summary import already_finished, print_summary
+from finllm.training.summary import already_finished, print_summary, proved
 
 
 def main() -> None:
@@ -89,6 +90,9 @@ def train(config: TrainConfig, resume: bool = False) -> None:
 
     # The model, from random weights or from the newest checkpoint
     model = Transformer(config.model(tokenizer.vocabulary_size)).to(accelerator.device)
+    proofs = [prove_causality(model, tokenizer, rows["validation"])]
+    if accelerator.is_main_process:
+        run.write_proofs(proof.as_json() for proof in proofs)
     optimizer = adamw(model, config)
     progress, best = Progress(), copy_of(model)
     place = checkpoints.newest(run.checkpoints) if resume else None
@@ -110,6 +114,9 @@ def train(config: TrainConfig, resume: bool = False) -> None:
 
     if accelerator.is_main_process:
         model.save(run.model, training.best)
+        model.load_state_dict(training.best)
+        proofs.append(prove_saved(model, run.model, rows["validation"]))
+        run.write_proofs(proof.as_json() for proof in proofs)
         write_text(run.model / "README.md", model_card(run, config, progress, parameters))
         plot_loss(run)
         losses = {key: value for key, value in vars(progress).items() if key.endswith("_validation_loss")}
@@ -196,6 +203,10 @@ tags: [finllm, scratch]
 
 Loss is on responses and their EOS only. The model is far too small to be trusted: its answers read like finance and
 are mostly wrong. They are not financial advice.
+
+## What was proved
+
+{proved(run)}
 
     python baselines/scratch/generate.py {run.path} "What is an index fund?"
 """

@@ -143,5 +143,6 @@ def _origin(run: Run) -> dict[str, Any]:
     }
     return {
         "facts": {name: str(value) for name, value in facts.items() if value not in (None, "")},
+        "proofs": run.proofs,
         "config": yaml.safe_dump(config, sort_keys=False, allow_unicode=True) if config else "",
     }

@@ -26,10 +26,10 @@ def add_adapter(model: PreTrainedModel, arguments: ModelConfig) -> PreTrainedMod
     if isinstance(config.target_modules, str) and config.target_modules.isidentifier():
         # TRL makes a list of one name a string, and peft reads a string as a regular expression for whole paths.
         config.target_modules = {config.target_modules}
+    linear = sorted({name.split(".")[-1] for name, module in model.named_modules() if _is_linear(module)})
     try:
         return get_peft_model(model, config)
     except ValueError as error:
-        linear = sorted({name.split(".")[-1] for name, module in model.named_modules() if _is_linear(module)})
         raise UserError(
             f"lora_target_modules {arguments.lora_target_modules!r}: {str(error).splitlines()[0]}; "
             f"this model's linear layers are {', '.join(linear)}, and `all-linear` takes all but lm_head"

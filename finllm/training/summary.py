@@ -74,6 +74,11 @@ def already_finished(run: RunDir) -> None:
     Console().print(f"{run.path} is finished; nothing to do", highlight=False, soft_wrap=True)
 
 
+def proved(run: RunDir) -> str:
+    """The lines of `proofs.json` as a list of Markdown; what was tried and not taken is among them, and marked."""
+    return "\n".join(f"- {proof['said']}{'' if proof['passed'] else ' (does not hold)'}" for proof in run.proofs())
+
+
 def write_model_card(run: RunDir, summary: dict[str, Any]) -> None:
     """`model/README.md`: what was trained from what, with which result, and how to use it."""
     origin = run.provenance()
@@ -101,6 +106,10 @@ tags: [finllm, sft, {summary["method"]}]
 | template | `{origin["template_hash"][:16]}` |
 
 Loss is on responses and their EOS only. Answers are not financial advice.
+
+## What was proved
+
+{proved(run)}
 
     finllm generate {run.path} "What is an index fund?"
 

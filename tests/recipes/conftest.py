@@ -20,3 +20,11 @@ def sft(command, gpt2_dir, dataset_dir, tmp_path):
         return done, RunDir(output_dir)
 
     return call
+
+
+@pytest.fixture
+def rows_of_validation(dataset_dir) -> list[dict[str, str]]:
+    """The rows that a run's validation loss is of."""
+    from finllm.data.dataset_dir import DatasetDir
+
+    return DatasetDir(dataset_dir).rows("validation")

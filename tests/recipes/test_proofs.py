@@ -1,0 +1,210 @@
+"""What recipes/sft.py proves of a model before the first step and after the last, by its command line."""
+
+import json
+import shutil
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch.nn.functional import cross_entropy
+from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2LMHeadModel, GPT2Model
+
+from finllm.models.find import load_tokenizer
+from finllm.text.tokens import encode
+from finllm.training.trainer import SupervisedTrainer
+
+FLOAT32 = ("--bf16", "false", "--dtype", "float32")
+
+
+def proofs_of(run) -> dict[str, dict]:
+    return {proof["name"]: proof for proof in run.proofs()}
+
+
+def own_loss(model, tokenizer_dir, rows, max_length=256) -> float:
+    """Nats a supervised token from the model's own logits, each row alone."""
+    nll = tokens = 0.0
+    tokenizer = load_tokenizer(str(tokenizer_dir))
+    for row in rows:
+        encoded = encode(tokenizer, row, max_length)
+        labels = torch.tensor(encoded["labels"][1:])
+        with torch.no_grad():
+            logits = model(input_ids=torch.tensor([encoded["input_ids"]])).logits[0, :-1]
+        nll += cross_entropy(logits, labels, reduction="sum").item()
+        tokens += int((labels != -100).sum())
+    return nll / tokens
+
+
+def capped(logits):
+    return 0.05 * torch.tanh(logits / 0.05)
+
+
+def softly_capped(logits):
+    return 30.0 * torch.tanh(logits / 30.0)  # hardly seen at the size of a random model's logits
+
+
+def rescaled(logits):
+    return logits * 1.5
+
+
+def shifted(logits):
+    return logits - torch.linspace(0, 1, logits.shape[-1])
+
+
+@pytest.mark.parametrize("change", [capped, softly_capped, rescaled, shifted])
+def test_a_head_that_is_more_than_a_product_is_trained_and_validated_by_its_own_logits(
+    change, sft, rows_of_validation, gpt2_dir, monkeypatch
+):
+    forward = GPT2LMHeadModel.forward
+
+    def changed(self, *args, **kwargs):
+        output = forward(self, *args, **kwargs)
+        output.logits = change(output.logits)
+        return output
+
+    monkeypatch.setattr(GPT2LMHeadModel, "forward", changed)
+    done, run = sft(*FLOAT32, steps=2)
+    assert done.status == 0, done.err
+    assert "every loss is made of the model's own logits" in done.out
+    proofs = proofs_of(run)
+    assert not proofs["head"]["passed"] and proofs["loss, joined · logits"]["passed"]
+    assert run.summary()["final_validation_loss"] == pytest.approx(
+        own_loss(AutoModelForCausalLM.from_pretrained(run.model).eval(), gpt2_dir, rows_of_validation), rel=1e-4
+    )
+
+
+def test_every_tensor_that_the_own_loss_reaches_is_reached(sft, gpt2_dir, monkeypatch, tmp_path):
+    """The head of a loss that is right in value and lets no gradient through to one tensor is not used."""
+    before = GPT2Model.__init__
+
+    def init(self, *args, **kwargs):
+        before(self, *args, **kwargs)
+        self.told = torch.nn.Parameter(torch.zeros(1))
+
+    forward = GPT2LMHeadModel.forward
+
+    def told(self, *args, **kwargs):
+        output = forward(self, *args, **kwargs)
+        output.logits = output.logits + self.transformer.told * output.logits.detach()
+        return output
+
+    monkeypatch.setattr(GPT2Model, "__init__", init)
+    monkeypatch.setattr(GPT2LMHeadModel, "forward", told)
+    shutil.copytree(gpt2_dir, tmp_path / "base")
+    torch.manual_seed(0)
+    GPT2LMHeadModel(GPT2LMHeadModel.config_class.from_pretrained(gpt2_dir)).save_pretrained(tmp_path / "base")
+    done, run = sft(*FLOAT32, model=tmp_path / "base", steps=2)
+    assert done.status == 0, done.err
+    proofs = proofs_of(run)
+    assert proofs["head"]["passed"] and proofs["loss, joined · head"]["passed"]
+    assert not proofs["gradients, joined · head"]["passed"] and "told" in proofs["gradients, joined · head"]["said"]
+    assert proofs["gradients, joined · logits"]["passed"]
+    assert load_file(run.model / "model.safetensors")["transformer.told"].abs() > 0
+
+
+@pytest.mark.parametrize("places", [1, 9])
+def test_a_model_that_sees_the_future_is_refused_before_training(places, sft, monkeypatch):
+    """Even if a position sees no more than the very token that it is to predict."""
+    before = GPT2Model.__init__
+
+    def look_ahead(module, args, output):
+        hidden = output.last_hidden_state
+        output.last_hidden_state = hidden + 0.1 * torch.cat([hidden[:, places:], hidden[:, :places] * 0], 1)
+        return output
+
+    def init(self, *args, **kwargs):
+        before(self, *args, **kwargs)
+        self.register_forward_hook(look_ahead)
+
+    monkeypatch.setattr(GPT2Model, "__init__", init)
+    done, run = sft(steps=1)
+    assert done.status == 2 and "sees the future: log-probabilities move by" in done.err
+    assert not (run.path / "config.yaml").exists()
+
+
+@pytest.fixture
+def with_tokens(gpt2_dir, tmp_path):
+    """The tiny GPT-2 with a tokenizer that knows more tokens than the embedding has rows."""
+
+    def make(**special):
+        folder = tmp_path / "base"
+        shutil.copytree(gpt2_dir, folder)
+        tokenizer = AutoTokenizer.from_pretrained(gpt2_dir)
+        if words := special.pop("words", None):
+            tokenizer.add_tokens(words)
+        tokenizer.add_special_tokens(special)
+        tokenizer.save_pretrained(folder)
+        return folder
+
+    return make
+
+
+def test_a_pad_token_beyond_the_embedding_becomes_eos_and_the_model_loads_again(sft, with_tokens):
+    done, run = sft("--model_name_or_path", with_tokens(pad_token="<pad>"), steps=1)
+    assert done.status == 0, done.err
+    assert proofs_of(run)["saved model"]["passed"]
+    tokenizer = load_tokenizer(str(run.model))
+    assert tokenizer.pad_token == tokenizer.eos_token
+    model = AutoModelForCausalLM.from_pretrained(run.model)
+    assert model.config.pad_token_id is None or model.config.pad_token_id < 600
+
+
+def test_a_special_token_that_no_row_can_hold_may_lie_beyond_the_embedding(sft, with_tokens):
+    done, _ = sft("--model_name_or_path", with_tokens(additional_special_tokens=["<image>"]), steps=1)
+    assert done.status == 0, done.err
+
+
+@pytest.mark.parametrize("special", [{"eos_token": "<end>"}, {"bos_token": "<begin>"}, {"words": ["interest"]}])
+def test_ids_beyond_the_embedding_are_refused_with_both_numbers(special, sft, with_tokens):
+    done, run = sft("--model_name_or_path", with_tokens(**special), steps=1)
+    assert done.status == 2 and "id 600" in done.err and "600 rows" in done.err
+    assert not (run.path / "config.yaml").exists()
+
+
+@pytest.mark.parametrize("method", ["full", "lora"])
+def test_a_saved_model_that_is_not_the_trained_one_is_refused(method, sft, monkeypatch):
+    save = SupervisedTrainer.save_model
+
+    def save_another(self, folder, *args, **kwargs):
+        save(self, folder, *args, **kwargs)
+        for path in self.run.path.glob(".model/*.safetensors"):
+            tensors = load_file(path)
+            name = max(tensors, key=lambda name: tensors[name].numel())
+            save_file({**tensors, name: tensors[name].flip(0)}, path, metadata={"format": "pt"})
+
+    monkeypatch.setattr(SupervisedTrainer, "save_model", save_another)
+    flags = ("--use_peft", "true", "--lora_target_modules", "c_attn") if method == "lora" else ()
+    done, run = sft(*flags, steps=1)
+    assert done.status == 2 and "is not the one that was trained" in done.err and not run.complete
+
+
+def test_an_adapter_whose_base_is_drawn_anew_at_every_load_is_refused(sft, monkeypatch):
+    """PiSSA by a randomised decomposition: loaded beside the trained one it looks right, on a fresh base it is not."""
+    import finllm.models.adapters as adapters
+
+    known = adapters.get_peft_config
+
+    def pissa(arguments):
+        config = known(arguments)
+        config.init_lora_weights = "pissa_niter_1"
+        return config
+
+    monkeypatch.setattr(adapters, "get_peft_config", pissa)
+    adapter = ("--use_peft", "true", "--lora_target_modules", "all-linear", "--lora_r", "4")
+    done, run = sft(*FLOAT32, *adapter, steps=1)
+    assert done.status == 2 and "is not the one that was trained" in done.err and not run.complete
+
+
+def test_proofs_stand_in_the_run_dir_the_model_card_and_the_report(sft, command, tmp_path):
+    done, run = sft(*FLOAT32, steps=1)
+    assert done.status == 0, done.err
+    proofs = json.loads((run.path / "proofs.json").read_text())["proofs"]
+    assert [proof["name"] for proof in proofs] == [
+        "sees no future", "head", "loss, joined · head", "gradients, joined · head", "rows stay apart", "saved model",
+    ]  # fmt: skip
+    assert all(proof["passed"] and proof["figure"] <= proof["limit"] for proof in proofs)
+    card = (run.model / "README.md").read_text()
+    assert all(f"- {proof['said']}\n" in card for proof in proofs)
+    assert command("eval/run.py", run.path, "--max_generated", 1, "--max_new_tokens", 2).status == 0
+    assert command("eval/leaderboard.py", run.path, "--output_dir", tmp_path / "board").status == 0
+    page = (tmp_path / "board" / "index.html").read_text()
+    assert all(f"<li>{proof['said'].replace(chr(39), '&#39;')}</li>" in page for proof in proofs)
