@@ -111,7 +111,7 @@ def test_two_processes_give_the_files_of_one_byte_for_byte(shell, gpt2_dir, data
     """With as many threads a process: how a matrix product is cut among threads may change its last bit."""
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     monkeypatch.setitem(os.environ, "ACCELERATE_USE_CPU", "true")
-    for name, launcher in (("one", ("python",)), ("two", ("torchrun", "--nproc-per-node", 2))):
+    for name, launcher in (("one", ("python",)), ("two", ("torchrun", "--standalone", "--nproc-per-node", 2))):
         done = shell(
             *launcher, "eval/run.py", "--model_name_or_path", gpt2_dir, "--dataset_name", dataset_dir,
             "--output_dir", tmp_path / name / "base", "--batch_size", 3, "--max_new_tokens", 8, "--max_generated", 5,
