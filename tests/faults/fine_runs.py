@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import shutil
+import signal
 import zlib
 from pathlib import Path
 
-from killable import run
+from killable import Moment, run
 
 from finllm.run import RunDir, read_jsonl, sha256_of_files
 
@@ -42,6 +44,18 @@ class Fine:
         if not run_dir.complete:
             arguments = [*self.arguments, "--output_dir", folder, *more]
             assert run("recipes/sft.py", arguments, self.log("whole")) == 0, self.printed("whole")
+        return run_dir
+
+    def killed(self, name: str) -> RunDir:
+        """As run `name`: the plain run, killed while its third checkpoint has no name yet; made once for all tests."""
+        first = self.wholes / "killed"
+        if not first.exists():
+            moment = Moment("rename", 3, ".writing")
+            arguments = [*self.arguments, "--output_dir", first]
+            assert run("recipes/sft.py", arguments, self.log("killed"), moment=moment) == -signal.SIGKILL
+        run_dir = RunDir(shutil.copytree(first, self.folder / name))
+        config = run_dir.path / "config.yaml"  # which names its own folder, and another one would be refused
+        config.write_text(config.read_text().replace(str(first), str(run_dir.path)))
         return run_dir
 
     def resumed(self, name: str, *more: object) -> RunDir:

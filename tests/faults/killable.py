@@ -19,7 +19,9 @@ from threading import Lock
 
 ROOT = Path(__file__).resolve().parents[2]
 CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(["finllm.trainer", "finllm.models", "peft", "accelerate"])
+CONTEXT.set_forkserver_preload(
+    ["finllm.trainer", "finllm.models", "finllm.summary", "finllm.plots", "peft", "accelerate"]
+)
 LIMIT = 900  # seconds that a run of a few steps may take; a machine under load is slow, one that hangs hangs for ever
 # Process.start reads the exit status of every child that has ended, and a status can be read once: whatever thread
 # comes second is told 255. So threads start and join one at a time, and wait side by side.
