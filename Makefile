@@ -1,9 +1,11 @@
 # make demo   set everything up and run the whole comparison on the bundled data: 7 minutes on 2 CPU cores with bfloat16,
 #             some 10 without
 # make test   set everything up and run the tests
-# Both go on where they were stopped. BASE is the base model: a hub id, a folder, a .gguf file, or smollm2-135m.
+# Both go on where they were stopped. WORKERS is how many processes test at a time, each with one thread and some
+# 2 GB: as many as there are cores are fastest. BASE is the base model: a hub id, a folder, a .gguf file, or smollm2-135m.
 
 PYTHON ?= python3
+WORKERS ?= 2
 BASE ?= smollm2-135m
 ifeq ($(BASE),smollm2-135m)
 DEMO ?= runs/demo
@@ -42,7 +44,7 @@ demo: setup
 	$(BIN)/python eval/leaderboard.py $(addprefix $(DEMO)/,base $(TRAINED)) --output_dir $(DEMO)/leaderboard
 
 test: setup
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
 
 lint: setup
 	$(BIN)/ruff check .

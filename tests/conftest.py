@@ -14,6 +14,10 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 os.environ["HF_HUB_OFFLINE"] = "1"  # before any library of the hub is imported
+if "PYTEST_XDIST_WORKER" in os.environ:
+    # Several of pytest's workers share the cores: one thread each, told before torch counts them itself.
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+LONGEST = 1800  # seconds that a process may take: a machine under load is slow, and one that hangs hangs for ever
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -62,11 +66,11 @@ def command(capfd, monkeypatch) -> Callable[..., Done]:
     return call
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def shell() -> Callable[..., Done]:
     """`shell("python", "recipes/sft.py", …)`: a process of its own in the checkout, with this Python."""
 
-    def call(program: str, *arguments: object, timeout: int = 300) -> Done:
+    def call(program: str, *arguments: object, timeout: int = LONGEST) -> Done:
         path = str(Path(sys.executable).parent / program)
         done = subprocess.run(
             [path, *map(str, arguments)], cwd=ROOT, capture_output=True, text=True, timeout=timeout, check=False

@@ -107,15 +107,27 @@ def test_fewer_results_than_examples_are_refused(evaluate, monkeypatch, tmp_path
     assert not (tmp_path / "base").exists()
 
 
-def test_two_processes_give_the_files_of_one_byte_for_byte(shell, gpt2_dir, dataset_dir, tmp_path, monkeypatch):
+def test_two_processes_give_the_files_of_one_byte_for_byte(
+    command, shell, gpt2_dir, dataset_dir, tmp_path, monkeypatch
+):
     """With as many threads a process: how a matrix product is cut among threads may change its last bit."""
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    # One thread however many cores there are: of a plain "1", `use_all_cores` makes each process's part of them.
+    monkeypatch.setenv("OMP_NUM_THREADS", "1,1")
     monkeypatch.setitem(os.environ, "ACCELERATE_USE_CPU", "true")
-    for name, launcher in (("one", ("python",)), ("two", ("torchrun", "--nproc-per-node", 2))):
-        done = shell(
-            *launcher, "eval/run.py", "--model_name_or_path", gpt2_dir, "--dataset_name", dataset_dir,
+    threads = torch.get_num_threads()
+    for name in ("one", "two"):
+        evaluation = (
+            "eval/run.py", "--model_name_or_path", gpt2_dir, "--dataset_name", dataset_dir,
             "--output_dir", tmp_path / name / "base", "--batch_size", 3, "--max_new_tokens", 8, "--max_generated", 5,
         )  # fmt: skip
+        if name == "two":
+            done = shell("torchrun", "--standalone", "--nproc-per-node", 2, *evaluation)
+        else:
+            try:
+                torch.set_num_threads(1)
+                done = command(*evaluation)
+            finally:
+                torch.set_num_threads(threads)
         assert done.status == 0, done.err
     one, two = (tmp_path / name / "base" / "eval" for name in ("one", "two"))
     assert (one / "predictions.jsonl").read_bytes() == (two / "predictions.jsonl").read_bytes()

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import shutil
+import signal
 import zlib
 from pathlib import Path
 
-from killable import run
+from killable import Moment, run
 
 from finllm.files import read_jsonl, sha256_of_files
 from finllm.run_dir import RunDir
@@ -16,7 +18,9 @@ STEPS = 14
 SETTINGS = ("--max_length", 256, "--per_device_train_batch_size", 4, "--logging_steps", 1, "--max_steps", STEPS,
             "--max_train_samples", 20, "--max_eval_samples", 6, "--learning_rate", "1e-3", "--disable_tqdm", "true",
             "--save_strategy", "steps", "--save_steps", 2, "--save_total_limit", 2,
-            "--eval_strategy", "steps", "--eval_steps", 3, "--base_dropout", 0.2)  # fmt: skip
+            "--eval_strategy", "steps", "--eval_steps", 3, "--base_dropout", 0.2,
+            "--bf16", "false")  # fmt: skip
+# In float32 on every processor: bit for bit is promised for it alone, and what tells one adapter from another is finer.
 
 
 class Fine:
@@ -41,6 +45,18 @@ class Fine:
         if not run_dir.complete:
             arguments = [*self.arguments, "--output_dir", folder, *more]
             assert run("recipes/sft.py", arguments, self.log("whole")) == 0, self.printed("whole")
+        return run_dir
+
+    def killed(self, name: str) -> RunDir:
+        """As run `name`: the plain run, killed while its third checkpoint has no name yet; made once for all tests."""
+        first = self.wholes / "killed"
+        if not first.exists():
+            moment = Moment("rename", 3, ".writing")
+            arguments = [*self.arguments, "--output_dir", first]
+            assert run("recipes/sft.py", arguments, self.log("killed"), moment=moment) == -signal.SIGKILL
+        run_dir = RunDir(shutil.copytree(first, self.folder / name))
+        config = run_dir.path / "config.yaml"  # which names its own folder, and another one would be refused
+        config.write_text(config.read_text().replace(str(first), str(run_dir.path)))
         return run_dir
 
     def resumed(self, name: str, *more: object) -> RunDir:

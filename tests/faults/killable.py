@@ -19,8 +19,9 @@ from threading import Lock
 
 ROOT = Path(__file__).resolve().parents[2]
 CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(["finllm.training.trainer", "finllm.models", "peft", "accelerate"])
-LIMIT = 120  # seconds that a run of a few steps may take
+PRELOADED = "finllm.training.trainer finllm.models.base finllm.training.summary finllm.training.plots peft accelerate"
+CONTEXT.set_forkserver_preload(PRELOADED.split())
+LIMIT = 900  # seconds that a run of a few steps may take; a machine under load is slow, one that hangs hangs for ever
 # Process.start reads the exit status of every child that has ended, and a status can be read once: whatever thread
 # comes second is told 255. So threads start and join one at a time, and wait side by side.
 STARTS_AND_JOINS = Lock()

@@ -33,7 +33,7 @@ def alter(path):
     ],
 )
 def test_a_damaged_checkpoint_is_named_and_the_one_before_it_is_used(fine, name, how, what):
-    assert fine.train("killed", moment=THIRD_HAS_NO_NAME) == -9
+    fine.killed("killed")
     damaged = fine.run("killed").checkpoints / "checkpoint-4"
     how(damaged / name)
     resumed = fine.resumed("killed")
@@ -43,7 +43,7 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_it_is_used(fine, name,
 
 
 def test_a_run_whose_checkpoints_are_all_damaged_is_not_started_again_in_silence(fine):
-    assert fine.train("killed", moment=THIRD_HAS_NO_NAME) == -9
+    fine.killed("killed")
     for checkpoint in fine.run("killed").checkpoints.glob("checkpoint-*"):
         truncate(checkpoint / "model.safetensors")
     assert fine.train("killed", "--resume", "auto") == 2
@@ -58,7 +58,7 @@ def test_a_state_that_would_run_code_is_refused(fine, tmp_path):
         def __reduce__(self):
             return os.mkdir, (str(tmp_path / "was here"),)
 
-    assert fine.train("killed", moment=THIRD_HAS_NO_NAME) == -9
+    fine.killed("killed")
     place = fine.run("killed").checkpoints / "checkpoint-4"
     for state in ("optimizer.pt", "rng_state.pth"):
         (place / state).write_bytes(pickle.dumps(Payload()))

@@ -16,7 +16,7 @@ from finllm.training import checkpoints
 
 
 def test_a_full_disk_leaves_the_last_checkpoint_and_says_what_to_do(fine):
-    assert fine.train("full", moment=Moment("rename", 3, ".writing")) == -9
+    fine.killed("full")
     assert fine.train("full", "--resume", "auto", file_limit=300_000) == 2  # the optimizer's state is larger
     printed, folder = fine.printed("full"), fine.run("full").checkpoints
     assert "checkpoint-6 could not be written" in printed and "GiB are free there" in printed

@@ -4,6 +4,7 @@ import re
 import shlex
 import signal
 
+import psutil
 import pytest
 from fine_runs import assert_same, state_of
 from killable import LIMIT, Moment, run, start, wait_for
@@ -46,7 +47,8 @@ def test_a_second_run_into_one_folder_is_refused_while_the_first_lives(fine):
         "recipes/sft.py", fine.command("run"), fine.log("first"), moment=Moment("rename", 2, ".writing", signal.SIGSTOP)
     )
     try:
-        wait_for((fine.run("run").checkpoints / ".writing" / "checkpoint-4" / "checksums.json").exists)
+        wait_for(lambda: psutil.Process(first.pid).status() == psutil.STATUS_STOPPED)
+        assert (fine.run("run").checkpoints / ".writing" / "checkpoint-4" / "checksums.json").exists()
         before = sorted(fine.run("run").path.rglob("*"))
         assert fine.train("run", "--resume", "auto") == 2
         assert f"is in use by another run (process {first.pid} on " in fine.printed("run")

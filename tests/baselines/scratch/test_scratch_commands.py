@@ -80,7 +80,7 @@ def test_two_processes_take_the_steps_of_one(place):
     """The same losses to float32's rounding: a batch is shared out, its loss is the mean over all its tokens."""
     launcher = Path(sys.executable).parent / "torchrun"
     script = CHECKOUT / "baselines/scratch/train.py"
-    arguments = ["--nproc-per-node", "2", script, "--config", "small.yaml", "--output_dir", "runs/two"]
+    arguments = ["--standalone", "--nproc-per-node", "2", script, "--config", "small.yaml", "--output_dir", "runs/two"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     done = subprocess.run([launcher, *arguments], cwd=place, env=environment, capture_output=True, text=True)
     assert done.returncode == 0 and "on 2 x cpu" in done.stdout, done.stderr

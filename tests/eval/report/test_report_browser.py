@@ -3,9 +3,9 @@
 Only locators wait here: the page's own policy forbids the evaluation of strings that `wait_for_function` needs.
 """
 
+import itertools
 import random
 import shutil
-import time
 from pathlib import Path
 
 import pytest
@@ -20,17 +20,29 @@ pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium is install
 
 MODELS, QUESTIONS = 20, 2000
 MOST_BYTES = 8e6  # of the page with 40,000 answers of 40 words, whose texts alone are 12 MB before they are packed
-MOST_SECONDS = {"open": 8.0, "search": 6.0, "search again": 2.0}  # on two busy cores; idle ones take a fourth of it
+LONGEST = 300_000  # milliseconds until something is to be seen: a machine under load is slow
+# Of the page's own processor time, in that of BASELINE. Opening draws and unpacks little, a first search unpacks all in
+# four passes (base64, inflate, JSON, lower case), and another one has less to do than to read everything again.
+MOST = {"open": 4.0, "search": 8.0, "search again": 1.0}
+# What any search over so many texts costs in this browser on this processor: read them once, in lower case.
+BASELINE = """([texts, words]) => {
+  let state = 1;
+  const word = () => "word" + (state = (state * 48271) % 2147483647) % 3000;
+  const answers = Array.from({length: texts}, () => Array.from({length: words}, word).join(" "));
+  return JSON.parse(JSON.stringify(answers)).filter(text => text.toLowerCase().includes("no such word")).length;
+}"""
 HOSTILE = "</script><script>window.attacked = 1</script><img src=x onerror='window.attacked = 2'><b>bold</b>"
 LETTERS = random.Random(0)
 WORDS = ["".join(LETTERS.choices("etaoinshrdlucmfwyp", k=LETTERS.randint(2, 11))) for _ in range(3000)]
-COMMON = [1 / (rank + 3) for rank in range(len(WORDS))]  # as often as in real text (Zipf), so that they pack as it does
+# As often as in real text (Zipf), so that they pack as it does; summed up once, not for each of 40,000 answers
+COMMON = [*itertools.accumulate(1 / (rank + 3) for rank in range(len(WORDS)))]
 
 
 @pytest.fixture(scope="module")
 def browser():
     with playwright.sync_playwright() as started:
-        chromium = started.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        chromium = started.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"], timeout=LONGEST)
+        expect.set_options(timeout=LONGEST)
         yield chromium
         chromium.close()
 
@@ -38,12 +50,13 @@ def browser():
 def opened(browser, path: Path, width: int = 1400):
     """The page, opened without a network; what goes wrong in it is kept in `.wrong`."""
     page = browser.new_page(viewport={"width": width, "height": 900}, offline=True)
+    page.set_default_timeout(LONGEST)
     page.wrong = []
     page.on("pageerror", lambda error: page.wrong.append(str(error)))
     page.on("console", lambda message: page.wrong.append(message.text) if message.type == "error" else None)
     page.on("request", lambda request: None if request.url.startswith("file:") else page.wrong.append(request.url))
     page.goto(path.as_uri())
-    expect(page.locator("#questions .asked").first).to_be_visible(timeout=20_000)
+    expect(page.locator("#questions .asked").first).to_be_visible()
     return page
 
 
@@ -220,7 +233,7 @@ def large_run(path: Path, number: int, ids: str) -> Path:
 
     def change(index, row):
         row["instruction"] = f"Question {index}: {' '.join(random.Random(index).choices(WORDS, k=12))}?"
-        row["prediction"] = " ".join(random.Random(index * MODELS + number).choices(WORDS, COMMON, k=40))
+        row["prediction"] = " ".join(random.Random(index * MODELS + number).choices(WORDS, cum_weights=COMMON, k=40))
 
     rewrite(run, change)
     return run
@@ -232,15 +245,26 @@ def test_twenty_models_on_two_thousand_questions_open_and_search_fast(browser, t
     report(*runs, out=tmp_path / "out")
     path = tmp_path / "out" / "index.html"
     assert path.stat().st_size < MOST_BYTES
-    started = time.perf_counter()
     page = opened(browser, path)
-    seconds = {"open": time.perf_counter() - started}
+    session = page.context.new_cdp_session(page)
+    session.send("Performance.enable")
+    spent = 0.0
+
+    def seconds_since() -> float:
+        """Processor time of the page's own process since the last call: other work on the machine is not in it."""
+        nonlocal spent
+        figures = {each["name"]: each["value"] for each in session.send("Performance.getMetrics")["metrics"]}
+        before, spent = spent, figures["ProcessTime"]
+        return spent - before
+
+    seconds = {"open": seconds_since()}
     assert status(page) == "Questions 1 to 20 of 2000"
     for name, words in (("search", "Question 1234:"), ("search again", "Question 1567:")):
-        started = time.perf_counter()
         page.fill("#search", words)
-        expect(page.locator("#questions .asked").first).to_contain_text(words, timeout=20_000)
-        seconds[name] = time.perf_counter() - started
+        expect(page.locator("#questions .asked").first).to_contain_text(words)
+        seconds[name] = seconds_since()
         assert status(page) == "Questions 1 to 1 of 1 found among 2000"
-    assert all(took < MOST_SECONDS[name] for name, took in seconds.items()), seconds
+    assert page.evaluate(BASELINE, [MODELS * QUESTIONS, 40]) == 0
+    baseline = seconds_since()
+    assert all(took < MOST[name] * baseline for name, took in seconds.items()), (seconds, baseline)
     assert page.wrong == []
