@@ -37,7 +37,7 @@ class TransformersLM:
         """Ids of prompt and response. An unknown token in the response is a `UserError`: it would be scored as text."""
         ids = encode_response(self.tokenizer, response)
         unknown = self.tokenizer.unk_token_id
-        # Byte-level vocabularies know every text; GPT-2 names its EOS as the unknown token, which a text may hold.
+        # Byte-level vocabularies know every text; GPT-2 names its EOS, which ends every response, as the unknown token.
         if unknown is not None and unknown != self.tokenizer.eos_token_id and unknown in ids:
             raise UserError(
                 f"the tokenizer of {self.description.tokenizer} cannot write {response[:60]!r}: some of it becomes "
