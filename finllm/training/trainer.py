@@ -19,6 +19,7 @@ import itertools
 import logging
 import math
 import warnings
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,7 @@ from finllm.cpu import joined, kernels
 from finllm.cpu.loss import add_supervised_head, has_plain_head
 from finllm.errors import UserError
 from finllm.models.adapters import base_of
+from finllm.models.dropout import prove_dropout
 from finllm.text.tokens import lengths_of
 from finllm.training import checkpoints
 from finllm.training.batches import LengthGroupedSampler, TokenBudgetSampler
@@ -139,6 +141,25 @@ class SupervisedTrainer(ResumableTrainer):
                 f"with its neighbour (limit {self._tolerance():.0e}); set "
                 + ("packing: false" if self.args.packing else "per_device_train_batch_size: 1")
             )
+
+    def prove_dropout(self, share: float) -> None:
+        """The base model's dropout is `share` on two of the run's rows (see finllm.models.dropout); nothing is learned.
+
+        An adapter is off meanwhile, since it has a dropout of its own.
+        """
+        rows = [self.train_dataset[index] for index in range(min(2, len(self.train_dataset)))]
+        inputs = self._prepare_inputs(self.data_collator([dict(row) for row in rows]))
+
+        def loss() -> float:
+            _, nll_B, tokens_B = self._likelihood(self.model, inputs)
+            return float(nll_B.double().sum() / tokens_B.sum())
+
+        without_adapter = self.model.disable_adapter() if isinstance(self.model, PeftModel) else nullcontext()
+        training = self.model.training
+        self.model.train()
+        with without_adapter, torch.no_grad(), self.compute_loss_context_manager():
+            prove_dropout(base_of(self.model), share, loss, self._tolerance())
+        self.model.train(training)
 
     def _apart(self, pair: list[dict[str, list[int]]]) -> float:
         """By how many nats a token the loss of rows in one batch differs from that of each alone."""
