@@ -12,7 +12,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from eval.models.language_model import Description, Generation, Score
 from finllm.cpu import joined
-from finllm.cpu.loss import BLOCK, CHUNK, aligned_head, has_plain_head
+from finllm.cpu.loss import BLOCK, CHUNK, aligned_head, has_plain_head, is_plain
 from finllm.errors import UserError
 from finllm.models.adapters import base_of
 from finllm.models.base import check_length, count_parameters, load_for_inference
@@ -108,7 +108,7 @@ class TransformersLM:
         if not has_plain_head(base):
             return None
         head = base.get_output_embeddings()
-        if type(head) is not nn.Linear:  # adapted or quantised
+        if not is_plain(head, nn.Linear):  # adapted, quantised or hooked
             return head
         weight, bias = aligned_head(head.weight, head.bias, head.weight.dtype)
         return lambda hidden_NC: linear(hidden_NC, weight, bias)[:, : len(head.weight)]

@@ -103,6 +103,10 @@ class SupervisedTrainer(ResumableTrainer):
         labels = inputs["labels"]
         left_out = ("labels", "attention_mask", "rows", "lengths")
         batch = {key: value for key, value in inputs.items() if key not in left_out}
+        if self.joins_rows and self.model.training and self.args.neftune_noise_alpha is not None:
+            # Its noise falls with the length of a sequence, and this one is many rows: as strong as on them padded.
+            strength = math.sqrt(batch["input_ids"].shape[1] / int(inputs["lengths"].max()))
+            base_of(self.model).get_input_embeddings().neftune_noise_alpha = strength * self.args.neftune_noise_alpha
         if self.skips_masked_positions:
             output = model(**batch, labels=labels, use_cache=False, supervised_head=True)
             nll, nll_N, mask = output.nll, output.nll_N, output.mask
