@@ -44,7 +44,8 @@ MOVES = {
     "eval_steps": ("--eval_strategy steps --eval_steps 3", 1),
     "eval_delay": ("--eval_strategy steps --eval_steps 1", 2),
     "load_best_model_at_end": (
-        "--eval_strategy steps --eval_steps 1 --save_strategy steps --save_steps 1 --learning_rate 0.5", "true",
+        "--eval_strategy steps --eval_steps 1 --save_strategy steps --save_steps 1 --learning_rate 1 "
+        "--lr_scheduler_type constant", "true",
     ),
     "attn_implementation": ("--join_rows false --base_dropout 0.5", "eager"),  # draws other random numbers
     "dtype": (f"{LORA} --bf16 false", "bfloat16"),
