@@ -156,7 +156,7 @@ def trainer_for(variant: str, model, tokenizer, dataset, folder: str, *, batch=B
     from transformers import DataCollatorForLanguageModeling, Trainer, TrainingArguments
     from trl import SFTConfig, SFTTrainer
 
-    from finllm.models.base import set_dropout
+    from finllm.models.dropout import set_dropout
     from finllm.run_dir import RunDir
     from finllm.training.config import TrainingConfig
     from finllm.training.trainer import SupervisedTrainer

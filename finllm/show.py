@@ -48,6 +48,8 @@ def run(arguments: argparse.Namespace) -> None:
     supervised = sum(label != IGNORED for label in example["labels"])
     console.print(
         f"\n{row['id']}: {len(example['input_ids'])} tokens, {supervised} supervised"
-        + (f", {example['lost']} cut off by max_length" if example["lost"] else ""),
+        + (f", {example['lost']} cut off by max_length" if example["lost"] else "")
+        + (f"; training drops this row: {example['unwritable']}" if example["unwritable"] else "")
+        + ("; its text spells a control token, and stays text" if example["spells"] else ""),
         highlight=False,
     )

@@ -18,14 +18,8 @@ from finllm.data.prepare import resolve
 from finllm.errors import run_command
 from finllm.files import cache_dir
 from finllm.models.adapters import add_adapter, method_of
-from finllm.models.base import (
-    base_model_hash,
-    check_length,
-    count_parameters,
-    load_base_model,
-    load_saved,
-    set_dropout,
-)
+from finllm.models.base import base_model_hash, check_length, count_parameters, load_base_model, load_saved
+from finllm.models.dropout import set_dropout
 from finllm.models.find import load_tokenizer, resolve_base_model
 from finllm.models.proofs import tokenizer_fits
 from finllm.provenance import provenance
@@ -100,6 +94,8 @@ def main() -> None:
         processing_class=tokenizer,
         callbacks=[EarlyStoppingCallback(recipe.early_stopping_patience)] if recipe.early_stopping_patience else [],
     )
+    if recipe.base_dropout is not None:
+        trainer.prove_dropout(recipe.base_dropout)
     if process.is_main_process:
         origin = provenance(
             dataset_hash=dataset.hash, base_model_hash=base_hash, template_hash=TEMPLATE_HASH, seed=training.seed

@@ -13,7 +13,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from eval.models.language_model import Description, Generation, Score
 from finllm.cpu import joined
-from finllm.cpu.loss import BLOCK, CHUNK, aligned_head, logits_at
+from finllm.cpu.loss import BLOCK, CHUNK, aligned_head, is_plain, logits_at
 from finllm.errors import UserError
 from finllm.models.adapters import base_of
 from finllm.models.base import check_length, count_parameters, load_for_inference
@@ -42,7 +42,7 @@ class TransformersLM:
         """Ids of prompt and response. An unknown token in the response is a `UserError`: it would be scored as text."""
         ids = encode_response(self.tokenizer, response)
         unknown = self.tokenizer.unk_token_id
-        # Byte-level vocabularies know every text; GPT-2 names its EOS as the unknown token, which a text may hold.
+        # Byte-level vocabularies know every text; GPT-2 names its EOS, which ends every response, as the unknown token.
         if unknown is not None and unknown != self.tokenizer.eos_token_id and unknown in ids:
             raise UserError(
                 f"the tokenizer of {self.description.tokenizer} cannot write {response[:60]!r}: some of it becomes "
@@ -117,7 +117,7 @@ class TransformersLM:
             apart = head_difference(self.model, torch.tensor([ids], device=self.model.device))
             self._plain_head = apart <= rounding_of(self.model)
         head = base_of(self.model).get_output_embeddings()
-        if not self._plain_head or type(head) is not nn.Linear:  # or adapted, or quantised
+        if not self._plain_head or not is_plain(head, nn.Linear):  # or adapted, quantised or hooked
             return None
         weight, bias = aligned_head(head.weight, head.bias, head.weight.dtype)
         return lambda hidden_NC: linear(hidden_NC, weight, bias)[:, : len(head.weight)]

@@ -158,6 +158,33 @@ def logits_at(forward: Callable[..., ModelOutput], where_BT: Tensor) -> Tensor:
     return forward().logits[where_BT]
 
 
+def is_plain(module: torch.nn.Module, kind: type[torch.nn.Module]) -> bool:
+    """Whether `module` computes what its class does with its weights alone: no hook, wrapper or forward of its own."""
+    hooks = (name for name in ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks"))
+    return type(module) is kind and "forward" not in vars(module) and not any(getattr(module, name) for name in hooks)
+
+
+def _is_plain_lookup(module: torch.nn.Module) -> bool:
+    """Whether the module is a lookup and nothing else, in its gradient too."""
+    return (
+        is_plain(module, torch.nn.Embedding)
+        and module.padding_idx is None
+        and module.max_norm is None
+        and not (module.scale_grad_by_freq or module.sparse)
+    )
+
+
+def _through(head: torch.nn.Module, hidden_NC: Tensor, labels_N: Tensor) -> tuple[Tensor, Tensor]:
+    """As `linear_cross_entropy`, by way of a head that is more than its weight and bias."""
+    nll_N = torch.cat(
+        [
+            cross_entropy(head(hidden).float(), labels, reduction="none")
+            for hidden, labels in zip(hidden_NC.split(CHUNK), labels_N.split(CHUNK), strict=True)
+        ]
+    )
+    return nll_N.sum(), nll_N.detach()
+
+
 @dataclass
 class SupervisedOutput(ModelOutput):
     """`nll` summed with gradient, `nll_N` of each supervised position, `mask` (B, T-1) of where these stand."""
@@ -171,7 +198,8 @@ def add_supervised_head(model: PreTrainedModel) -> None:
     """Teach `model.forward` the argument `supervised_head=True`, with which it returns losses and builds no logits.
 
     With `own_logits=True` too, the losses are those of the model's own logits, for heads that are more than a product.
-    It is the model's own forward that changes, so that DDP's hooks and peft's wrappers stay on the way.
+    It is the model's own forward that changes, so that DDP's hooks and peft's wrappers stay on the way. So do hooks on
+    the embedding, NEFTune's for one, and on the head: where there are any, the module itself is called.
     """
     forward = model.forward
 
@@ -185,14 +213,19 @@ def add_supervised_head(model: PreTrainedModel) -> None:
             nll_N = cross_entropy(logits_NV.float(), labels[:, 1:][mask], reduction="none")
             return SupervisedOutput(nll=nll_N.sum(), nll_N=nll_N.detach(), mask=mask)
         head, lookup, tied = self.get_output_embeddings(), self.get_input_embeddings(), None
-        plain = type(lookup) is torch.nn.Embedding and lookup.padding_idx is None
-        if plain and lookup.weight is head.weight and head.weight.requires_grad and "input_ids" in kwargs:
+        plain_head = is_plain(head, torch.nn.Linear)
+        shared = plain_head and _is_plain_lookup(lookup) and lookup.weight is head.weight
+        if shared and head.weight.requires_grad and "input_ids" in kwargs:
             tied = TiedGradient()
             kwargs["inputs_embeds"] = _TiedLookup.apply(head.weight, kwargs.pop("input_ids"), tied)
         hidden_BTC = self.base_model(*args, **kwargs).last_hidden_state[:, :-1]
         labels_BT = labels[:, 1:]
         mask = labels_BT != IGNORED
-        nll, nll_N = linear_cross_entropy(hidden_BTC[mask], head.weight, labels_BT[mask], head.bias, tied)
+        hidden_NC, labels_N = hidden_BTC[mask], labels_BT[mask]
+        if plain_head:
+            nll, nll_N = linear_cross_entropy(hidden_NC, head.weight, labels_N, head.bias, tied)
+        else:
+            nll, nll_N = _through(head, hidden_NC, labels_N)
         return SupervisedOutput(nll=nll, nll_N=nll_N, mask=mask)
 
     model.forward = types.MethodType(with_supervised_head, model)

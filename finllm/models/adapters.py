@@ -18,7 +18,16 @@ def base_of(model: PreTrainedModel) -> PreTrainedModel:
 def add_adapter(model: PreTrainedModel, arguments: ModelConfig) -> PreTrainedModel:
     """`model` with the adapter that TRL's flags describe (LoRA, DoRA, rsLoRA), its base frozen. Seed before calling."""
     from peft import get_peft_model
+    from peft.tuners.tuners_utils import BaseTunerLayer
 
+    modules, parameters = ([name for name, _ in named] for named in (model.named_modules(), model.named_parameters()))
+    for key, names in (
+        ("lora_target_modules", modules), ("lora_modules_to_save", modules), ("lora_target_parameters", parameters),
+    ):  # fmt: skip
+        asked = getattr(arguments, key) or []  # one string is `all-linear`, or an expression for peft
+        for part in asked if isinstance(asked, list) else []:
+            if not any(name == part or name.endswith(f".{part}") for name in names):  # peft leaves it out in silence
+                raise UserError(f"{key} names {part!r}, and this model has none; {_layers(model)}")
     config = get_peft_config(arguments)
     assert config is not None, "called only with use_peft"
     # GPT-2 keeps its weights transposed (Conv1D); peft must know, and only guesses with a warning.
@@ -26,14 +35,25 @@ def add_adapter(model: PreTrainedModel, arguments: ModelConfig) -> PreTrainedMod
     if isinstance(config.target_modules, str) and config.target_modules.isidentifier():
         # TRL makes a list of one name a string, and peft reads a string as a regular expression for whole paths.
         config.target_modules = {config.target_modules}
-    linear = sorted({name.split(".")[-1] for name, module in model.named_modules() if _is_linear(module)})
+    layers = _layers(model)  # before peft has wrapped some of them
     try:
-        return get_peft_model(model, config)
+        adapted = get_peft_model(model, config)
     except ValueError as error:
         raise UserError(
-            f"lora_target_modules {arguments.lora_target_modules!r}: {str(error).splitlines()[0]}; "
-            f"this model's linear layers are {', '.join(linear)}, and `all-linear` takes all but lm_head"
+            f"lora_target_modules {arguments.lora_target_modules!r}: {str(error).splitlines()[0]}; {layers}, "
+            "and `all-linear` takes all but lm_head"
         ) from error
+    if isinstance(adapted.get_output_embeddings(), BaseTunerLayer):
+        raise UserError(
+            f"lora_target_modules {arguments.lora_target_modules!r} adapts the head, which TRL's loss goes past; take "
+            "it out, or train the whole head with lora_modules_to_save"
+        )
+    return adapted
+
+
+def _layers(model: PreTrainedModel) -> str:
+    linear = sorted({name.split(".")[-1] for name, module in model.named_modules() if _is_linear(module)})
+    return f"its linear layers are {', '.join(linear)}"
 
 
 def _is_linear(module: torch.nn.Module) -> bool:

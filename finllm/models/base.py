@@ -70,15 +70,6 @@ def _local_device() -> str:
     return f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if torch.cuda.is_available() else "cpu"
 
 
-def set_dropout(model: PreTrainedModel, share: float) -> None:
-    """Give every dropout of the model, its attention's included, the same share (0 to 1) of dropped values."""
-    for module in model.modules():
-        if isinstance(module, torch.nn.Dropout):
-            module.p = share
-        if isinstance(getattr(module, "attention_dropout", None), float):  # Llama and its kin keep a number
-            module.attention_dropout = share
-
-
 @dataclass(frozen=True)
 class Parameters:
     total: int

@@ -85,7 +85,7 @@ def stream(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompt: s
     """Print one answer as it is written."""
     ids = torch.tensor([encode_prompt(tokenizer, prompt)], device=model.device)
     _check_room(model, ids.shape[1], config.max_new_tokens)
-    streamer = TextStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True)
+    streamer = TextStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True, clean_up_tokenization_spaces=False)
     model.generate(input_ids=ids, attention_mask=torch.ones_like(ids), generation_config=config, streamer=streamer)
 
 

@@ -6,11 +6,15 @@
 
 Prompt and response are tokenized apart and joined, so a model is asked with exactly the tokens it was trained on.
 Padding is added later, by position: an EOS that pads is masked, the EOS that ends a response is learned.
+A text that spells a control token, such as <|endoftext|>, is written with the tokens of ordinary text: the only control
+tokens of a row are those added here, BOS in front and EOS at the end.
 """
 
 from __future__ import annotations
 
+import functools
 import hashlib
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,7 +30,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 IGNORED = -100
-COUNTS = ("lost", "kept", "length", "supervised")  # of each row, beside its tokens, for the report
+COUNTS = ("lost", "kept", "length", "supervised", "spells", "unwritable")  # of each row, for the report
 
 
 @dataclass
@@ -38,19 +42,91 @@ class LengthReport:
     truncated_rows: int = 0
     lost_tokens: int = 0  # of responses, their EOS included
     supervised_tokens: int = 0
+    spells_control: int = 0  # rows whose text spells a control token and was written as text
     lengths: list[int] = field(default_factory=list)
     dropped: list[tuple[str, str]] = field(default_factory=list)  # id, reason
 
 
+@dataclass(frozen=True)
+class _Written:
+    """A text's ids, whether it spells a control token, and the ids of those that it could not be written without."""
+
+    ids: list[int]
+    spells: bool
+    control: list[int]
+
+
+@functools.lru_cache(maxsize=8)
+def _control_ids(tokenizer: PreTrainedTokenizerBase, eos: int, pad: int) -> frozenset[int]:
+    """The ids of `tokenizer` that are not text. `eos` and `pad` are its own, which can be set after it is loaded."""
+    flagged = (id for id, token in tokenizer.added_tokens_decoder.items() if token.special)
+    return frozenset({*tokenizer.all_special_ids, *flagged, eos, pad})
+
+
+@functools.lru_cache(maxsize=8)
+def _added_ids(tokenizer: PreTrainedTokenizerBase, control: frozenset[int]) -> Counter[int]:
+    """The control tokens that `tokenizer` puts around a text by itself."""
+    return Counter(id for id in tokenizer("a").input_ids if id in control)
+
+
+def _write(tokenizer: PreTrainedTokenizerBase, text: str, add_special_tokens: bool) -> _Written:
+    """`text` in tokens of text. Only a text that spells a control token is written otherwise than by default."""
+    control = _control_ids(tokenizer, tokenizer.eos_token_id, tokenizer.pad_token_id)
+    ids = tokenizer(text, add_special_tokens=add_special_tokens).input_ids
+    if control.isdisjoint(ids):
+        return _Written(ids, spells=False, control=[])
+    added = _added_ids(tokenizer, control) if add_special_tokens else Counter()
+    # A character that the vocabulary does not have is unknown, however it is written: that controls nothing, unless its
+    # token has another task too, as GPT-2's EOS has.
+    tasks = [token for token in tokenizer.special_tokens_map.values() if token == tokenizer.unk_token]
+    unknown = tokenizer.unk_token_id if len(tasks) == 1 else None
+
+    def in_text(ids: list[int]) -> tuple[Counter[int], int]:
+        """The control tokens among `ids` that the tokenizer did not add itself, and how often text is unknown."""
+        found = Counter(id for id in ids if id in control) - added
+        return found, found.pop(unknown, 0)
+
+    found, unknowns = in_text(ids)
+    if not found and not unknowns:
+        return _Written(ids, spells=False, control=[])
+    split = tokenizer(text, add_special_tokens=add_special_tokens, split_special_tokens=True).input_ids
+    found_in_split, unknowns_in_split = in_text(split)
+    spells = bool(found) or unknowns_in_split < unknowns
+    if (found_in_split.total(), unknowns_in_split) < (found.total(), unknowns):
+        ids, found = split, found_in_split
+    return _Written(ids, spells, control=list(found))
+
+
+def _unwritable(tokenizer: PreTrainedTokenizerBase, control: list[int]) -> str:
+    tokens = dict.fromkeys(tokenizer.convert_ids_to_tokens(control))
+    return f"its text holds {', '.join(map(repr, tokens))}, which this tokenizer can only write as a control token"
+
+
+def _writable(tokenizer: PreTrainedTokenizerBase, text: str, add_special_tokens: bool) -> list[int]:
+    written = _write(tokenizer, text, add_special_tokens)
+    if written.control:
+        raise UserError(
+            f"{' '.join(text.split())[-60:]!r} was not encoded: {_unwritable(tokenizer, written.control)}; change the "
+            "text, or take a model whose tokenizer has bytes"
+        )
+    return written.ids
+
+
 def encode_prompt(tokenizer: PreTrainedTokenizerBase, prompt: str) -> list[int]:
-    """The prompt's token ids, with BOS where the tokenizer adds one and never with an EOS at the end."""
-    ids = tokenizer(prompt).input_ids
+    """The prompt's token ids, with BOS where the tokenizer adds one and never with an EOS at the end.
+
+    What spells a control token stays text; where the tokenizer has no other way to write it, that is a `UserError`.
+    """
+    return _without_end(tokenizer, _writable(tokenizer, prompt, add_special_tokens=True))
+
+
+def _without_end(tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> list[int]:
     return ids[:-1] if ids[-1] == tokenizer.eos_token_id else ids
 
 
 def encode_response(tokenizer: PreTrainedTokenizerBase, response: str) -> list[int]:
-    """The response's token ids and EOS."""
-    return [*tokenizer(response, add_special_tokens=False).input_ids, tokenizer.eos_token_id]
+    """The response's token ids and EOS. What spells a control token stays text, or is a `UserError`."""
+    return [*_writable(tokenizer, response, add_special_tokens=False), tokenizer.eos_token_id]
 
 
 def encode(
@@ -62,13 +138,23 @@ def encode(
     """`input_ids` and `labels` of one example, both (T,), and `lost`: response tokens that `max_length` cut off.
 
     The cut takes the end of the response, and its EOS first: a response that was cut does not end there, so the model
-    is not taught to stop there. Where the prompt alone fills `max_length`, `labels` hold nothing to learn.
+    is not taught to stop there. Where the prompt alone fills `max_length`, `labels` hold nothing to learn. `spells`
+    says whether its text spells a control token; `unwritable` is empty, or why the tokenizer cannot write it as text.
     """
-    prompt = encode_prompt(tokenizer, build_prompt(example["instruction"], example["input"]))
-    response = encode_response(tokenizer, example["output"])
+    asked = _write(tokenizer, build_prompt(example["instruction"], example["input"]), add_special_tokens=True)
+    answered = _write(tokenizer, example["output"], add_special_tokens=False)
+    prompt, response = _without_end(tokenizer, asked.ids), [*answered.ids, tokenizer.eos_token_id]
+    control = asked.control + answered.control
     kept = response if max_length is None else response[: max(0, max_length - len(prompt))]
     masked = prompt if prompt_loss else [IGNORED] * len(prompt)
-    return {"input_ids": prompt + kept, "labels": masked + kept, "lost": len(response) - len(kept), "kept": len(kept)}
+    return {
+        "input_ids": prompt + kept,
+        "labels": masked + kept,
+        "lost": len(response) - len(kept),
+        "kept": len(kept),
+        "spells": not control and (asked.spells or answered.spells),
+        "unwritable": _unwritable(tokenizer, control) if control else "",
+    }
 
 
 def tokenize(
@@ -80,9 +166,10 @@ def tokenize(
 ) -> tuple[Dataset, LengthReport]:
     """A split with `input_ids` and `labels`, and the report of what was cut and dropped.
 
-    A row that keeps fewer than `minimum_response_tokens` of its response is dropped, with the reason. A split of which
-    nothing is left is a `UserError`. Where the split is memory-mapped, so is the result, from a file beside it that
-    the next process or run with the same tokenizer, template and settings finds.
+    A row that keeps fewer than `minimum_response_tokens` of its response is dropped, with the reason, and so is one
+    whose text the tokenizer cannot write without a control token. A split of which nothing is left is a `UserError`.
+    Where the split is memory-mapped, so is the result, from a file beside it that the next process or run with the same
+    tokenizer, template and settings finds.
     """
 
     def encode_batch(batch: dict[str, list[str]]) -> dict[str, list]:
@@ -102,21 +189,26 @@ def tokenize(
         desc="tokenizing",
         new_fingerprint=_fingerprint(dataset, tokenizer, max_length, prompt_loss),
     )
-    lost, kept, length, supervised = (tokenized.data[key].to_numpy() for key in COUNTS)
-    enough = kept >= minimum_response_tokens
+    lost, kept, length, supervised, spells = (tokenized.data[key].to_numpy() for key in COUNTS[:-1])
+    reasons = tokenized["unwritable"][:]
+    enough = (kept >= minimum_response_tokens) & np.array([not reason for reason in reasons])
     left_out = np.flatnonzero(~enough).tolist()
     dropped = [
-        (id, f"its prompt has {tokens:,} tokens, max_length is {max_length:,}: nothing left to learn")
-        for id, tokens in zip(dataset.select(left_out)["id"], (length - kept)[left_out].tolist(), strict=True)
+        (id, reasons[row] or f"its prompt has {tokens:,} tokens, max_length is {max_length:,}: nothing left to learn")
+        for row, id, tokens in zip(
+            left_out, dataset.select(left_out)["id"], (length - kept)[left_out].tolist(), strict=True
+        )
     ]
     if not enough.any():
-        raise UserError(f"all {len(tokenized):,} rows were dropped: {dropped[0][1]}; raise max_length")
+        fix = "take another base model" if reasons[left_out[0]] else "raise max_length"
+        raise UserError(f"all {len(tokenized):,} rows were dropped: {dropped[0][1]}; {fix}")
     report = LengthReport(
         max_length,
         rows=len(tokenized),
         truncated_rows=int((lost[enough] > 0).sum()),
         lost_tokens=int(lost[enough].sum()),
         supervised_tokens=int(supervised[enough].sum()),
+        spells_control=int(spells[enough].sum()),
         lengths=length[enough].tolist(),
         dropped=dropped,
     )
@@ -129,7 +221,8 @@ def _features() -> Features:
     from datasets import Features, Sequence, Value
 
     ids = Sequence(Value("int32"))
-    return Features({"input_ids": ids, "labels": ids, **dict.fromkeys(COUNTS, Value("int32"))})
+    counts = {**dict.fromkeys(COUNTS, Value("int32")), "spells": Value("bool"), "unwritable": Value("string")}
+    return Features({"input_ids": ids, "labels": ids, **counts})
 
 
 def _fingerprint(dataset: Dataset, tokenizer: PreTrainedTokenizerBase, *settings: Any) -> str:
@@ -148,5 +241,12 @@ def lengths_of(tokenized: Dataset) -> list[int]:
 
 
 def count_tokens(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[int]:
-    """Tokens of each text, without special tokens."""
-    return [len(ids) for ids in tokenizer(list(texts), add_special_tokens=False).input_ids] if texts else []
+    """Tokens of each text, without BOS and EOS."""
+    if not texts:
+        return []
+    control = _control_ids(tokenizer, tokenizer.eos_token_id, tokenizer.pad_token_id)
+    together = tokenizer(list(texts), add_special_tokens=False).input_ids  # on all cores
+    return [
+        len(ids if control.isdisjoint(ids) else _write(tokenizer, text, add_special_tokens=False).ids)
+        for text, ids in zip(texts, together, strict=True)
+    ]

@@ -1,7 +1,8 @@
 """The recipe's flags: TRL's own names from YAML and command line, refused all at once where they are unknown.
 
-A YAML that `trl sft` takes works here. Beyond TRL there are a few keys of ours (`RecipeArguments`), and defaults that
-suit the machine: TRL's own raise without a GPU, and turn on bfloat16 and activation checkpointing everywhere.
+A key has the effect that it has in TRL, or is refused with the reason (finllm.training.unsupported). Beyond TRL there
+are a few keys of ours (`RecipeArguments`), and defaults that suit the machine: TRL's own raise without a GPU, and turn
+on bfloat16 and activation checkpointing everywhere.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from trl import ModelConfig, SFTConfig, TrlParser
 
 from finllm.cpu.machine import bf16_is_fast
 from finllm.errors import UserError, did_you_mean, raise_problems
+from finllm.training.unsupported import unsupported
 
 
 @dataclass
@@ -108,8 +110,8 @@ def parse(arguments: list[str] | None = None) -> tuple[RecipeArguments, Training
     )
     try:
         recipe, training, model = parser.parse_args_and_config(arguments)
-    except ValueError as error:
-        raise UserError(f"{path or 'the command line'}: {error}") from error
+    except (ValueError, ImportError) as error:
+        raise UserError(f"{path or 'the command line'}: {' '.join(str(error).split())}") from error
     raise_problems(_impossible(recipe, training, model), path or "the command line")
     given = {*(_read_yaml(path) if path else ()), *(flag.removeprefix("--") for flag in flags)}
     if model.use_peft:
@@ -158,16 +160,7 @@ def _impossible(recipe: RecipeArguments, training: TrainingConfig, model: ModelC
             problems.append(f"{name} is not set; add it to the YAML or pass --{name}")
     if (model.load_in_4bit or model.load_in_8bit) and not model.use_peft:
         problems.append("load_in_4bit and load_in_8bit freeze the weights, so they need use_peft: true")
-    if training.trust_remote_code:
-        problems.append("trust_remote_code is true; no code of a model repository is run here, remove it")
-    if training.assistant_only_loss or training.chat_template_path:
-        problems.append("assistant_only_loss and chat_template_path belong to conversations; these are instructions")
-    if training.loss_type != "nll":
-        problems.append(f"loss_type is {training.loss_type!r}; only 'nll' is computed here")
-    if training.label_smoothing_factor:
-        problems.append("label_smoothing_factor is not supported by SFTTrainer's fused loss; set it to 0")
-    if training.truncation_mode != "keep_start":
-        problems.append(f"truncation_mode is {training.truncation_mode!r}; only 'keep_start' keeps the prompt whole")
+    problems += unsupported(training, model)
     if recipe.early_stopping_patience is not None and training.eval_strategy == "no":
         problems.append("early_stopping_patience needs eval_strategy: steps or epoch")
     if recipe.resume and training.save_only_model:

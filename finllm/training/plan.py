@@ -45,7 +45,8 @@ from finllm.data.prepare import resolve
 from finllm.errors import UserError
 from finllm.files import cache_dir, write_json
 from finllm.models.adapters import add_adapter
-from finllm.models.base import count_parameters, set_dropout
+from finllm.models.base import count_parameters
+from finllm.models.dropout import set_dropout
 from finllm.models.find import load_tokenizer, resolve_base_model
 from finllm.run_dir import RunDir
 from finllm.text.tokens import tokenize

@@ -28,13 +28,14 @@ def print_lengths(reports: dict[str, LengthReport]) -> None:
         ("supervised tokens", lambda report: report.supervised_tokens),
         ("rows cut by max_length", lambda report: report.truncated_rows),
         ("response tokens lost by it", lambda report: report.lost_tokens),
+        ("rows that spell a control token, kept as text", lambda report: report.spells_control),
         ("rows dropped", lambda report: len(report.dropped)),
     ):
         table.add_row(name, *(f"{number_of(report):,}" for report in reports.values()))
     console.print(table)
     for split, report in reports.items():
         for id, reason in report.dropped[:SHOWN_DROPS]:
-            console.print(f"  {split} {id} dropped: {reason}", highlight=False, soft_wrap=True)
+            console.print(f"  {split} {id} dropped: {reason}", highlight=False, markup=False, soft_wrap=True)
         if len(report.dropped) > SHOWN_DROPS:
             console.print(f"  … and {len(report.dropped) - SHOWN_DROPS:,} more rows of {split}")
 

@@ -36,7 +36,7 @@ from finllm.text.tokens import lengths_of
 from finllm.training import checkpoints
 from finllm.training.batches import LengthGroupedSampler, TokenBudgetSampler
 from finllm.training.config import TrainingConfig
-from finllm.training.proving import prove, prove_saved
+from finllm.training.proving import prove, prove_dropout_of, prove_saved
 from finllm.training.resumable import ResumableTrainer
 
 
@@ -87,6 +87,10 @@ class SupervisedTrainer(ResumableTrainer):
         whole = {key: [*itertools.chain(*(row[key] for row in rows))] for key in ("input_ids", "labels")}
         return [{**whole, "seq_lengths": [len(row["input_ids"]) for row in rows]}]
 
+    def prove_dropout(self, share: float) -> None:
+        """The base model's dropout is `share` on the run's own rows, else a `UserError`. Nothing is learned."""
+        self.proofs.append(prove_dropout_of(self, share))
+
     def _get_train_sampler(self, train_dataset=None):
         """Batches under `max_tokens_per_batch`, or grouped by length; without either, SFTTrainer's."""
         args, dataset = self.args, train_dataset or self.train_dataset
@@ -130,6 +134,10 @@ class SupervisedTrainer(ResumableTrainer):
         labels = inputs["labels"]
         left_out = ("labels", "attention_mask", "rows", "lengths")
         batch = {key: value for key, value in inputs.items() if key not in left_out}
+        if self.joins_rows and self.model.training and self.args.neftune_noise_alpha is not None:
+            # Its noise falls with the length of a sequence, and this one is many rows: as strong as on them padded.
+            strength = math.sqrt(batch["input_ids"].shape[1] / int(inputs["lengths"].max()))
+            base_of(self.model).get_input_embeddings().neftune_noise_alpha = strength * self.args.neftune_noise_alpha
         if self.on_cpu or self.uses_own_logits:
             own = self.uses_own_logits
             output = model(**batch, labels=labels, use_cache=False, supervised_head=True, own_logits=own)

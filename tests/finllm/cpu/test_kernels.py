@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM
 from transformers.activations import NewGELUActivation
 
 from finllm.cpu import kernels
-from finllm.models.base import set_dropout
+from finllm.models.dropout import set_dropout
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

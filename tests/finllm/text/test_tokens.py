@@ -15,6 +15,8 @@ class Words:
     """A tokenizer whose ids can be written down: a word an id, in the order of first sight, EOS = pad = 0."""
 
     eos_token_id = pad_token_id = 0
+    all_special_ids, added_tokens_decoder, special_tokens_map = [0], {}, {"eos_token": "end"}
+    unk_token = unk_token_id = None
 
     def __init__(self):
         self.ids: dict[str, int] = {}
@@ -97,13 +99,11 @@ def test_eos_is_learned_although_the_pad_token_is_eos(gpt2_dir):
 
 
 def test_a_tokenizer_that_appends_eos_does_not_end_the_prompt_with_it():
-    words = Words()
-    ends = type(
-        "Ends",
-        (),
-        {"eos_token_id": 0, "__call__": lambda self, text: type("E", (), {"input_ids": [*words(text).input_ids, 0]})},
-    )
-    assert encode_prompt(ends(), "a b") == [1, 2]
+    class Ends(Words):
+        def __call__(self, text, add_special_tokens=True):
+            return type("Encoding", (), {"input_ids": [*super().__call__(text).input_ids, self.eos_token_id]})
+
+    assert encode_prompt(Ends(), "a b") == [1, 2]
 
 
 def test_count_tokens_of_nothing_is_nothing(tokenizer_dir):
