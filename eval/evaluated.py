@@ -108,12 +108,22 @@ def read_runs(paths: list[Path], split_name: str) -> list[Run]:
                 f"{run.path} was evaluated on other examples ({len(run.predictions)}) of dataset {ours['hash']} "
                 f"than {first.path} ({len(first.predictions)}); evaluate both on the whole {split_name} split"
             )
+        elif other := sorted(_texts(run).items() ^ _texts(first).items()):
+            ids = sorted({id for id, _ in other})
+            problems.append(
+                f"{run.path} was evaluated on other texts than {first.path} in {len(ids):,} examples of the same id "
+                f"({', '.join(ids[:3])}{' …' if len(ids) > 3 else ''}); evaluate both on one dataset"
+            )
     raise_problems(problems, "the runs to compare")
     for run, name in zip(runs, distinct_names(runs), strict=True):
         run.name = name
     return sorted(
         runs, key=lambda run: (run.results.sees_the_future, run.split.metrics["bits_per_byte"].value, run.name)
     )
+
+
+def _texts(run: Run) -> dict[str, tuple[str, str, str]]:
+    return {row["id"]: (row["instruction"], row["input"], row["reference"]) for row in run.predictions}
 
 
 def distinct_names(runs: list[Run]) -> list[str]:

@@ -238,7 +238,10 @@ def _training(run: RunDir, dataset: DatasetDir) -> list[dict[str, str]] | None:
         return dataset.rows(split)
     if not is_dataset_dir(config["dataset_name"]):
         return None
-    own = DatasetDir(config["dataset_name"])
+    try:
+        own = DatasetDir(config["dataset_name"])
+    except UserError:  # broken by now: as good as gone
+        return None
     return own.rows(split) if own.hash == trained_on else None
 
 
