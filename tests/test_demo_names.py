@@ -12,9 +12,8 @@ ROOT = Path(__file__).resolve().parents[1]
 
 def folder_of(*given: str) -> str:
     """The one folder into which the commands of `make demo` would write."""
-    done = subprocess.run(
-        ["make", "--dry-run", "demo", "--assume-old=setup", *given], cwd=ROOT, capture_output=True, text=True, check=True
-    )
+    demo = ["make", "--dry-run", "demo", "--assume-old=setup", *given]
+    done = subprocess.run(demo, cwd=ROOT, capture_output=True, text=True, check=True)
     folders = {Path(place).parent for place in re.findall(r"--output_dir (\S+)", done.stdout)}
     assert len(folders) == 1, folders
     return str(folders.pop())
@@ -22,9 +21,9 @@ def folder_of(*given: str) -> str:
 
 def test_two_bases_never_share_a_folder():
     bases = [
-        "meta-llama/Llama-3.2-1B", "meta-llama/Llama-3.2-3B", "v1/final", "v2/final", "a/b", "a-b", "a--b", "a_b", "a/b/",
-        "/data/base.gguf", "/data/base.Q4.gguf", "/data/base", "data/base", "Modell/ü", "Modell/ö", "b c", "b'c", "--",
-        "x" * 300 + "/1", "x" * 300 + "/2", "Base", "base",
+        "meta-llama/Llama-3.2-1B", "meta-llama/Llama-3.2-3B", "v1/final", "v2/final", "a/b", "a-b", "a--b", "a_b",
+        "a/b/", "/data/base.gguf", "/data/base.Q4.gguf", "/data/base", "data/base", "Modell/ü", "Modell/ö",
+        "b c", "b'c", "--", "x" * 300 + "/1", "x" * 300 + "/2", "Base", "base",
     ]  # fmt: skip
     folders = {base: folder_of(f"BASE={base}") for base in bases}
     assert [pair for pair in itertools.combinations(bases, 2) if folders[pair[0]] == folders[pair[1]]] == []

@@ -63,8 +63,8 @@ class DatasetDir:
         self.hash = dataset_hash(found)
         if self.manifest["sha256"] != self.hash:
             raise UserError(
-                f"{self.path}/manifest.json names the dataset {_short(self.manifest['sha256'])} and its splits are those "
-                f"of {_short(self.hash)} (SHA-256 over the three splits); prepare the dataset anew"
+                f"{self.path}/manifest.json names the dataset {_short(self.manifest['sha256'])} and its splits are "
+                f"those of {_short(self.hash)} (SHA-256 over the three splits); prepare the dataset anew"
             )
 
     def rows(self, name: str) -> list[dict[str, str]]:

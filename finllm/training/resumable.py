@@ -10,6 +10,7 @@ What differs from transformers, and why:
 
 from __future__ import annotations
 
+import json
 import shutil
 import time
 from pathlib import Path
@@ -152,6 +153,7 @@ class ResumableTrainer(SFTTrainer):
             max_steps, num_update_steps_per_epoch, num_train_epochs, resume_from_checkpoint, trial
         )
         if resume_from_checkpoint is not None:
+            self._check_place(Path(resume_from_checkpoint).name, num_update_steps_per_epoch)
             progress = read_json(Path(resume_from_checkpoint) / PROGRESS)
             self.train_seconds = progress["train_seconds"]
             if self.is_world_process_zero():  # the counts of all, kept by one
@@ -162,6 +164,19 @@ class ResumableTrainer(SFTTrainer):
             if best.is_dir():
                 self.state.best_model_checkpoint = str(best)
         return result
+
+    def _check_place(self, checkpoint: str, steps_per_epoch: int) -> None:
+        """The steps that a checkpoint is into the run must be its epochs: else other rows would come next.
+
+        Within an epoch the two differ by less than a step, since a step of several batches counts the last ones whole.
+        """
+        step, epoch = self.state.global_step, self.state.epoch
+        if abs(step - epoch * steps_per_epoch) >= 1:
+            raise UserError(
+                f"{checkpoint} is {epoch:.4g} epochs into the run and would be {step / steps_per_epoch:.4g} now, with "
+                f"{steps_per_epoch:,} steps an epoch: rows are shared out otherwise than when it was written; go on "
+                "with the number of processes and of epochs that it had"
+            )
 
     def _run_epoch(self, **arguments) -> None:
         """Nothing where the checkpoint resumed from was the run's last: transformers would take one more step."""
@@ -231,3 +246,10 @@ class ResumableTrainer(SFTTrainer):
             "final_validation_loss": losses[-1],
             "best_validation_loss": min(losses),
         }
+
+
+def patience_used(checkpoint: Path) -> int:
+    """How many evaluations in a row had no better loss when a checkpoint was written; 0 without early stopping."""
+    state = json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
+    callback = state["stateful_callbacks"].get("EarlyStoppingCallback", {})
+    return callback.get("attributes", {}).get("early_stopping_patience_counter", 0)

@@ -16,9 +16,7 @@ def altered(dataset_dir, tmp_path):
     """A copy whose test answers are others; the split's own hash is put right, that of the whole is left as it was."""
     place = tmp_path / "altered"
     shutil.copytree(dataset_dir, place)
-    write_jsonl(
-        place / "test.jsonl", [{**row, "output": "Nobody knows."} for row in read_jsonl(place / "test.jsonl")]
-    )
+    write_jsonl(place / "test.jsonl", [{**row, "output": "Nobody knows."} for row in read_jsonl(place / "test.jsonl")])
     manifest = json.loads((place / "manifest.json").read_text())
     manifest["splits"]["test"]["sha256"] = hashlib.sha256((place / "test.jsonl").read_bytes()).hexdigest()
     (place / "manifest.json").write_text(json.dumps(manifest))
