@@ -4,6 +4,7 @@
       plan.json         what `finllm plan` predicted, where it was asked
       config.yaml       everything resolved; runs again as it is
       provenance.json   git commit, package versions, hardware, hashes of dataset, base model and template, seeds
+      proofs.json       what was proved of the model before the first step, and of what was saved
       metrics.jsonl     a line a logged step, and a line an evaluation
       summary.json      method, parameters, seconds, tokens a second, peak memory, validation losses
       loss.png          training and validation loss
@@ -23,7 +24,7 @@ import os
 import re
 import shutil
 import socket
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import IO, Any
 
@@ -148,6 +149,15 @@ class RunDir:
         (self.path / "summary.json").unlink(missing_ok=True)
         write_text(self.path / "config.yaml", yaml.safe_dump(config, sort_keys=False, allow_unicode=True))
         write_json(self.path / "provenance.json", origin)
+
+    def write_proofs(self, proofs: Iterable[dict[str, Any]]) -> None:
+        """Write `proofs.json`: of each proof its name, figure, limit, whether it holds, and what it says."""
+        write_json(self.path / "proofs.json", {"proofs": list(proofs)})
+
+    def proofs(self) -> list[dict[str, Any]]:
+        """What `write_proofs` wrote; nothing for a run from before there were proofs."""
+        path = self.path / "proofs.json"
+        return read_json(path)["proofs"] if path.exists() else []
 
     def log(self, line: dict[str, Any]) -> None:
         """Add a line to `metrics.jsonl`; the line is one write, so a reader never sees it torn."""

@@ -18,8 +18,16 @@ from finllm.data.prepare import resolve
 from finllm.errors import run_command
 from finllm.files import cache_dir
 from finllm.models.adapters import add_adapter, method_of
-from finllm.models.base import base_model_hash, check_length, count_parameters, load_base_model, set_dropout
+from finllm.models.base import (
+    base_model_hash,
+    check_length,
+    count_parameters,
+    load_base_model,
+    load_saved,
+    set_dropout,
+)
 from finllm.models.find import load_tokenizer, resolve_base_model
+from finllm.models.proofs import tokenizer_fits
 from finllm.provenance import provenance
 from finllm.run_dir import RunDir
 from finllm.text.prompts import TEMPLATE_HASH
@@ -80,6 +88,7 @@ def main() -> None:
     with process.local_main_process_first():
         model = load_base_model(base, model_arguments)
     check_length(model, training.max_length)
+    tokenizer_fits(tokenizer, model)
     if recipe.base_dropout is not None:
         set_dropout(model, recipe.base_dropout)
     if model_arguments.use_peft:
@@ -108,9 +117,10 @@ def main() -> None:
     )
     if process.is_main_process:
         going_on.start(run, config, resume)
+        run.write_proofs(proof.as_json() for proof in trainer.proofs)
     process.wait_for_everyone()
     measured = trainer.train_run(resume)
-    trainer.save_to_run()
+    trainer.save_to_run(lambda folder: load_saved(folder, base, model_arguments))
 
     if process.is_main_process:
         parameters = count_parameters(model)
@@ -122,6 +132,7 @@ def main() -> None:
             "total_parameters": parameters.total,
             **measured,
         }
+        run.write_proofs(proof.as_json() for proof in trainer.proofs)
         summary.write_model_card(run, result)
         plot_loss(run)
         run.finish(result)

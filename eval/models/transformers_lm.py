@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -12,15 +13,18 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from eval.models.language_model import Description, Generation, Score
 from finllm.cpu import joined
-from finllm.cpu.loss import BLOCK, CHUNK, aligned_head, has_plain_head
+from finllm.cpu.loss import BLOCK, CHUNK, aligned_head, logits_at
 from finllm.errors import UserError
 from finllm.models.adapters import base_of
 from finllm.models.base import check_length, count_parameters, load_for_inference
 from finllm.models.generate import answer_all, decoding
+from finllm.models.proofs import head_difference, rounding_of
 from finllm.run_dir import RunDir
 from finllm.text.tokens import encode_prompt, encode_response
 
 ALIKE = 0.9  # lengths of the rows that are scored together, shortest by longest: padding is computed for nothing
+
+PROVED_TOKENS = 64  # of the first text, on which the head is tried
 
 Head = Callable[[torch.Tensor], torch.Tensor]  # last hidden states (N, C) to logits (N, V)
 
@@ -32,6 +36,7 @@ class TransformersLM:
         self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, description: Description, batch_size: int
     ):
         self.model, self.tokenizer, self.description, self.batch_size = model, tokenizer, description, batch_size
+        self._plain_head: bool | None = None  # found out on the first texts
 
     def encode(self, prompt: str, response: str) -> tuple[list[int], list[int]]:
         """Ids of prompt and response. An unknown token in the response is a `UserError`: it would be scored as text."""
@@ -75,7 +80,7 @@ class TransformersLM:
             if full or lengths[index] < alike * lengths[batches[-1][0]]:
                 batches.append([])
             batches[-1].append(index)
-        head = self._head()
+        head = self._head(pairs) if pairs else None
         found: list[tuple[np.ndarray, int] | None] = [None] * len(pairs)
         for batch in batches:
             for index, row in zip(batch, self._one_batch([pairs[index] for index in batch], head), strict=True):
@@ -102,14 +107,18 @@ class TransformersLM:
         by_row = zip(torch.cat(log_probs).split(lengths), torch.cat(correct).split(lengths), strict=True)
         return [(found.cpu().numpy(), int(right.sum())) for found, right in by_row]
 
-    def _head(self) -> Head | None:
-        """The model's head, its products aligned; None where its logits are more than the product with it."""
-        base = base_of(self.model)
-        if not has_plain_head(base):
+    def _head(self, pairs: Sequence[tuple[list[int], list[int]]]) -> Head | None:
+        """The model's head, its products aligned; None where its logits are more than the product with it.
+
+        That is proved on the first tokens of the first text, since no list of models knows the next one.
+        """
+        if self._plain_head is None:
+            ids = [*pairs[0][0], *pairs[0][1]][:PROVED_TOKENS]
+            apart = head_difference(self.model, torch.tensor([ids], device=self.model.device))
+            self._plain_head = apart <= rounding_of(self.model)
+        head = base_of(self.model).get_output_embeddings()
+        if not self._plain_head or type(head) is not nn.Linear:  # or adapted, or quantised
             return None
-        head = base.get_output_embeddings()
-        if type(head) is not nn.Linear:  # adapted or quantised
-            return head
         weight, bias = aligned_head(head.weight, head.bias, head.weight.dtype)
         return lambda hidden_NC: linear(hidden_NC, weight, bias)[:, : len(head.weight)]
 
@@ -121,9 +130,8 @@ class TransformersLM:
             hidden_BTC = base_of(self.model).base_model(input_ids=input_ids, use_cache=False).last_hidden_state
             hidden_NC = hidden_BTC[predicts]
             return lambda part: head(hidden_NC[part])
-        some = predicts.any(0)  # where a row predicts: the head of such a model takes positions, not rows and positions
-        logits = self.model(input_ids, use_cache=False, logits_to_keep=some.nonzero()[:, 0]).logits
-        logits_NV = logits[predicts[:, some]]
+        forward = functools.partial(base_of(self.model).forward, input_ids=input_ids, use_cache=False)
+        logits_NV = logits_at(forward, predicts)
         return lambda part: logits_NV[part]
 
     @torch.inference_mode()

@@ -11,19 +11,18 @@ N supervised positions, C model width, V vocabulary.
 from __future__ import annotations
 
 import functools
+import inspect
 import types
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, embedding, linear, pad
 from transformers import PreTrainedModel
 from transformers.modeling_outputs import ModelOutput
 
 from finllm.text.tokens import IGNORED
-
-# A model whose config sets one of these changes its logits after the projection; TRL's head knows how, ours does not.
-LOGIT_CHANGES = ("final_logit_softcapping", "logit_scale", "output_multiplier", "lm_head_multiplier", "logits_scaling")
 
 CHUNK = 2048  # positions a chunk: at V = 50,000 some 200 MB of bfloat16 logits, 400 of float32
 BLOCK = 16  # positions of a chunk whose logits are float32 at a time: some 3 MB, which stay in the cache
@@ -148,10 +147,15 @@ def linear_cross_entropy(
         return _LinearCrossEntropy.apply(hidden_NC, weight_VC, bias_V, labels_N, dtype, torch.is_grad_enabled(), tied)
 
 
-def has_plain_head(model: PreTrainedModel) -> bool:
-    """Whether the model's logits are its last hidden state times its head, and nothing else."""
-    config = model.config.get_text_config()
-    return all(getattr(config, name, None) is None for name in LOGIT_CHANGES)
+def logits_at(forward: Callable[..., ModelOutput], where_BT: Tensor) -> Tensor:
+    """The model's own logits at the positions that are True, (N, V), row by row.
+
+    Where its forward can leave positions out, only those that some row asks for meet the head.
+    """
+    if "logits_to_keep" in inspect.signature(forward).parameters:
+        some_T = where_BT.any(0)
+        return forward(logits_to_keep=some_T.nonzero()[:, 0]).logits[where_BT[:, some_T]]
+    return forward().logits[where_BT]
 
 
 @dataclass
@@ -166,14 +170,20 @@ class SupervisedOutput(ModelOutput):
 def add_supervised_head(model: PreTrainedModel) -> None:
     """Teach `model.forward` the argument `supervised_head=True`, with which it returns losses and builds no logits.
 
+    With `own_logits=True` too, the losses are those of the model's own logits, for heads that are more than a product.
     It is the model's own forward that changes, so that DDP's hooks and peft's wrappers stay on the way.
     """
     forward = model.forward
 
     @functools.wraps(forward)
-    def with_supervised_head(self, *args, labels=None, supervised_head=False, **kwargs):
+    def with_supervised_head(self, *args, labels=None, supervised_head=False, own_logits=False, **kwargs):
         if not supervised_head:
             return forward(*args, **kwargs) if labels is None else forward(*args, labels=labels, **kwargs)
+        if own_logits:
+            mask = labels[:, 1:] != IGNORED
+            logits_NV = logits_at(functools.partial(forward, *args, **kwargs), nn.functional.pad(mask, (0, 1)))
+            nll_N = cross_entropy(logits_NV.float(), labels[:, 1:][mask], reduction="none")
+            return SupervisedOutput(nll=nll_N.sum(), nll_N=nll_N.detach(), mask=mask)
         head, lookup, tied = self.get_output_embeddings(), self.get_input_embeddings(), None
         plain = type(lookup) is torch.nn.Embedding and lookup.padding_idx is None
         if plain and lookup.weight is head.weight and head.weight.requires_grad and "input_ids" in kwargs:

@@ -17,6 +17,7 @@ from finllm.cpu import kernels
 from finllm.cpu.machine import use_all_cores
 from finllm.errors import UserError
 from finllm.models.find import load_tokenizer, not_loaded, resolve_base_model, weights_hash
+from finllm.models.proofs import tokenizer_fits
 from finllm.run_dir import RunDir
 
 
@@ -132,14 +133,18 @@ def model_arguments(config: dict[str, Any]) -> ModelConfig:
 def load_run_model(run: RunDir) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """The model that a run of recipes/sft.py saved: full weights, or its base model with the adapter on."""
     config = run.require_complete().config()
-    tokenizer = load_tokenizer(str(run.model))
     arguments = model_arguments(config)
+    base = resolve_base_model(config["model_name_or_path"]) if arguments.use_peft else None
+    return load_saved(run.model, base, arguments), load_tokenizer(str(run.model))
+
+
+def load_saved(folder: Path, base: str | None, arguments: ModelConfig) -> PreTrainedModel:
+    """What training saved in a folder: full weights, or an adapter put on the resolved `base`, freshly loaded."""
     if not arguments.use_peft:
-        return load_base_model(str(run.model), arguments), tokenizer
+        return load_base_model(str(folder), arguments)
     from peft import PeftModel
 
-    base = load_base_model(resolve_base_model(config["model_name_or_path"]), arguments)
-    return PeftModel.from_pretrained(base, run.model), tokenizer
+    return PeftModel.from_pretrained(load_base_model(base, arguments), folder)
 
 
 def load_for_inference(name: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
@@ -154,6 +159,7 @@ def load_for_inference(name: str) -> tuple[PreTrainedModel, PreTrainedTokenizerB
         model.to("cuda" if torch.cuda.is_available() else "cpu")
     if not torch.cuda.is_available():
         kernels.use_in(model)
+    tokenizer_fits(tokenizer, model)
     return model.eval(), tokenizer
 
 

@@ -4,8 +4,9 @@ What differs from SFTTrainer, and why:
 - Rows come tokenized, with labels, from finllm.text.tokens: one place owns the mask.
 - On a CPU the loss is finllm.cpu.loss, which skips prompt and padding; SFTTrainer projects every position there.
 - On a CPU the rows of a batch stand end to end without padding (finllm.cpu.joined). Elsewhere they are padded on the
-  right, which needs no attention mask in a causal model: a response never sees what stands to its right. Either way is
-  proved on the model and two of its rows before training.
+  right, which needs no attention mask in a causal model: a response never sees what stands to its right.
+- Both are proved on the model and its rows before training, and where one is not this model's own loss, a slower way is
+  taken (finllm.training.proving). What was saved is loaded anew and must be what was trained.
 - Batches can have a budget of tokens instead of a number of rows (finllm.training.batches).
 - Rows grouped by length come in an order that a resumed run finds again, which transformers' sampler does not keep.
 - Validation loss is Σ nll / Σ tokens over the whole split, for any batch size and number of processes.
@@ -19,22 +20,23 @@ import itertools
 import logging
 import math
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from peft import PeftModel
 from transformers import EvalPrediction, PreTrainedModel
 
-from finllm.cpu import joined, kernels
-from finllm.cpu.loss import add_supervised_head, has_plain_head
+from finllm.cpu import joined
+from finllm.cpu.loss import add_supervised_head
 from finllm.errors import UserError
 from finllm.models.adapters import base_of
 from finllm.text.tokens import lengths_of
 from finllm.training import checkpoints
 from finllm.training.batches import LengthGroupedSampler, TokenBudgetSampler
 from finllm.training.config import TrainingConfig
+from finllm.training.proving import prove, prove_saved
 from finllm.training.resumable import ResumableTrainer
 
 
@@ -42,21 +44,48 @@ class SupervisedTrainer(ResumableTrainer):
     """SFTTrainer on tokenized rows. Arguments as SFTTrainer's, and `run`, the run dir that it writes into."""
 
     def __init__(self, model: PreTrainedModel, *, args: TrainingConfig, **arguments: Any):
-        self.skips_masked_positions = args.device.type == "cpu" and has_plain_head(model)
-        self.joins_rows = _joins_rows(model, args, self.skips_masked_positions)
+        self._may_join = args.device.type == "cpu" and joined.can_join(base_of(model)) and not args.torch_compile
+        if args.join_rows and not self._may_join:
+            raise UserError(
+                f"join_rows is true and {type(base_of(model)).__name__} on '{args.device}' cannot: it needs a CPU, "
+                "sdpa attention of every token to all earlier ones, and no torch_compile; remove it"
+            )
         if not args.packing:
             args.dataset_kwargs = {**(args.dataset_kwargs or {}), "skip_prepare_dataset": True}
         super().__init__(model=model, args=args, compute_metrics=_exact_loss, **arguments)
-        if self.skips_masked_positions:
-            add_supervised_head(base_of(self.model))
-            kernels.use_in(self.model)
+        add_supervised_head(base_of(self.model))
         for parameter in model.parameters():
             # SFTTrainer casts QLoRA's adapters to bfloat16, which most CPUs multiply a hundred times slower.
-            if parameter.requires_grad and self.args.device.type == "cpu":
+            if parameter.requires_grad and self.on_cpu:
                 parameter.data = parameter.data.float()
-        if self.joins_rows:
-            self._set_joined(True)
-        self._prove_separation()
+        self._padding_collator = self.data_collator
+        self._own_attention = base_of(self.model).config._attn_implementation
+        self.joins_rows, self.uses_own_logits = False, False
+        self.proofs = prove(self)
+
+    @property
+    def on_cpu(self) -> bool:
+        return self.args.device.type == "cpu"
+
+    def ways(self, plain_head: bool) -> list[tuple[str, str]]:
+        """The ways to the loss that this trainer may take, the fastest first; see finllm.training.proving."""
+        rows = ["joined", "padded"] if self._may_join and self.args.join_rows is not False else ["padded"]
+        return list(itertools.product(rows, ["head", "logits"] if plain_head or not self.on_cpu else ["logits"]))
+
+    def set_way(self, rows: str, loss: str) -> None:
+        """Give model and collator one form of a batch, and choose between the head and the model's own logits."""
+        joins = rows == "joined"
+        if joins != self.joins_rows:
+            base_of(self.model).set_attn_implementation(joined.NAME if joins else self._own_attention)
+        self.joins_rows, self.uses_own_logits = joins, loss == "logits"
+        self.data_collator = joined.join if joins else self._padding_collator
+
+    def packed(self, rows: list[dict[str, list[int]]]) -> list[dict[str, list[int]]]:
+        """Rows as the collator of this run takes them: under packing without joining, one row of all."""
+        if not self.args.packing or self.joins_rows:
+            return [dict(row) for row in rows]
+        whole = {key: [*itertools.chain(*(row[key] for row in rows))] for key in ("input_ids", "labels")}
+        return [{**whole, "seq_lengths": [len(row["input_ids"]) for row in rows]}]
 
     def _get_train_sampler(self, train_dataset=None):
         """Batches under `max_tokens_per_batch`, or grouped by length; without either, SFTTrainer's."""
@@ -101,8 +130,9 @@ class SupervisedTrainer(ResumableTrainer):
         labels = inputs["labels"]
         left_out = ("labels", "attention_mask", "rows", "lengths")
         batch = {key: value for key, value in inputs.items() if key not in left_out}
-        if self.skips_masked_positions:
-            output = model(**batch, labels=labels, use_cache=False, supervised_head=True)
+        if self.on_cpu or self.uses_own_logits:
+            own = self.uses_own_logits
+            output = model(**batch, labels=labels, use_cache=False, supervised_head=True, own_logits=own)
             nll, nll_N, mask = output.nll, output.nll_N, output.mask
         else:
             output = model(**batch, labels=labels, use_cache=False, fused_lm_head=True)
@@ -111,55 +141,6 @@ class SupervisedTrainer(ResumableTrainer):
         zeros_B = torch.zeros(len(inputs["lengths"]) if self.joins_rows else len(mask), device=mask.device)
         nll_B = zeros_B.index_add(0, rows_N, nll_N.detach().float())
         return nll, nll_B, zeros_B.long().index_add(0, rows_N, torch.ones_like(rows_N))
-
-    def _set_joined(self, joins: bool) -> None:
-        """Give model and collator the one form of a batch or the other."""
-        base_of(self.model).set_attn_implementation(joined.NAME if joins else "sdpa")
-        self.joins_rows = joins
-        if joins:
-            self._padding_collator, self.data_collator = self.data_collator, joined.join
-        else:
-            self.data_collator = self._padding_collator
-
-    def _prove_separation(self) -> None:
-        """Two rows in one batch must be as likely as each alone, on this very model.
-
-        A model that mixes tokens elsewhere than in its attention fails when rows are joined, and is padded instead; one
-        that fails otherwise cannot be trained in batches, or not on packed rows.
-        """
-        pair = list(itertools.islice((part for row in self.train_dataset for part in joined.documents_of(row)), 2))
-        apart = self._apart(pair)
-        if self.joins_rows and apart > self._tolerance():
-            print(f"rows are padded: end to end, a row's loss moves by {apart:.2g} nats a token with its neighbour")
-            self._set_joined(False)
-            apart = self._apart(pair)
-        if apart > self._tolerance():
-            raise UserError(
-                f"this model does not keep the rows of a batch apart: a row's loss moves by {apart:.2g} nats a token "
-                f"with its neighbour (limit {self._tolerance():.0e}); set "
-                + ("packing: false" if self.args.packing else "per_device_train_batch_size: 1")
-            )
-
-    def _apart(self, pair: list[dict[str, list[int]]]) -> float:
-        """By how many nats a token the loss of rows in one batch differs from that of each alone."""
-        together = pair
-        if self.args.packing and not self.joins_rows:
-            pair = [{**row, "seq_lengths": [len(row["input_ids"])]} for row in pair]
-            together = [{key: [*itertools.chain(*(row[key] for row in pair))] for key in pair[0]}]
-        training = self.model.training
-        self.model.eval()
-        nll, tokens = [], []
-        with torch.no_grad(), self.compute_loss_context_manager():
-            for rows in (together, *([row] for row in pair)):
-                _, nll_B, tokens_B = self._likelihood(self.model, self._prepare_inputs(self.data_collator(rows)))
-                nll.append(float(nll_B.double().sum()))
-                tokens.append(int(tokens_B.sum()))
-        self.model.train(training)
-        return abs(nll[0] - sum(nll[1:])) / max(1, tokens[0])
-
-    def _tolerance(self) -> float:
-        exact = next(self.model.parameters()).dtype == torch.float32 and not (self.args.bf16 or self.args.fp16)
-        return 1e-4 if exact else 2e-2
 
     def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
         """Per row its nll and its supervised tokens; transformers gathers them and drops repeated rows."""
@@ -184,52 +165,20 @@ class SupervisedTrainer(ResumableTrainer):
             f"{self.args.warmup_steps:g}), or look for a broken base model"
         )
 
-    def save_to_run(self) -> None:
-        """Save the weights or the adapter, and the tokenizer, as `model/`, whole or not at all."""
+    def save_to_run(self, load_saved: Callable[[Path], PreTrainedModel]) -> None:
+        """Save the weights or the adapter, and the tokenizer, as `model/`, whole or not at all.
+
+        `load_saved` loads what a folder holds as any later reader will: it must be the model that was trained.
+        """
         work = self.run.path / ".model"
         self.save_model(str(work))
         if self.is_world_process_zero():
             (work / "training_args.bin").unlink(missing_ok=True)  # a pickle; config.yaml says the same
             checkpoints.check_weights(work)
-            self._check_reloaded(work)
+            # Where an engine has sharded the model no process holds all of it, and `check_weights` is the only check.
+            if not (self.is_fsdp_enabled or self.is_deepspeed_enabled):
+                self.proofs.append(prove_saved(self, work, load_saved))
             checkpoints.move_whole(work, self.run.model)
-
-    def _check_reloaded(self, saved: Path) -> None:
-        """Load a saved adapter beside the trained one: a probe batch must be as likely under both.
-
-        Where an engine has sharded the model no process holds all of it, and `check_weights` is the only check.
-        """
-        if not isinstance(self.model, PeftModel) or self.is_fsdp_enabled or self.is_deepspeed_enabled:
-            return
-        rows = [self.eval_dataset[index] for index in range(min(4, len(self.eval_dataset)))]
-        active, nll = self.model.active_adapter, {}
-        self.model.eval()
-        self.model.load_adapter(str(saved), "reloaded")
-        for adapter in (active, "reloaded"):
-            self.model.set_adapter(adapter)
-            with torch.no_grad(), self.compute_loss_context_manager():
-                inputs = self._prepare_inputs(self.data_collator([dict(row) for row in rows]))
-                _, nll_B, tokens_B = self._likelihood(self.model, inputs)
-            nll[adapter] = float(nll_B.double().sum() / tokens_B.sum())
-        self.model.set_adapter(active)
-        self.model.delete_adapter("reloaded")
-        if abs(nll["reloaded"] - nll[active]) > self._tolerance():
-            raise UserError(
-                f"the adapter just saved to {saved} is not the one that was trained: {len(rows)} validation rows have "
-                f"{nll['reloaded']:.6f} nats a token under it and {nll[active]:.6f} before saving (limit "
-                f"{self._tolerance():.0e}); its checkpoints are kept"
-            )
-
-
-def _joins_rows(model: PreTrainedModel, args: TrainingConfig, skips_masked_positions: bool) -> bool:
-    """Whether batches are joined: on a CPU where the model can, unless `join_rows` says no."""
-    possible = skips_masked_positions and joined.can_join(base_of(model)) and not args.torch_compile
-    if args.join_rows and not possible:
-        raise UserError(
-            f"join_rows is true and {type(base_of(model)).__name__} on '{args.device}' cannot: it needs a CPU, "
-            "sdpa attention of every token to all earlier ones, and no torch_compile; remove it"
-        )
-    return possible and args.join_rows is not False
 
 
 def _exact_loss(prediction: EvalPrediction) -> dict[str, float]:

@@ -95,8 +95,9 @@ def test_a_model_that_sees_its_padding_is_caught(gpt2_dir):
     lm = small_model(gpt2_dir, 0)
     lm.batch_size = 16
 
-    def see(module, _, given, output):
-        at_end = (given["input_ids"] == lm.tokenizer.pad_token_id).flip(1).cumprod(1).sum(1)
+    def see(module, positional, given, output):
+        ids = positional[0] if positional else given["input_ids"]
+        at_end = (ids == lm.tokenizer.pad_token_id).flip(1).cumprod(1).sum(1)
         output.last_hidden_state += (at_end > 16)[:, None, None] * module.wpe.weight[0]
 
     hook = lm.model.transformer.register_forward_hook(see, with_kwargs=True)

@@ -1,0 +1,183 @@
+"""What is proved of a model on a few tokens of real rows, at the moment it costs seconds, and not assumed of its name.
+
+    tokenizer_fits       every id that can occur has a row in the embedding
+    head_difference      the logits are the last hidden state times the head: only then may positions skip the head
+    future_difference    a token's prediction does not move when only later tokens change
+    nll_of               what the model itself says of rows, each alone: the measure for faster ways, and for reloading
+
+A list of model names that are known to behave would be wrong from the next release of transformers on.
+B batch, T tokens, C model width, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import cross_entropy, linear
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from finllm.errors import UserError
+from finllm.models.adapters import base_of
+from finllm.text.tokens import IGNORED
+
+LARGE = 60.0  # the size of a logit at which soft caps, multipliers and clamps of a head show
+# Rounding of one computation done twice, as a share of what was computed: float32, and formats of 8 bits or so.
+ROUNDING, COARSE_ROUNDING = 1e-4, 2**-5
+
+
+@dataclass(frozen=True)
+class Proof:
+    """One thing that was proved: `figure` was held against `limit`, and `said` says what it means."""
+
+    name: str
+    figure: float | None  # None where there was nothing to compare
+    limit: float
+    passed: bool
+    said: str
+
+    def as_json(self) -> dict[str, Any]:
+        finite = self.figure is not None and math.isfinite(self.figure)
+        return {"name": self.name, "figure": self.figure if finite else None, "limit": self.limit,
+                "passed": self.passed, "said": self.said}  # fmt: skip
+
+
+def is_exact(model: torch.nn.Module) -> bool:
+    """Whether this model computes in float32 here and now: its weights, and no autocast around it."""
+    parameters = list(model.parameters())
+    autocast = torch.is_autocast_enabled(parameters[0].device.type)
+    return not autocast and all(parameter.dtype in (torch.float32, torch.float64) for parameter in parameters)
+
+
+def rounding_of(model: torch.nn.Module) -> float:
+    """The share by which two computations of the same may differ by rounding, in the precision of here and now."""
+    return ROUNDING if is_exact(model) else COARSE_ROUNDING
+
+
+def tokenizer_fits(tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel) -> None:
+    """Refuse ids beyond the embedding's rows; a pad token beyond them becomes EOS, since masks go by position.
+
+    Special tokens that neither open, end nor pad a row stay text when they stand in one (finllm.text.tokens), so a
+    vocabulary may hold more of them than the embedding has rows, as that of text-only models of a family with pictures.
+    """
+    rows = base_of(model).get_input_embeddings().weight.shape[0]
+    if tokenizer.pad_token_id is not None and tokenizer.pad_token_id >= rows:
+        tokenizer.pad_token = tokenizer.eos_token
+    needed = {tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id, tokenizer.unk_token_id}
+    unused = set(tokenizer.all_special_ids) - needed
+    unused |= {id for id, token in tokenizer.added_tokens_decoder.items() if token.special and id not in needed}
+    beyond = {token: id for token, id in tokenizer.get_vocab().items() if id >= rows and id not in unused}
+    if beyond:
+        token, id = max(beyond.items(), key=lambda item: item[1])
+        raise UserError(
+            f"the tokenizer has {len(beyond):,} tokens beyond the model's embedding, up to {token!r} with id {id:,}, "
+            f"and the embedding has {rows:,} rows; take the tokenizer that belongs to {model.config.name_or_path}, or "
+            "resize the model's embeddings before you fine-tune it"
+        )
+
+
+@torch.no_grad()
+def head_difference(model: PreTrainedModel, ids_BT: Tensor) -> float:
+    """The largest difference between the model's own logits and hidden · weightᵀ + bias, as a share of the largest.
+
+    Twice: with the hidden states as they are, and scaled until logits reach `LARGE`, where a soft cap or clamp shows
+    that small random weights would hide. Infinite where the model has no such head, or does not ask its `base_model`
+    as a whole.
+    """
+    base = base_of(model)
+    head, seen = base.get_output_embeddings(), []
+    if getattr(head, "weight", None) is None or head.weight.dim() != 2:
+        return math.inf
+    scale, worst = 1.0, 0.0
+
+    def scaled(_module, _arguments, output):
+        if getattr(output, "last_hidden_state", None) is not None:
+            output["last_hidden_state"] = output.last_hidden_state * scale
+            seen.append(output.last_hidden_state)
+        return output
+
+    handle = base.base_model.register_forward_hook(scaled)
+    try:
+        for _ in range(2):
+            seen.clear()
+            own_BTV = model(input_ids=ids_BT, use_cache=False).logits.float()
+            if len(seen) != 1 or seen[0].shape[-1] != head.weight.shape[1]:
+                return math.inf
+            ours_BTV = linear(seen[0].to(head.weight.dtype), head.weight, getattr(head, "bias", None)).float()
+            if ours_BTV.shape != own_BTV.shape:
+                return math.inf
+            largest = float(own_BTV.abs().max())
+            apart = float((own_BTV - ours_BTV).abs().max())
+            worst = max(worst, apart / largest if largest else apart)
+            if not largest > 0 or not math.isfinite(apart):
+                return worst if math.isfinite(apart) else math.inf
+            scale = LARGE / largest
+    finally:
+        handle.remove()
+    return worst
+
+
+@torch.no_grad()
+def future_difference(model: PreTrainedModel, rows: Sequence[Sequence[int]]) -> tuple[float, float]:
+    """By how many nats log-probabilities up to a position move when only tokens after it change, and by rounding.
+
+    Of the first row the second half is replaced, of the second the last token, by other tokens that occur in the rows.
+    A row, a copy of it and its changed copy go through the model's own attention in one batch, so that they are
+    computed alike: what moves between the first two is the rounding.
+    """
+    choose, pool = random.Random(0).choice, sorted({id for row in rows for id in row})
+    moved = rounding = 0.0
+    device = next(model.parameters()).device
+    for row, last in zip(rows, (lambda row: len(row) // 2, lambda row: len(row) - 2), strict=False):
+        kept = last(row) + 1  # tokens that stay
+        if kept < 1 or kept >= len(row) or len(pool) < 2:
+            continue
+        changed = [*row[:kept], *(choose([other for other in pool if other != id]) for id in row[kept:])]
+        batch = torch.tensor([list(row), list(row), changed], device=device)
+        own, copy, other = model(input_ids=batch, use_cache=False).logits[:, :kept].float().log_softmax(-1)
+        moved = max(moved, float((own - other).abs().max().nan_to_num(math.inf)))
+        rounding = max(rounding, float((own - copy).abs().max()))
+    return moved, rounding
+
+
+def nll_of(model: PreTrainedModel, rows: Sequence[dict[str, list[int]]]) -> Tensor:
+    """Nats of each supervised token of `rows`, each row alone through the model's own forward: (N,), with gradient."""
+    device, found = next(model.parameters()).device, []
+    for row in rows:
+        labels_T = torch.tensor(row["labels"], device=device)[1:]
+        logits_TV = model(input_ids=torch.tensor([row["input_ids"]], device=device), use_cache=False).logits[0, :-1]
+        mask = labels_T != IGNORED
+        found.append(cross_entropy(logits_TV[mask].float(), labels_T[mask], reduction="none"))
+    return torch.cat(found)
+
+
+def gradient_difference(model: torch.nn.Module, own: Tensor, ours: Tensor) -> tuple[float, str]:
+    """How far the gradients of two sums of nats are apart, as a share of the own one's; of which tensor.
+
+    Every trainable tensor is looked at. The difference is formed in place, so one gradient is held and no copy. A
+    tensor whose gradient is rounding (a key's bias under softmax has none) is measured by a thousandth of the whole's.
+    """
+    parameters = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
+    held = [parameter.grad for _, parameter in parameters]
+    assert all(gradient is None for gradient in held), "before the first step"
+    try:
+        own.sum().backward(retain_graph=True)
+        norms = {name: _norm(parameter.grad) for name, parameter in parameters}
+        ours.sum().neg().backward()
+        apart = {name: _norm(parameter.grad) for name, parameter in parameters}
+    finally:
+        for _, parameter in parameters:
+            parameter.grad = None
+    least = max(1e-3 * math.sqrt(sum(norm**2 for norm in norms.values())), 1e-30)
+    apart = {name: norm / max(norms[name], least) for name, norm in apart.items()}
+    name = max(apart, key=lambda name: math.inf if math.isnan(apart[name]) else apart[name])
+    return (math.inf if math.isnan(apart[name]) else apart[name]), name
+
+
+def _norm(gradient: Tensor | None) -> float:
+    return 0.0 if gradient is None else float(gradient.float().norm())

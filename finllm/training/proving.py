@@ -1,0 +1,207 @@
+"""What a trainer proves on the model and rows at hand before the first step, and which way to the loss it takes then.
+
+A faster way to the loss is taken only where it gives the model's own loss and gradients on two rows; else the next one:
+
+    joined · head        rows end to end, supervised positions through the head           on a CPU
+    joined · logits      rows end to end, the model's own logits                           on a CPU
+    padded · head        rows padded; TRL's fused head on a GPU, ours on a CPU
+    padded · logits      rows padded, the model's own logits                               any model
+
+Every figure goes into proofs.json (finllm/run_dir.py).
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from finllm.cpu import joined, kernels
+from finllm.errors import UserError
+from finllm.models.adapters import base_of
+from finllm.models.proofs import (
+    Proof,
+    future_difference,
+    gradient_difference,
+    head_difference,
+    is_exact,
+    nll_of,
+    rounding_of,
+)
+
+SHORT, SHORTER, LONGEST = 64, 48, 384  # tokens of the rows that are looked at
+RELOADED, RELOADED_TOKENS = 4, 128  # validation rows, and tokens of each, that a saved model is tried on
+LOOKED_AT = 64  # rows among which a long one is looked for
+UNSEEN = 2e-4  # nats that a log-probability may move with what comes later, and ten times the rounding
+LOSS, COARSE_LOSS = 1e-4, 2e-2  # nats a token that two ways to one loss may be apart
+RELOADED_COARSE = 2e-3  # and one way on the same weights, where it rounds coarsely
+GRADIENT, COARSE_GRADIENT = 1e-3, 0.2  # of a tensor's own gradient
+
+
+def prove(trainer: Any) -> list[Proof]:
+    """Choose the trainer's way to the loss, and return what was proved; a `UserError` where a model cannot be trained.
+
+    `trainer` offers `_likelihood`, `data_collator`, `set_way` and the rows; see finllm.training.trainer.
+    """
+    documents = list(itertools.islice(_documents(trainer.train_dataset), LOOKED_AT))
+    long = max((document["input_ids"] for document in documents), key=len)[:LONGEST]
+    probe = [_clipped(document, length) for document, length in zip(documents[-2:], (SHORT, SHORTER), strict=False)]
+    training = trainer.model.training
+    trainer.model.eval()
+    try:
+        with trainer.compute_loss_context_manager():
+            found = [_sees_no_future(trainer.model, [long, probe[0]["input_ids"]])]
+            found += _way(trainer, probe)
+            found.append(_apart(trainer, documents[:2]))
+    finally:
+        trainer.model.train(training)
+    return found
+
+
+def _documents(dataset):
+    return (document for row in dataset for document in joined.documents_of(row))
+
+
+def _clipped(document: dict[str, list[int]], length: int) -> dict[str, list[int]]:
+    """A row's first tokens, the second half of them supervised: what a template begins with is a row like any other."""
+    ids = document["input_ids"][:length]
+    return {"input_ids": ids, "labels": [joined.IGNORED] * (len(ids) // 2) + ids[len(ids) // 2 :]}
+
+
+def _short_of(row: dict[str, Any]) -> dict[str, list[int]]:
+    """As much of a row as a quick look needs, around where its answer begins."""
+    supervised = next(index for index, label in enumerate(row["labels"]) if index and label != joined.IGNORED)
+    end = max(RELOADED_TOKENS, supervised + RELOADED_TOKENS // 4)
+    return {name: row[name][:end] for name in ("input_ids", "labels")}
+
+
+def _sees_no_future(model, rows: list[list[int]]) -> Proof:
+    moved, rounding = future_difference(model, rows)
+    limit = max(UNSEEN, 10 * rounding)
+    if moved > limit:
+        raise UserError(
+            f"{model.config.name_or_path} sees the future: log-probabilities move by {moved:.3g} nats when only later "
+            f"tokens change (limit {limit:.1g}), so it would learn to copy what it is to predict; take a model with "
+            "causal attention, or set in its config.json what makes it one (is_decoder: true for BERT and its kin)"
+        )
+    said = f"log-probabilities move by at most {moved:.1g} nats when only later tokens change"
+    return Proof("sees no future", moved, limit, True, said)
+
+
+def _way(trainer: Any, probe: list[dict[str, list[int]]]) -> list[Proof]:
+    """Take the first way whose loss and gradients are the model's own; what was found on the ways before it too."""
+    model, found = trainer.model, []
+    ids = min((row["input_ids"] for row in probe), key=len)
+    apart = head_difference(model, torch.tensor([ids], device=trainer.args.device))
+    plain = apart <= rounding_of(model)
+    what = "the last hidden state times the head" if plain else "more than the last hidden state times the head"
+    said = f"the logits are {what} ({apart:.1g} of the largest apart)"
+    found.append(Proof("head", apart, rounding_of(model), plain, said))
+    own_N = nll_of(model, probe)  # before anything of ours is put in its place
+    if trainer.on_cpu:
+        kernels.use_in(model)
+    for rows, loss in trainer.ways(plain):
+        name = f"loss, {rows} · {loss}"
+        try:
+            proofs = _own_loss(trainer, probe, own_N, rows, loss, name)
+        except Exception as error:  # a model's own forward may refuse a way by any error; the next way is tried
+            proofs = [
+                Proof(name, None, 0.0, False, f"{rows} rows with {loss} fail: {str(error).splitlines()[0][:200]}")
+            ]
+        found += proofs
+        if all(proof.passed for proof in proofs):
+            _tell(found, rows, loss)
+            return found
+    _apart(trainer, probe)  # says what to set where rows are not kept apart
+    raise UserError(
+        f"{type(base_of(model)).__name__} cannot be trained here: no way to the loss gives the model's own: "
+        + "; ".join(proof.said for proof in found if not proof.passed)
+    )
+
+
+def _tell(found: list[Proof], rows: str, loss: str) -> None:
+    """Say why a slower way is taken than this machine has."""
+    joined_one = next((proof for proof in found if "joined" in proof.name and not proof.passed), None)
+    if rows == "padded" and joined_one is not None:
+        print(f"rows are padded: {joined_one.said}; the limit is {joined_one.limit:.0e}", flush=True)
+    if loss == "logits":
+        print("every loss is made of the model's own logits, since they are not just its head's product", flush=True)
+
+
+def _own_loss(
+    trainer: Any, probe: list[dict[str, list[int]]], own_N: Tensor, rows: str, loss: str, name: str
+) -> list[Proof]:
+    """The loss and gradients of one way, against those of each row alone through the model's own forward."""
+    model = trainer.model
+    trainer.set_way(rows, loss)
+    nll, nll_B, _ = trainer._likelihood(model, trainer._prepare_inputs(trainer.data_collator(trainer.packed(probe))))
+    own = own_N.detach().double().sum()
+    apart = float((nll_B.double().sum() - own).abs() / len(own_N))
+    exact = is_exact(model)
+    limit, steepest = (LOSS, GRADIENT) if exact else (COARSE_LOSS, COARSE_GRADIENT)
+    said = f"with {rows} rows a token's loss is {apart:.2g} nats from the model's own"
+    proofs = [Proof(name, apart, limit, apart <= limit, said)]
+    if nll.requires_grad and own_N.requires_grad:
+        share, worst = gradient_difference(model, own_N, nll)
+        said = f"gradients are the model's own within {share:.1g} of each tensor's, the farthest that of {worst}"
+        proofs.append(Proof(name.replace("loss", "gradients", 1), share, steepest, share <= steepest, said))
+    return proofs
+
+
+def _apart(trainer: Any, pair: list[dict[str, list[int]]]) -> Proof:
+    """Two rows in one batch must be as likely as each alone, on this very model and in the way that was chosen."""
+    limit = LOSS if is_exact(trainer.model) else COARSE_LOSS
+    apart = _nats_apart(trainer, pair)
+    if apart > limit:
+        raise UserError(
+            f"this model does not keep the rows of a batch apart: a row's loss moves by {apart:.2g} nats a token "
+            f"with its neighbour (limit {limit:.0e}); set "
+            + ("packing: false" if trainer.args.packing else "per_device_train_batch_size: 1")
+        )
+    return Proof("rows stay apart", apart, limit, True, f"a row's loss moves by {apart:.1g} nats with its neighbour")
+
+
+@torch.no_grad()
+def _nats_apart(trainer: Any, pair: list[dict[str, list[int]]]) -> float:
+    """By how many nats a token the loss of rows in one batch differs from that of each alone."""
+    nll, tokens = [], []
+    for rows in (pair, *([row] for row in pair)):
+        inputs = trainer._prepare_inputs(trainer.data_collator(trainer.packed(rows)))
+        _, nll_B, tokens_B = trainer._likelihood(trainer.model, inputs)
+        nll.append(float(nll_B.double().sum()))
+        tokens.append(int(tokens_B.sum()))
+    return abs(nll[0] - sum(nll[1:])) / max(1, tokens[0])
+
+
+@torch.no_grad()
+def prove_saved(trainer: Any, saved: Path, load_saved: Callable[[Path], PreTrainedModel]) -> Proof:
+    """The model loaded anew from `saved`, on a freshly loaded base, gives validation rows the loss of the trained one.
+
+    Beside the trained one it would stand on a base that training or an adapter's start may have changed.
+    """
+    rows = [_short_of(trainer.eval_dataset[index]) for index in range(min(RELOADED, len(trainer.eval_dataset)))]
+    way = ("joined" if trainer.joins_rows else "padded", "logits" if trainer.uses_own_logits else "head")
+    trainer.set_way("padded", way[1])
+    trained, nll = trainer.accelerator.unwrap_model(trainer.model).eval(), []
+    loaded = load_saved(saved)
+    if not getattr(loaded, "quantization_method", None):
+        loaded.to(trainer.args.device)
+    with trainer.compute_loss_context_manager():
+        for model in (trained, loaded.eval()):
+            nll.append(nll_of(model, rows).double())
+        limit = LOSS if is_exact(trained) else RELOADED_COARSE
+    trainer.set_way(*way)
+    before, after = (float(each.mean()) for each in nll)
+    apart = float((nll[0] - nll[1]).abs().mean())
+    if not apart <= limit:
+        raise UserError(
+            f"the model just saved to {saved} is not the one that was trained: {len(rows)} validation rows have "
+            f"{after:.6f} nats a token when it is loaded anew and {before:.6f} before saving (limit {limit:.0e} a "
+            "token); its checkpoints are kept. A start that is drawn anew at every load cannot be saved so"
+        )
+    return Proof("saved model", apart, limit, True, f"loaded anew, a token's loss is within {apart:.1g} nats")
