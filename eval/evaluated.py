@@ -104,9 +104,16 @@ def read_runs(paths: list[Path], split_name: str) -> list[Run]:
                 f"({theirs['name']}, hash {theirs['hash']}); evaluate both on one"
             )
         elif {row["id"] for row in run.predictions} != {row["id"] for row in first.predictions}:
+            fix = f"evaluate both on the whole {split_name} split"
+            if run.split.left_out != first.split.left_out:
+                fix = (
+                    f"{len(run.split.left_out)} and {len(first.split.left_out)} were left out as too long; leave out "
+                    f"the same of both: python eval/run.py {first.path} {run.path} --skip_too_long --overwrite (a base "
+                    "model with its --model_name_or_path and --output_dir in that same command)"
+                )
             problems.append(
                 f"{run.path} was evaluated on other examples ({len(run.predictions)}) of dataset {ours['hash']} "
-                f"than {first.path} ({len(first.predictions)}); evaluate both on the whole {split_name} split"
+                f"than {first.path} ({len(first.predictions)}); {fix}"
             )
         elif other := sorted(_texts(run).items() ^ _texts(first).items()):
             ids = sorted({id for id, _ in other})

@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import NoneType
 from typing import Any
@@ -100,7 +100,8 @@ class SplitResults:
     `metrics` holds all of LIKELIHOOD_METRICS and, when anything was generated, all of GENERATION_METRICS: nll_per_token
     in nats, perplexity, bits_per_byte, BLEU 0 to 100, length_ratio (answer to reference), everything else 0 to 1.
     `clean` holds the same for the examples that have no duplicate in the training data; None where there are none, or
-    where the training data could not be looked at.
+    where the training data could not be looked at. `left_out` holds the ids of the examples that are not counted,
+    since a model that was evaluated in the same command cannot read or answer them whole.
     """
 
     examples: int
@@ -110,13 +111,16 @@ class SplitResults:
     generated: int
     metrics: dict[str, Interval]
     clean: SplitResults | None = None
+    left_out: list[str] = field(default_factory=list)
 
     @classmethod
     def of(cls, content: dict[str, Any]) -> SplitResults:
         """From checked JSON."""
         clean = content.get("clean")
         return cls(
-            **{**_only(content, SPLIT), "metrics": _intervals(content["metrics"])}, clean=clean and cls.of(clean)
+            **{**_only(content, SPLIT), "metrics": _intervals(content["metrics"])},
+            clean=clean and cls.of(clean),
+            left_out=content.get("left_out", []),
         )
 
 
@@ -253,6 +257,9 @@ def _problems_of_split(split: dict[str, Any], place: str) -> list[str]:
         problems += broken
         if not broken and interval["low"] > interval["high"]:
             problems.append(f"{place}.metrics.{metric} has low {interval['low']} above high {interval['high']}")
+    left_out = split.get("left_out", [])
+    if not isinstance(left_out, list) or not all(isinstance(id, str) for id in left_out):
+        problems.append(f"{place}.left_out is {left_out!r}, not a list of ids")
     clean = split.get("clean")
     if clean is not None:
         problems += _problems_of_split(clean, f"{place}.clean")

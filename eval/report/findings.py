@@ -109,6 +109,11 @@ def caveats(runs: list[Run]) -> list[str]:
     fewer = [f"{run.split.generated} of {run.name}" for run in runs if run.split.generated < most]
     if 0 < most < runs[0].split.examples:
         said.append(f"Answers were written to {most} of the {runs[0].split.examples} examples.")
+    if left_out := {id for run in runs for id in run.split.left_out}:
+        said.append(
+            f"{len(left_out)} of {runs[0].split.examples + len(left_out)} examples are not counted, of any model: "
+            "they are too long for one that was evaluated with these."
+        )
     cleaner = [run for run in runs if run.split.clean and run.split.clean.examples < run.split.examples]
     if cleaner:
         bits = ", ".join(

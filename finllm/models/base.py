@@ -9,7 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 from transformers.utils import logging
 from trl import ModelConfig, get_quantization_config
 
@@ -115,9 +121,14 @@ def base_model_hash(resolved: str, model: PreTrainedModel | None = None, revisio
     return f"{resolved}@{config._commit_hash}"
 
 
+def positions_of(config: PreTrainedConfig) -> int | None:
+    """How many tokens a model can read; None where its config names no end."""
+    return getattr(config.get_text_config(), "max_position_embeddings", None)
+
+
 def check_length(model: PreTrainedModel, max_length: int | None) -> None:
     """Refuse a `max_length` beyond the model's positions."""
-    positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    positions = positions_of(model.config)
     if positions is not None and (max_length is None or max_length > positions):
         raise UserError(
             f"max_length is {max_length} and {model.config.name_or_path} has {positions:,} positions; "
