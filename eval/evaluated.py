@@ -14,6 +14,7 @@ from typing import Any
 from eval.results import Results, SplitResults, predictions
 from finllm.errors import UserError, raise_problems
 from finllm.files import read_jsonl
+from finllm.models.find import weights_hash
 from finllm.run_dir import RunDir
 
 
@@ -48,6 +49,12 @@ class Run:
             f"evaluate again: python eval/run.py {path}",
         )
         folder = RunDir(path)
+        evaluated = results.hashes.get("weights")
+        if evaluated and folder.complete and folder.model.is_dir() and weights_hash(folder.model) != evaluated:
+            raise UserError(
+                f"{path}: its weights are not those that were evaluated (eval/results.json is of {evaluated[:16]}); "
+                f"evaluate again: python eval/run.py {path} --split {split_name} --overwrite"
+            )
         return cls(
             path=path,
             name=results.name,

@@ -128,7 +128,9 @@ class SplitResults:
 class Results:
     """One model evaluated on one dataset; the keys of results.json, in its order.
 
-    `audits` maps a name of AUDITS to an object with `passed` (bool), `summary` (a sentence) and its figures.
+    `audits` maps a name of AUDITS to an object with `passed` (bool), `summary` (a sentence) and its figures. `hashes`
+    says by content what was evaluated: `weights`, an adapter's `base` and `tokenizer`; empty in results of versions
+    that did not record it.
     """
 
     name: str
@@ -141,6 +143,7 @@ class Results:
     decoding: dict[str, Any]
     audits: dict[str, dict[str, Any]]
     seconds: dict[str, float]
+    hashes: dict[str, str] = field(default_factory=dict)
 
     def write(self, run_path: Path | str) -> None:
         """Write `eval/results.json`; a number that is not finite or a part that is missing is a `UserError`."""
@@ -166,7 +169,8 @@ class Results:
         splits = {name: SplitResults.of(split) for name, split in content["splits"].items()}
         model = content["model"]
         model = Description(**_only(model, RESULTS["model"]), dtype=model.get("dtype", Description.dtype))
-        return cls(**{**_only(content, RESULTS), "model": model, "splits": splits})
+        hashes = content.get("hashes", {})
+        return cls(**{**_only(content, RESULTS), "model": model, "splits": splits, "hashes": hashes})
 
     @property
     def sees_the_future(self) -> bool:
@@ -237,6 +241,9 @@ def _problems_of_results(content: dict[str, Any]) -> list[str]:
             problems.append(f"audits.{name} is no audit{did_you_mean(name, AUDITS)}; there are {', '.join(AUDITS)}")
         broken = list(_problems(audit, {"passed": bool, "summary": str}, f"audits.{name}"))
         problems += broken or _not_finite(audit, f"audits.{name}")
+    hashes = content.get("hashes", {})
+    if not isinstance(hashes, dict) or not all(isinstance(value, str) for value in hashes.values()):
+        problems.append(f"hashes is {hashes!r}, not an object of texts")
     for name, split in content["splits"].items():
         problems += _problems_of_split(split, f"splits.{name}")
     return problems

@@ -94,20 +94,14 @@ def main() -> None:
         dataset = _dataset(arguments.dataset_name) if arguments.dataset_name else subjects[0].dataset
         load = lambda: load_base(name, arguments.batch_size)  # noqa: E731
         subjects.insert(0, Subject(run, dataset, lambda: base_reader(name), load))
-    left_out = left_out_of_all(
-        [each for each in subjects if arguments.skip_too_long or not _done(each.run, arguments)], arguments
-    )
+    done = [each for each in subjects if (each.run.eval / "results.json").exists() and not arguments.overwrite]
+    left_out = left_out_of_all([each for each in subjects if arguments.skip_too_long or each not in done], arguments)
+    out_of = {each.dataset.hash: left_out.get(each.dataset.hash, set()) for each in subjects}
+    for subject in done:  # results of another model or other settings are found out before any work is done
+        _already_evaluated(subject, _wanted(subject, arguments, out_of[subject.dataset.hash]), arguments.split)
     for subject in subjects:
-        _evaluate(subject, arguments, left_out.get(subject.dataset.hash, set()))
-        if subject.run.complete or not processes().is_main_process:
-            continue
-        if not (subject.run.path / "provenance.json").exists():
-            origin = provenance(dataset_hash=subject.dataset.hash, base_model=arguments.model_name_or_path)
-            write_json(subject.run.path / "provenance.json", origin)
-
-
-def _done(run: RunDir, arguments: argparse.Namespace) -> bool:
-    return (run.eval / "results.json").exists() and not arguments.overwrite
+        if subject not in done:
+            _evaluate(subject, arguments, out_of[subject.dataset.hash])
 
 
 def _dataset(name: str) -> DatasetDir:
@@ -115,29 +109,43 @@ def _dataset(name: str) -> DatasetDir:
         return resolve(name, cache_dir() / "datasets")
 
 
+def _wanted(subject: Subject, arguments: argparse.Namespace, left_out: set[str]) -> dict[str, Any]:
+    """All that results come from: the model by content, the data, the settings, and how figures are computed."""
+    examples = [example for example in examples_of(subject.dataset, arguments) if example["id"] not in left_out]
+    return {
+        "hashes": subject.reader().hashes(),
+        "dataset": subject.dataset.hash,
+        "split": [arguments.split],
+        "examples": len(examples),
+        "generated": len(examples) if arguments.max_generated is None else min(arguments.max_generated, len(examples)),
+        "left out": sorted(left_out),
+        "decoding": {"do_sample": False, "max_new_tokens": arguments.max_new_tokens},
+        "template": TEMPLATE_HASH,
+        "confidence": {"level": LEVEL, "method": METHOD, "resamples": RESAMPLES, "seed": SEED},
+        "signatures": {"rouge": rouge.SIGNATURE, "bleu": bleu.signature()},
+    }
+
+
 def _evaluate(subject: Subject, arguments: argparse.Namespace, left_out: set[str]) -> None:
-    """Evaluate one model and write its two files; nothing is done where they already say the same."""
+    """Evaluate one model and write its two files."""
     run, dataset = subject.run, subject.dataset
     examples = [example for example in examples_of(dataset, arguments) if example["id"] not in left_out]
-    generated = len(examples) if arguments.max_generated is None else min(arguments.max_generated, len(examples))
-    decoding = {"do_sample": False, "max_new_tokens": arguments.max_new_tokens}
-    wanted = {
-        "dataset": dataset.hash, "split": [arguments.split], "examples": len(examples), "generated": generated,
-        "left out": sorted(left_out), "decoding": decoding, "template": TEMPLATE_HASH,
-    }  # fmt: skip
-    if _done(run, arguments):
-        _already_evaluated(run, wanted, arguments.split)
-        return
+    wanted = _wanted(subject, arguments, left_out)
+    generated = wanted["generated"]
     process = processes()
     with process.local_main_process_first():  # a .gguf file is converted once
         model = subject.load()
     prompts = [build_prompt(example["instruction"], example["input"]) for example in examples]
     pairs = encoded(model, examples, prompts)
-    identity = subject.reader().identity() if process.is_main_process else None  # hashed once, by who keeps
     so_far = Kept(
-        run.eval, model=identity, description=dataclasses.asdict(model.description), settings=wanted,
-        texts=pairs, batch_size=arguments.batch_size, device=process.device.type, versions=provenance()["packages"],
-    )  # fmt: skip
+        run.eval,
+        description=dataclasses.asdict(model.description),
+        settings=wanted,
+        texts=pairs,
+        batch_size=arguments.batch_size,
+        device=process.device.type,
+        versions=provenance()["packages"],
+    )
 
     def in_batches(stage: str, title: str, indices: list[int], length: Callable[[int], int], work: Callable) -> tuple:
         order = sorted(indices, key=lambda index: -length(index))  # like lengths together: a batch holds little padding
@@ -179,14 +187,19 @@ def _evaluate(subject: Subject, arguments: argparse.Namespace, left_out: set[str
         dataset={"name": str(dataset.path), "hash": dataset.hash},
         template={"id": TEMPLATE_ID, "hash": TEMPLATE_HASH},
         splits={arguments.split: split},
-        confidence={"level": LEVEL, "method": METHOD, "resamples": RESAMPLES, "seed": SEED},
-        signatures={"rouge": rouge.SIGNATURE, "bleu": bleu.signature()},
-        decoding=decoding,
+        confidence=wanted["confidence"],
+        signatures=wanted["signatures"],
+        decoding=wanted["decoding"],
         audits=found,
         seconds={"score": score_seconds, "generate": generate_seconds, "audit": time.perf_counter() - start},
+        hashes=wanted["hashes"],
     )
     results.check(run.path)  # before predictions.jsonl is replaced, so that the two files belong together
     write_jsonl(run.eval / "predictions.jsonl", rows)
+    if not run.complete:  # of a base model; a run has its own from training
+        name, weights = arguments.model_name_or_path, wanted["hashes"]["weights"]
+        origin = provenance(dataset_hash=dataset.hash, base_model=name, base_model_hash=weights)
+        write_json(run.path / "provenance.json", origin)
     results.write(run.path)
     so_far.remove()
     _print(results, split, run)
@@ -231,11 +244,17 @@ def _training(run: RunDir, dataset: DatasetDir) -> list[dict[str, str]] | None:
     return own.rows(split) if own.hash == trained_on else None
 
 
-def _already_evaluated(run: RunDir, wanted: dict[str, Any], split: str) -> None:
-    """Say that the run's results are what was asked for, or refuse to replace those of other settings."""
-    held = Results.read(run.path)
+def _already_evaluated(subject: Subject, wanted: dict[str, Any], split: str) -> None:
+    """Say that the results are those of this very model, data and settings, or refuse to replace what they are of."""
+    run, held = subject.run, Results.read(subject.run.path)
+    if not held.hashes:
+        raise UserError(
+            f"{run.eval}/results.json does not say which weights were evaluated, as results of older versions do not, "
+            "and cannot be told from those of another model; pass --overwrite to replace it"
+        )
     counts = held.splits.get(split)
     found = {
+        "hashes": held.hashes,
         "dataset": held.dataset["hash"],
         "split": list(held.splits),
         "examples": counts and counts.examples,
@@ -243,8 +262,17 @@ def _already_evaluated(run: RunDir, wanted: dict[str, Any], split: str) -> None:
         "left out": counts and counts.left_out,
         "decoding": held.decoding,
         "template": held.template["hash"],
+        "confidence": held.confidence,
+        "signatures": held.signatures,
     }
-    other = [f"{key} {found[key]}, now {wanted[key]}" for key in wanted if found[key] != wanted[key]]
+    other = []
+    for key in wanted:
+        was, now = found[key], wanted[key]
+        if key == "hashes":  # each by its name, and as much of it as tells them apart
+            parts = sorted(part for part in {*was, *now} if was.get(part) != now.get(part))
+            other += [f"{part} {str(was.get(part))[:60]}, now {str(now.get(part))[:60]}" for part in parts]
+        elif was != now:
+            other.append(f"{key} {was}, now {now}")
     if other:
         raise UserError(f"{run.eval}/results.json was made with {'; '.join(other)}; pass --overwrite to replace it")
     if processes().is_main_process:

@@ -16,7 +16,7 @@ from baselines.scratch.sampling import Sampling
 from baselines.scratch.tokenizer import BOS, EOS, Tokenizer
 from eval.models.language_model import Description, Generation, Score
 from finllm.errors import UserError
-from finllm.files import sha256_of_files
+from finllm.models.find import weights_hash
 from finllm.run_dir import RunDir
 
 Pair = tuple[list[int], list[int]]  # ids of a prompt and of its response
@@ -42,11 +42,11 @@ class ScratchReader:
     """See eval.models.fitting.Reader."""
 
     def __init__(self, run: RunDir, model: ScratchLanguageModel):
-        self.run, self.encode, self.config = run, model.encode, model.model.config
+        self.run, self.encode, self.config, self.tokenizer = run, model.encode, model.model.config, model.tokenizer
         self.positions = model.model.position_limit
 
-    def identity(self) -> str:
-        return sha256_of_files(path for path in self.run.model.iterdir() if path.is_file())
+    def hashes(self) -> dict[str, str]:
+        return {"weights": weights_hash(self.run.model), "tokenizer": self.tokenizer.hash}
 
     def positions_of(self, prompt_tokens: int, response_tokens: int) -> int:
         """The encoder of seq2seq has positions of its own; its decoder reads BOS and the response."""

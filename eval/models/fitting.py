@@ -22,8 +22,8 @@ class Reader(Protocol):
 
     positions: float  # tokens that it can read; inf where there is no end
 
-    def identity(self) -> str:
-        """A hash of the files that its figures come from: weights, configs and tokenizer."""
+    def hashes(self) -> dict[str, str]:
+        """What its figures come from, by content: SHA-256 of `weights`, of an adapter's `base`, and of `tokenizer`."""
 
     def encode(self, prompt: str, response: str) -> tuple[list[int], list[int]]:
         """As `LanguageModel.encode`."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -17,14 +16,20 @@ from eval.models.language_model import Description, Generation, Score
 from finllm.cpu import joined
 from finllm.cpu.loss import BLOCK, CHUNK, aligned_head, logits_at
 from finllm.errors import UserError
-from finllm.files import sha256_of_files
 from finllm.models.adapters import base_of
-from finllm.models.base import check_length, count_parameters, load_for_inference, model_arguments, positions_of
+from finllm.models.base import (
+    base_model_hash,
+    check_length,
+    count_parameters,
+    load_for_inference,
+    model_arguments,
+    positions_of,
+)
 from finllm.models.find import load_tokenizer, resolve_base_model
 from finllm.models.generate import answer_all, decoding
 from finllm.models.proofs import head_difference, rounding_of
 from finllm.run_dir import RunDir
-from finllm.text.tokens import encode_prompt, encode_response
+from finllm.text.tokens import encode_prompt, encode_response, tokenizer_hash
 
 ALIKE = 0.9  # lengths of the rows that are scored together, shortest by longest: padding is computed for nothing
 
@@ -34,14 +39,14 @@ Head = Callable[[torch.Tensor], torch.Tensor]  # last hidden states (N, C) to lo
 
 
 class TransformersReader:
-    """See eval.models.fitting.Reader; of weights it reads nothing but, for `identity`, their bytes."""
+    """See eval.models.fitting.Reader; of weights it reads nothing but, for `hashes`, their bytes."""
 
     def __init__(self, folders: Sequence[str], revision: str, name: str):
         """`folders`, resolved, are what a model is loaded from: its tokenizer from the first, its config from the last.
 
         `name` is what a message calls its tokenizer.
         """
-        self.folders, self.name = folders, name
+        self.folders, self.revision, self.name = folders, revision, name
         self.tokenizer = load_tokenizer(folders[0])
         self.config = AutoConfig.from_pretrained(folders[-1], revision=revision, trust_remote_code=False)
         self.positions = positions_of(self.config) or math.inf
@@ -53,15 +58,10 @@ class TransformersReader:
     def positions_of(self, prompt_tokens: int, response_tokens: int) -> int:
         return prompt_tokens + response_tokens
 
-    def identity(self) -> str:
-        """Of folders the hash of their files; of a hub id the commit that lies in the cache."""
-        parts = [
-            sha256_of_files(path for path in Path(folder).iterdir() if path.is_file())
-            if Path(folder).is_dir()
-            else f"{folder}@{self.config._commit_hash}"
-            for folder in self.folders
-        ]
-        return " ".join(parts)
+    def hashes(self) -> dict[str, str]:
+        """As provenance.json has them: of a hub id the commit."""
+        weights = (base_model_hash(folder, revision=self.revision) for folder in self.folders)
+        return {**dict(zip(("weights", "base"), weights, strict=False)), "tokenizer": tokenizer_hash(self.tokenizer)}
 
 
 def encode_pair(
