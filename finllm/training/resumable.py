@@ -19,6 +19,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
+from torch.optim.lr_scheduler import LambdaLR
 from transformers import ProgressCallback
 from transformers.trainer_callback import EarlyStoppingCallback
 from trl import SFTTrainer
@@ -164,6 +165,23 @@ class ResumableTrainer(SFTTrainer):
             if best.is_dir():
                 self.state.best_model_checkpoint = str(best)
         return result
+
+    def _load_optimizer_and_scheduler(self, checkpoint) -> None:
+        """As transformers', and the learning rate of the schedule that is now the run's.
+
+        An optimizer's state holds the next step's rate. Of a run that goes on for longer it is that of the shorter
+        one's end, which would be 0; of any other it is the same that is computed here.
+        """
+        super()._load_optimizer_and_scheduler(checkpoint)
+        if checkpoint is None or type(self.lr_scheduler) is not LambdaLR:
+            return
+        rates = [
+            rate * factor(self.lr_scheduler.last_epoch)
+            for rate, factor in zip(self.lr_scheduler.base_lrs, self.lr_scheduler.lr_lambdas, strict=True)
+        ]
+        for group, rate in zip(self.lr_scheduler.optimizer.param_groups, rates, strict=True):
+            group["lr"] = rate
+        self.lr_scheduler._last_lr = rates
 
     def _check_place(self, checkpoint: str, steps_per_epoch: int) -> None:
         """The steps that a checkpoint is into the run must be its epochs: else other rows would come next.
