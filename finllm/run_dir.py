@@ -3,7 +3,8 @@
     runs/NAME/
       plan.json         what `finllm plan` predicted, where it was asked
       config.yaml       everything resolved; runs again as it is
-      provenance.json   git commit, package versions, hardware, hashes of dataset, base model and template, seeds
+      provenance.json   git commit, package versions, hardware, processes, seeds, and hashes of what it is made from:
+                        dataset, base model, tokenizer, template; what these were before, where it went on otherwise
       proofs.json       what was proved of the model before the first step, and of what was saved
       metrics.jsonl     a line a logged step, and a line an evaluation
       summary.json      method, parameters, seconds, tokens a second, peak memory, validation losses
