@@ -2,15 +2,22 @@
 #             some 10 without
 # make test   set everything up and run the tests
 # Both go on where they were stopped. WORKERS is how many processes test at a time, each with one thread and some
-# 2 GB: as many as there are cores are fastest. BASE is the base model: a hub id, a folder, a .gguf file, or smollm2-135m.
+# 2 GB: as many as there are cores are fastest. BASE is the base model: a hub id, a folder, a .gguf file, or
+# smollm2-135m. Each base has a folder of its own under runs/, unless DEMO names one.
 
 PYTHON ?= python3
 WORKERS ?= 2
 BASE ?= smollm2-135m
+ifndef DEMO
 ifeq ($(BASE),smollm2-135m)
-DEMO ?= runs/demo
+DEMO := runs/demo
 else
-DEMO ?= runs/demo-$(basename $(notdir $(BASE)))
+# A folder for each base, named after all of its name: what a folder cannot be called becomes "-", and twelve digits of
+# the name's SHA-256 keep two names apart that then look alike.
+DEMO := runs/demo-$(shell $(PYTHON) -c 'import hashlib, os, re, sys; name = sys.argv[1]; \
+    print(re.sub("[^A-Za-z0-9._]+", "-", name).strip("-")[-80:], hashlib.sha256(os.fsencode(name)).hexdigest()[:12], sep="-")' \
+    '$(subst ','\'',$(BASE))')
+endif
 endif
 
 BIN := .venv/bin
@@ -35,12 +42,12 @@ setup: .venv/.ready
 
 demo: setup
 	$(BIN)/finllm prepare sample --cluster_near_duplicates --output_dir $(DEMO)/data
-	$(LAUNCH) recipes/sft.py --config recipes/configs/demo_full.yaml --model_name_or_path $(BASE) $(ON_DATA) --output_dir $(DEMO)/full --resume auto $(SHORT)
-	$(LAUNCH) recipes/sft.py --config recipes/configs/demo_lora.yaml --model_name_or_path $(BASE) $(ON_DATA) --output_dir $(DEMO)/lora --resume auto $(SHORT)
+	$(LAUNCH) recipes/sft.py --config recipes/configs/demo_full.yaml --model_name_or_path '$(subst ','\'',$(BASE))' $(ON_DATA) --output_dir $(DEMO)/full --resume auto $(SHORT)
+	$(LAUNCH) recipes/sft.py --config recipes/configs/demo_lora.yaml --model_name_or_path '$(subst ','\'',$(BASE))' $(ON_DATA) --output_dir $(DEMO)/lora --resume auto $(SHORT)
 	$(SCRATCH)_as_published.yaml $(ON_DATA) --output_dir $(DEMO)/as_published --resume auto $(SHORT_SCRATCH)
 	$(SCRATCH).yaml $(ON_DATA) --output_dir $(DEMO)/causal --resume auto $(SHORT_SCRATCH)
 	$(SCRATCH)_seq2seq.yaml $(ON_DATA) --output_dir $(DEMO)/seq2seq --resume auto $(SHORT_SCRATCH)
-	$(BIN)/python eval/run.py $(addprefix $(DEMO)/,$(TRAINED)) --model_name_or_path $(BASE) --output_dir $(DEMO)/base $(EVALUATION)
+	$(BIN)/python eval/run.py $(addprefix $(DEMO)/,$(TRAINED)) --model_name_or_path '$(subst ','\'',$(BASE))' --output_dir $(DEMO)/base $(EVALUATION)
 	$(BIN)/python eval/leaderboard.py $(addprefix $(DEMO)/,base $(TRAINED)) --output_dir $(DEMO)/leaderboard
 
 test: setup

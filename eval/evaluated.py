@@ -14,6 +14,7 @@ from typing import Any
 from eval.results import Results, SplitResults, predictions
 from finllm.errors import UserError, raise_problems
 from finllm.files import read_jsonl
+from finllm.models.find import weights_hash
 from finllm.run_dir import RunDir
 
 
@@ -49,6 +50,12 @@ class Run:
             f"evaluate again: python eval/run.py {path}",
         )
         folder = RunDir(path)
+        evaluated = results.hashes.get("weights")
+        if evaluated and folder.complete and folder.model.is_dir() and weights_hash(folder.model) != evaluated:
+            raise UserError(
+                f"{path}: its weights are not those that were evaluated (eval/results.json is of {evaluated[:16]}); "
+                f"evaluate again: python eval/run.py {path} --split {split_name} --overwrite"
+            )
         return cls(
             path=path,
             name=results.name,
@@ -106,9 +113,22 @@ def read_runs(paths: list[Path], split_name: str) -> list[Run]:
                 f"({theirs['name']}, hash {theirs['hash']}); evaluate both on one"
             )
         elif {row["id"] for row in run.predictions} != {row["id"] for row in first.predictions}:
+            fix = f"evaluate both on the whole {split_name} split"
+            if run.split.left_out != first.split.left_out:
+                fix = (
+                    f"{len(run.split.left_out)} and {len(first.split.left_out)} were left out as too long; leave out "
+                    f"the same of both: python eval/run.py {first.path} {run.path} --skip_too_long --overwrite (a base "
+                    "model with its --model_name_or_path and --output_dir in that same command)"
+                )
             problems.append(
                 f"{run.path} was evaluated on other examples ({len(run.predictions)}) of dataset {ours['hash']} "
-                f"than {first.path} ({len(first.predictions)}); evaluate both on the whole {split_name} split"
+                f"than {first.path} ({len(first.predictions)}); {fix}"
+            )
+        elif other := sorted(_texts(run).items() ^ _texts(first).items()):
+            ids = sorted({id for id, _ in other})
+            problems.append(
+                f"{run.path} was evaluated on other texts than {first.path} in {len(ids):,} examples of the same id "
+                f"({', '.join(ids[:3])}{' …' if len(ids) > 3 else ''}); evaluate both on one dataset"
             )
     raise_problems(problems, "the runs to compare")
     for run, name in zip(runs, distinct_names(runs), strict=True):
@@ -116,6 +136,10 @@ def read_runs(paths: list[Path], split_name: str) -> list[Run]:
     return sorted(
         runs, key=lambda run: (run.results.sees_the_future, run.split.metrics["bits_per_byte"].value, run.name)
     )
+
+
+def _texts(run: Run) -> dict[str, tuple[str, str, str]]:
+    return {row["id"]: (row["instruction"], row["input"], row["reference"]) for row in run.predictions}
 
 
 def distinct_names(runs: list[Run]) -> list[str]:

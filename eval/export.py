@@ -58,7 +58,7 @@ def export(results: Results, split: str, provenance: dict[str, Any]) -> dict[str
         "versions": {task: 1},
         "n-shot": {task: 0},
         "higher_is_better": {task: {name: name not in LOWER_IS_BETTER for name in held.metrics}},
-        "n-samples": {task: {"original": held.examples, "effective": held.examples}},
+        "n-samples": {task: {"original": held.examples + len(held.left_out), "effective": held.examples}},
         "config": {
             "model": "finllm",
             "model_args": f"name={results.name},method={results.model.method},base_model={results.model.base_model}",

@@ -30,7 +30,7 @@ from rich.text import Text
 
 from eval.evaluated import Run, read_runs
 from eval.report import numbers, tables
-from eval.report.findings import caveats, finding, out_of_order, reference_of, spreads
+from eval.report.findings import caveats, finding, is_base_of, out_of_order, reference_of, spreads
 from eval.report.page import page
 from eval.statistics.comparison import compare, ranks, recipes
 from eval.statistics.uncertainty import TEST
@@ -53,6 +53,7 @@ def rows_of(runs: list[Run], rank_of: dict[str, int | None]) -> list[dict[str, A
                 "trainable_share": model.trainable_parameters / model.total_parameters,
                 **asdict(run.split),
                 "reference": base.name if base else None,
+                "reference_is_its_base": bool(base and is_base_of(base, run)),
                 "bits_per_byte_to_base": bits.value - base.split.metrics["bits_per_byte"].value if base else None,
                 "audits": run.results.audits,
                 **{key: run.summary.get(key) for key in cost},

@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import NoneType
 from typing import Any
@@ -100,7 +100,8 @@ class SplitResults:
     `metrics` holds all of LIKELIHOOD_METRICS and, when anything was generated, all of GENERATION_METRICS: nll_per_token
     in nats, perplexity, bits_per_byte, BLEU 0 to 100, length_ratio (answer to reference), everything else 0 to 1.
     `clean` holds the same for the examples that have no duplicate in the training data; None where there are none, or
-    where the training data could not be looked at.
+    where the training data could not be looked at. `left_out` holds the ids of the examples that are not counted,
+    since a model that was evaluated in the same command cannot read or answer them whole.
     """
 
     examples: int
@@ -110,13 +111,16 @@ class SplitResults:
     generated: int
     metrics: dict[str, Interval]
     clean: SplitResults | None = None
+    left_out: list[str] = field(default_factory=list)
 
     @classmethod
     def of(cls, content: dict[str, Any]) -> SplitResults:
         """From checked JSON."""
         clean = content.get("clean")
         return cls(
-            **{**_only(content, SPLIT), "metrics": _intervals(content["metrics"])}, clean=clean and cls.of(clean)
+            **{**_only(content, SPLIT), "metrics": _intervals(content["metrics"])},
+            clean=clean and cls.of(clean),
+            left_out=content.get("left_out", []),
         )
 
 
@@ -124,7 +128,9 @@ class SplitResults:
 class Results:
     """One model evaluated on one dataset; the keys of results.json, in its order.
 
-    `audits` maps a name of AUDITS to an object with `passed` (bool), `summary` (a sentence) and its figures.
+    `audits` maps a name of AUDITS to an object with `passed` (bool), `summary` (a sentence) and its figures. `hashes`
+    says by content what was evaluated: `weights`, an adapter's `base` and `tokenizer`; empty in results of versions
+    that did not record it.
     """
 
     name: str
@@ -137,6 +143,7 @@ class Results:
     decoding: dict[str, Any]
     audits: dict[str, dict[str, Any]]
     seconds: dict[str, float]
+    hashes: dict[str, str] = field(default_factory=dict)
 
     def write(self, run_path: Path | str) -> None:
         """Write `eval/results.json`; a number that is not finite or a part that is missing is a `UserError`."""
@@ -162,7 +169,8 @@ class Results:
         splits = {name: SplitResults.of(split) for name, split in content["splits"].items()}
         model = content["model"]
         model = Description(**_only(model, RESULTS["model"]), dtype=model.get("dtype", Description.dtype))
-        return cls(**{**_only(content, RESULTS), "model": model, "splits": splits})
+        hashes = content.get("hashes", {})
+        return cls(**{**_only(content, RESULTS), "model": model, "splits": splits, "hashes": hashes})
 
     @property
     def sees_the_future(self) -> bool:
@@ -233,6 +241,9 @@ def _problems_of_results(content: dict[str, Any]) -> list[str]:
             problems.append(f"audits.{name} is no audit{did_you_mean(name, AUDITS)}; there are {', '.join(AUDITS)}")
         broken = list(_problems(audit, {"passed": bool, "summary": str}, f"audits.{name}"))
         problems += broken or _not_finite(audit, f"audits.{name}")
+    hashes = content.get("hashes", {})
+    if not isinstance(hashes, dict) or not all(isinstance(value, str) for value in hashes.values()):
+        problems.append(f"hashes is {hashes!r}, not an object of texts")
     for name, split in content["splits"].items():
         problems += _problems_of_split(split, f"splits.{name}")
     return problems
@@ -253,6 +264,9 @@ def _problems_of_split(split: dict[str, Any], place: str) -> list[str]:
         problems += broken
         if not broken and interval["low"] > interval["high"]:
             problems.append(f"{place}.metrics.{metric} has low {interval['low']} above high {interval['high']}")
+    left_out = split.get("left_out", [])
+    if not isinstance(left_out, list) or not all(isinstance(id, str) for id in left_out):
+        problems.append(f"{place}.left_out is {left_out!r}, not a list of ids")
     clean = split.get("clean")
     if clean is not None:
         problems += _problems_of_split(clean, f"{place}.clean")

@@ -5,7 +5,8 @@
     python eval/run.py runs/NAME … --model_name_or_path gpt2 --output_dir runs/base
 
 Writes eval/results.json and eval/predictions.jsonl into each run dir. A model is known by its four
-methods alone (eval/models/language_model.py).
+methods alone (eval/models/language_model.py). Several processes share the work, on GPUs or on a CPU
+(`torchrun --nproc-per-node 2 eval/run.py …`); an evaluation that was killed goes on with the same command.
 """
 
 from __future__ import annotations
@@ -24,24 +25,23 @@ if not __package__:  # run as a file: Python put eval/ on the path, where `stati
 
 import finllm  # isort: skip  # noqa: F401  before torch: it sets how threads wait
 
-from accelerate import PartialState
-from accelerate.utils import gather_object
 from rich.console import Console
-from rich.progress import Progress
 from rich.table import Table
 from rich.text import Text
 
 from eval.audits.audit import audit
 from eval.metrics import bleu, rouge
 from eval.metrics.figures import measure
-from eval.models.language_model import Generation, LanguageModel, Score
-from eval.models.loading import open_run
+from eval.models.fitting import Subject, encoded, examples_of, left_out_of_all
+from eval.models.language_model import Generation, Score
+from eval.models.loading import open_reader, open_run
 from eval.results import Results, SplitResults
+from eval.sharing import Kept, processes, work_shared
 from eval.statistics.uncertainty import LEVEL, METHOD, RESAMPLES, SEED
 from finllm.cpu import machine
 from finllm.data.dataset_dir import DatasetDir, is_dataset_dir
 from finllm.data.prepare import resolve
-from finllm.errors import UserError, raise_problems, run_command
+from finllm.errors import UserError, run_command
 from finllm.files import cache_dir, write_json, write_jsonl
 from finllm.provenance import provenance
 from finllm.run_dir import RunDir
@@ -59,6 +59,10 @@ def main() -> None:
     parser.add_argument("--max_generated", type=int, help="answer only N of them, a fixed random choice")
     parser.add_argument("--max_new_tokens", type=int, default=128)
     parser.add_argument("--batch_size", type=int, default=16)
+    parser.add_argument(
+        "--skip_too_long", action="store_true",
+        help="leave out the examples that one of these models cannot read or answer whole, of all of them alike",
+    )  # fmt: skip
     parser.add_argument("--overwrite", action="store_true", help="replace results made with other settings")
     arguments = parser.parse_args()
     for name in ("max_examples", "max_new_tokens", "batch_size"):
@@ -72,82 +76,105 @@ def main() -> None:
     machine.keep_freed_memory()
     # Every run is checked before the first is evaluated: minutes later is too late to learn of a misspelt name.
     runs = [RunDir(path).require_complete() for path in arguments.runs]
-    datasets = {run: _dataset(arguments.dataset_name or run.config()["dataset_name"]) for run in runs}
+    subjects = [
+        Subject(
+            run,
+            _dataset(arguments.dataset_name or run.config()["dataset_name"]),
+            lambda run=run: open_reader(run),
+            lambda run=run: open_run(run, arguments.batch_size),
+        )
+        for run in runs
+    ]
     if arguments.model_name_or_path:
-        from eval.models.transformers_lm import load_base
+        from eval.models.transformers_lm import base_reader, load_base
 
-        run = RunDir(arguments.output_dir)
+        run, name = RunDir(arguments.output_dir), arguments.model_name_or_path
         if (run.path / "config.yaml").exists():
             raise UserError(f"{run.path} holds a training run; take another --output_dir for the base model")
-        dataset = _dataset(arguments.dataset_name) if arguments.dataset_name else datasets[runs[0]]
-        _evaluate(run, dataset, arguments, lambda: load_base(arguments.model_name_or_path, arguments.batch_size))
-        if PartialState().is_main_process and not (run.path / "provenance.json").exists():
-            origin = provenance(dataset_hash=dataset.hash, base_model=arguments.model_name_or_path)
-            write_json(run.path / "provenance.json", origin)
-    for run in runs:
-        _evaluate(run, datasets[run], arguments, lambda run=run: open_run(run, arguments.batch_size))
+        dataset = _dataset(arguments.dataset_name) if arguments.dataset_name else subjects[0].dataset
+        load = lambda: load_base(name, arguments.batch_size)  # noqa: E731
+        subjects.insert(0, Subject(run, dataset, lambda: base_reader(name), load))
+    done = [each for each in subjects if (each.run.eval / "results.json").exists() and not arguments.overwrite]
+    left_out = left_out_of_all([each for each in subjects if arguments.skip_too_long or each not in done], arguments)
+    out_of = {each.dataset.hash: left_out.get(each.dataset.hash, set()) for each in subjects}
+    for subject in done:  # results of another model or other settings are found out before any work is done
+        _already_evaluated(subject, _wanted(subject, arguments, out_of[subject.dataset.hash]), arguments.split)
+    for subject in subjects:
+        if subject not in done:
+            _evaluate(subject, arguments, out_of[subject.dataset.hash])
 
 
 def _dataset(name: str) -> DatasetDir:
-    with PartialState().main_process_first():
+    with processes().local_main_process_first():
         return resolve(name, cache_dir() / "datasets")
 
 
-def _evaluate(
-    run: RunDir, dataset: DatasetDir, arguments: argparse.Namespace, load: Callable[[], LanguageModel]
-) -> None:
-    """Evaluate one model and write its two files; nothing is done where they already say the same."""
-    # In the order of ids, which are hashes: the first N of them are a fixed random choice.
-    examples = sorted(dataset.rows(arguments.split), key=lambda row: row["id"])[: arguments.max_examples]
-    if not examples:
-        raise UserError(f"the {arguments.split} split of {dataset.path} is empty; prepare the dataset with more rows")
-    empty = [f"example {example['id']}" for example in examples if not example["output"]]
-    if empty:
-        raise UserError(
-            f"{dataset.path}: {', '.join(empty[:5])} of {arguments.split} has an answer of 0 bytes, which has no bits "
-            "per byte; prepare the dataset anew"
-        )
-    generated = len(examples) if arguments.max_generated is None else min(arguments.max_generated, len(examples))
-    decoding = {"do_sample": False, "max_new_tokens": arguments.max_new_tokens}
-    wanted = {
-        "dataset": dataset.hash, "split": [arguments.split], "examples": len(examples), "generated": generated,
-        "decoding": decoding, "template": TEMPLATE_HASH,
-    }  # fmt: skip
-    if (run.eval / "results.json").exists() and not arguments.overwrite:
-        _already_evaluated(run, wanted, arguments.split)
-        return
-    model = load()
-    prompts = [build_prompt(example["instruction"], example["input"]) for example in examples]
-    pairs = _encoded(model, examples, prompts)
+def _wanted(subject: Subject, arguments: argparse.Namespace, left_out: set[str]) -> dict[str, Any]:
+    """All that results come from: the model by content, the data, the settings, and how figures are computed."""
+    examples = [example for example in examples_of(subject.dataset, arguments) if example["id"] not in left_out]
+    return {
+        "hashes": subject.reader().hashes(),
+        "dataset": subject.dataset.hash,
+        "split": [arguments.split],
+        "examples": len(examples),
+        "generated": len(examples) if arguments.max_generated is None else min(arguments.max_generated, len(examples)),
+        "left out": sorted(left_out),
+        "decoding": {"do_sample": False, "max_new_tokens": arguments.max_new_tokens},
+        "template": TEMPLATE_HASH,
+        "confidence": {"level": LEVEL, "method": METHOD, "resamples": RESAMPLES, "seed": SEED},
+        "signatures": {"rouge": rouge.SIGNATURE, "bleu": bleu.signature()},
+    }
 
-    def in_batches(title: str, indices: list[int], length: Callable[[int], int], work: Callable) -> tuple[dict, float]:
+
+def _evaluate(subject: Subject, arguments: argparse.Namespace, left_out: set[str]) -> None:
+    """Evaluate one model and write its two files."""
+    run, dataset = subject.run, subject.dataset
+    examples = [example for example in examples_of(dataset, arguments) if example["id"] not in left_out]
+    wanted = _wanted(subject, arguments, left_out)
+    generated = wanted["generated"]
+    process = processes()
+    with process.local_main_process_first():  # a .gguf file is converted once
+        model = subject.load()
+    prompts = [build_prompt(example["instruction"], example["input"]) for example in examples]
+    pairs = encoded(model, examples, prompts)
+    so_far = Kept(
+        run.eval,
+        description=dataclasses.asdict(model.description),
+        settings=wanted,
+        texts=pairs,
+        batch_size=arguments.batch_size,
+        device=process.device.type,
+        versions=provenance()["packages"],
+    )
+
+    def in_batches(stage: str, title: str, indices: list[int], length: Callable[[int], int], work: Callable) -> tuple:
         order = sorted(indices, key=lambda index: -length(index))  # like lengths together: a batch holds little padding
-        start = time.perf_counter()
-        done = work_shared(f"{run.path.name}: {title}", order, arguments.batch_size, work)
-        return done, time.perf_counter() - start
+        return work_shared(f"{run.path.name}: {title}", stage, order, arguments.batch_size, work, so_far)
 
     scores, score_seconds = in_batches(
-        "scoring", list(range(len(examples))), lambda i: len(pairs[i][0]) + len(pairs[i][1]),
+        "score", "scoring", list(range(len(examples))), lambda i: len(pairs[i][0]) + len(pairs[i][1]),
         lambda batch: model.score([prompts[i] for i in batch], [examples[i]["output"] for i in batch]),
     )  # fmt: skip
     unsound = [examples[i]["id"] for i in sorted(scores) if not math.isfinite(scores[i].nll)]
     if unsound:
+        if process.is_main_process:
+            so_far.remove()
         raise UserError(
             f"{run.path}: the likelihood of {len(unsound):,} of {len(examples):,} examples is not finite "
             f"({', '.join(unsound[:3])}{' …' if len(unsound) > 3 else ''}); the weights are broken or training diverged"
         )
     answers, generate_seconds = in_batches(
-        "answering", list(range(generated)), lambda i: len(pairs[i][0]),
+        "answer", "answering", list(range(generated)), lambda i: len(pairs[i][0]),
         lambda batch: model.generate([prompts[i] for i in batch], arguments.max_new_tokens),
     )  # fmt: skip
-    if not PartialState().is_main_process:
+    if not process.is_main_process:
         return
     rows = [
         _prediction(arguments.split, example, prompts[index], scores[index], answers.get(index))
         for index, example in enumerate(examples)
     ]
     start = time.perf_counter()
-    split = measure(rows)
+    split = dataclasses.replace(measure(rows), left_out=sorted(left_out))
     training = _training(run, dataset)
     found = audit(model, run, training, examples, rows, pairs, scores, arguments.batch_size)
     copied = found["contamination"].get("contaminated")
@@ -160,50 +187,22 @@ def _evaluate(
         dataset={"name": str(dataset.path), "hash": dataset.hash},
         template={"id": TEMPLATE_ID, "hash": TEMPLATE_HASH},
         splits={arguments.split: split},
-        confidence={"level": LEVEL, "method": METHOD, "resamples": RESAMPLES, "seed": SEED},
-        signatures={"rouge": rouge.SIGNATURE, "bleu": bleu.signature()},
-        decoding=decoding,
+        confidence=wanted["confidence"],
+        signatures=wanted["signatures"],
+        decoding=wanted["decoding"],
         audits=found,
         seconds={"score": score_seconds, "generate": generate_seconds, "audit": time.perf_counter() - start},
+        hashes=wanted["hashes"],
     )
     results.check(run.path)  # before predictions.jsonl is replaced, so that the two files belong together
     write_jsonl(run.eval / "predictions.jsonl", rows)
+    if not run.complete:  # of a base model; a run has its own from training
+        name, weights = arguments.model_name_or_path, wanted["hashes"]["weights"]
+        origin = provenance(dataset_hash=dataset.hash, base_model=name, base_model_hash=weights)
+        write_json(run.path / "provenance.json", origin)
     results.write(run.path)
+    so_far.remove()
     _print(results, split, run)
-
-
-def _encoded(model: LanguageModel, examples: list[dict[str, str]], prompts: list[str]) -> list[tuple]:
-    """Token ids of every example; all that the tokenizer cannot write are named at once."""
-    pairs, problems = [], []
-    for example, prompt in zip(examples, prompts, strict=True):
-        try:
-            pairs.append(model.encode(prompt, example["output"]))
-        except UserError as error:
-            problems.append(f"example {example['id']}: {error}")
-    if len(problems) > 3:
-        problems[3:] = [f"and {len(problems) - 3} more"]
-    raise_problems(problems, "the references")
-    return pairs
-
-
-def work_shared(
-    title: str, order: list[int], batch_size: int, work: Callable[[list[int]], list[Any]]
-) -> dict[int, Any]:
-    """What `work` makes of each index of `order`, a batch at a time, with a bar; every process gets all of it.
-
-    Batches are cut before they are dealt out, so any number of processes computes the same ones.
-    """
-    process = PartialState()
-    batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
-    mine = batches[process.process_index :: process.num_processes]
-    done = []
-    with Progress(disable=not process.is_main_process) as progress:
-        for batch in progress.track(mine, description=title):
-            found = work(batch)
-            if len(found) != len(batch):
-                raise UserError(f"{title}: the model gave {len(found)} results for {len(batch)} examples")
-            done += zip(batch, found, strict=True)
-    return dict(sorted(gather_object(done)))
 
 
 def _prediction(
@@ -238,32 +237,52 @@ def _training(run: RunDir, dataset: DatasetDir) -> list[dict[str, str]] | None:
         return dataset.rows(split)
     if not is_dataset_dir(config["dataset_name"]):
         return None
-    own = DatasetDir(config["dataset_name"])
+    try:
+        own = DatasetDir(config["dataset_name"])
+    except UserError:  # broken by now: as good as gone
+        return None
     return own.rows(split) if own.hash == trained_on else None
 
 
-def _already_evaluated(run: RunDir, wanted: dict[str, Any], split: str) -> None:
-    """Say that the run's results are what was asked for, or refuse to replace those of other settings."""
-    held = Results.read(run.path)
+def _already_evaluated(subject: Subject, wanted: dict[str, Any], split: str) -> None:
+    """Say that the results are those of this very model, data and settings, or refuse to replace what they are of."""
+    run, held = subject.run, Results.read(subject.run.path)
+    if not held.hashes:
+        raise UserError(
+            f"{run.eval}/results.json does not say which weights were evaluated, as results of older versions do not, "
+            "and cannot be told from those of another model; pass --overwrite to replace it"
+        )
     counts = held.splits.get(split)
     found = {
+        "hashes": held.hashes,
         "dataset": held.dataset["hash"],
         "split": list(held.splits),
         "examples": counts and counts.examples,
         "generated": counts and counts.generated,
+        "left out": counts and counts.left_out,
         "decoding": held.decoding,
         "template": held.template["hash"],
+        "confidence": held.confidence,
+        "signatures": held.signatures,
     }
-    other = [f"{key} {found[key]}, now {wanted[key]}" for key in wanted if found[key] != wanted[key]]
+    other = []
+    for key in wanted:
+        was, now = found[key], wanted[key]
+        if key == "hashes":  # each by its name, and as much of it as tells them apart
+            parts = sorted(part for part in {*was, *now} if was.get(part) != now.get(part))
+            other += [f"{part} {str(was.get(part))[:60]}, now {str(now.get(part))[:60]}" for part in parts]
+        elif was != now:
+            other.append(f"{key} {was}, now {now}")
     if other:
         raise UserError(f"{run.eval}/results.json was made with {'; '.join(other)}; pass --overwrite to replace it")
-    print(f"{run.path} is evaluated; nothing to do")
+    if processes().is_main_process:
+        print(f"{run.path} is evaluated; nothing to do")
 
 
 def _print(results: Results, split: SplitResults, run: RunDir) -> None:
-    table = Table(
-        title=f"{results.name}: {split.examples:,} examples, {split.generated:,} answers", title_justify="left"
-    )
+    title = f"{results.name}: {split.examples:,} examples, {split.generated:,} answers"
+    title += f", {len(split.left_out):,} left out as too long" if split.left_out else ""
+    table = Table(title=title, title_justify="left")
     table.add_column("metric")
     table.add_column("value", justify="right")
     table.add_column(f"{results.confidence['level']:.0%} interval", justify="right")

@@ -3,7 +3,8 @@
     runs/NAME/
       plan.json         what `finllm plan` predicted, where it was asked
       config.yaml       everything resolved; runs again as it is
-      provenance.json   git commit, package versions, hardware, hashes of dataset, base model and template, seeds
+      provenance.json   git commit, package versions, hardware, processes, seeds, and hashes of what it is made from:
+                        dataset, base model, tokenizer, template; what these were before, where it went on otherwise
       proofs.json       what was proved of the model before the first step, and of what was saved
       metrics.jsonl     a line a logged step, and a line an evaluation
       summary.json      method, parameters, seconds, tokens a second, peak memory, validation losses
@@ -24,7 +25,7 @@ import os
 import re
 import shutil
 import socket
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import IO, Any
 
@@ -35,6 +36,18 @@ from finllm.files import read_json, write_json, write_text
 
 LOCK = ".lock"
 TEMPORARY = re.compile(r"\..+\.(yaml|json|jsonl|png|md)\.\w{8}")  # as atomic_open names them
+
+
+# Where something lies is not what it is: a run dir may be moved, and its dataset or base model be named otherwise.
+PLACES = {"output_dir", "dataset_name", "model_name_or_path"}
+# What provenance.json says of what a run was made from, and what to do where that has changed
+CONTENTS = {
+    "dataset_hash": "put the old dataset back",
+    "base_model_hash": "put the old base model back",
+    "tokenizer_hash": "put the old tokenizer back",
+    "template_hash": "go on with the version of finllm that began it",
+    "processes": "start as many as before",
+}
 
 
 class RunDir:
@@ -48,23 +61,46 @@ class RunDir:
         self.eval = self.path / "eval"
         self._lock: IO | None = None
 
-    def check(self, config: dict[str, Any], resume: bool) -> None:
+    def check(
+        self,
+        config: dict[str, Any],
+        resume: bool,
+        origin: Mapping[str, Any] | None = None,
+        changes: Mapping[str, str] | None = None,
+    ) -> None:
         """Refuse a folder that holds another run, or anything else.
 
-        With `resume` the folder may hold the same run, unfinished: its config must be the same.
+        With `resume` the folder may hold the same run: its settings and, where `origin` is given, the contents that
+        its provenance names must be the same, wherever they lie now. `changes` maps what may differ all the same to "",
+        and what may not to why.
         """
+        self.check_place(resume)
+        if not (self.path / "config.yaml").exists():
+            return
+        held, changes = self.config(), changes or {}
+        problems = [
+            f"{key} was {held.get(key)!r} and is now {config.get(key)!r}{changes.get(key, '')}"
+            for key in sorted({*held, *config} - PLACES)
+            if held.get(key) != config.get(key) and changes.get(key) != ""
+        ]
+        recorded = (self.path / "provenance.json").exists()
+        if not recorded and origin and any(self.checkpoints.glob("checkpoint-*")):
+            problems.append("provenance.json, which says what its checkpoints were trained on, is missing")
+        began = self.provenance() if recorded else {}
+        for key, fix in CONTENTS.items():
+            if origin and key in origin and key in began and began[key] != origin[key] and changes.get(key) != "":
+                now = f"{key} was {_short(began[key])} and is now {_short(origin[key])}"
+                problems.append(now + (changes.get(key) or f"; {fix}"))
+        raise_problems(problems, f"resuming {self.path}; go on with what it began with, or take another --output_dir")
+
+    def check_place(self, resume: bool) -> None:
+        """Refuse a folder that holds something else than a run and, without `resume`, one that holds a run."""
         if (self.path / "config.yaml").exists():
             if not resume:
                 raise UserError(
                     f"{self.path} already holds a run; pass --resume auto to go on with it, "
                     "another --output_dir, or remove the folder"
                 )
-            held = self.config()
-            changed = sorted(key for key in {*held, *config} if held.get(key) != config.get(key))
-            raise_problems(
-                (f"{key} was {held.get(key)!r} and is now {config.get(key)!r}" for key in changed),
-                f"resuming {self.path}, whose config.yaml differs; resume with the same config or take another folder",
-            )
         elif self.path.is_file() or any(
             item.is_file() and item.name not in ("plan.json", LOCK) and not TEMPORARY.fullmatch(item.name)
             for item in self.path.rglob("*")
@@ -100,14 +136,18 @@ class RunDir:
                 elif TEMPORARY.fullmatch(item.name):
                     item.unlink()
 
-    def start(self, config: dict[str, Any], origin: dict[str, Any], resume: bool) -> None:
+    def start(
+        self, config: dict[str, Any], origin: dict[str, Any], resume: bool, changes: Mapping[str, str] | None = None
+    ) -> None:
         """Claim the folder, if `check` finds nothing against it, and write `config.yaml` and `provenance.json`.
 
-        From here to `finish`, or to the end of this process, no other run gets in.
+        From here to `finish`, or to the end of this process, no other run gets in. A finished run that goes on is
+        unfinished from here on.
         """
-        self.check(config, resume)
+        self.check(config, resume, origin, changes)
         self._lock_out_others()
         self._remove_leftovers()
+        (self.path / "summary.json").unlink(missing_ok=True)
         write_text(self.path / "config.yaml", yaml.safe_dump(config, sort_keys=False, allow_unicode=True))
         write_json(self.path / "provenance.json", origin)
 
@@ -161,3 +201,9 @@ class RunDir:
                 "finish the run with its own command and --resume auto"
             )
         return self
+
+
+def _short(content: Any) -> str:
+    """A hash by its first 16 digits; a hub id with its commit, or a number, whole."""
+    text = str(content)
+    return text if "@" in text else text[:16]

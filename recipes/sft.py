@@ -25,11 +25,13 @@ from finllm.models.proofs import tokenizer_fits
 from finllm.provenance import provenance
 from finllm.run_dir import RunDir
 from finllm.text.prompts import TEMPLATE_HASH
-from finllm.text.tokens import tokenize
+from finllm.text.tokens import tokenize, tokenizer_hash
 from finllm.training import summary
 from finllm.training.batches import check_budget
 from finllm.training.config import parse, resolved
+from finllm.training.going_on import GoingOn
 from finllm.training.plots import plot_loss
+from finllm.training.resumable import patience_used
 from finllm.training.trainer import SupervisedTrainer
 
 
@@ -41,10 +43,8 @@ def main() -> None:
         machine.use_all_gpus(process.num_processes, sys.argv)
     if recipe.keep_freed_memory and process.device.type == "cpu":
         machine.keep_freed_memory()
-    config = resolved(recipe, training, model_arguments)
-    if recipe.resume and run.complete:
-        return summary.already_finished(run)
-    run.check(config, resume=recipe.resume is not None)
+    config, resume = resolved(recipe, training, model_arguments), recipe.resume is not None
+    run.check_place(resume)
 
     # The data, prepared once a machine and mapped into the memory of each of its processes
     with process.local_main_process_first():
@@ -57,17 +57,32 @@ def main() -> None:
             )
         )
 
-    # The base model and, where asked for, its adapter: seeded first, since an adapter begins with random numbers
-    set_seed(training.seed)
+    # What this run is made from. Where the folder holds a run already, it must be the same
     with process.local_main_process_first():
         base = resolve_base_model(model_arguments.model_name_or_path)
         tokenizer = load_tokenizer(
             base, model_arguments.model_revision, eos_token=training.eos_token, pad_token=training.pad_token
         )
+    origin = provenance(
+        dataset_hash=dataset.hash,
+        base_model_hash=base_model_hash(base, revision=model_arguments.model_revision),
+        tokenizer_hash=tokenizer_hash(tokenizer),
+        template_hash=TEMPLATE_HASH,
+        seed=training.seed,
+        processes=process.num_processes,
+    )
+    going_on = GoingOn.of(run, config, origin, resume, patience_used)
+    if going_on.finished:
+        if process.is_main_process:
+            summary.already_finished(run)
+        return
+
+    # The base model and, where asked for, its adapter: seeded first, since an adapter begins with random numbers
+    set_seed(training.seed)
+    with process.local_main_process_first():
         model = load_base_model(base, model_arguments)
     check_length(model, training.max_length)
     tokenizer_fits(tokenizer, model)
-    base_hash = base_model_hash(base, model)
     if recipe.base_dropout is not None:
         set_dropout(model, recipe.base_dropout)
     if model_arguments.use_peft:
@@ -97,19 +112,16 @@ def main() -> None:
     if recipe.base_dropout is not None:
         trainer.prove_dropout(recipe.base_dropout)
     if process.is_main_process:
-        origin = provenance(
-            dataset_hash=dataset.hash, base_model_hash=base_hash, template_hash=TEMPLATE_HASH, seed=training.seed
-        )
-        run.start(config, origin, resume=recipe.resume is not None)
+        going_on.start(run, config, resume)
         run.write_proofs(proof.as_json() for proof in trainer.proofs)
     process.wait_for_everyone()
-    measured = trainer.train_run(resume=recipe.resume is not None)
+    measured = trainer.train_run(resume)
     trainer.save_to_run(lambda folder: load_saved(folder, base, model_arguments))
 
     if process.is_main_process:
         parameters = count_parameters(model)
         result = {
-            "name": run.path.name,
+            "name": run.path.resolve().name,
             "method": method_of(model_arguments),
             "base_model": model_arguments.model_name_or_path,
             "trainable_parameters": parameters.trainable,

@@ -32,7 +32,7 @@ ROOMS = {
 # On top of finllm/ and eval/ stand the ground, what belongs to no room, and the commands.
 ON_TOP = {
     "finllm": {"__init__", "errors", "files", "provenance", "run_dir", "cli", "doctor", "show"},
-    "eval": {"__init__", "run", "leaderboard", "export", "results", "evaluated"},
+    "eval": {"__init__", "run", "leaderboard", "export", "results", "evaluated", "sharing"},
 }
 MOST_LINES = 320
 

@@ -75,6 +75,11 @@ def load_checkpoint(place: Path, model: torch.nn.Module, optimizer: torch.optim.
     return Progress(**content), read_weights(place / "best.safetensors")
 
 
+def patience_used(place: Path) -> int:
+    """How many evaluations in a row had no better loss when a checkpoint was written."""
+    return read_json(place / "state.json")["evaluations_since_best"]
+
+
 def copy_of(model: torch.nn.Module) -> Weights:
     """The weights as they are now, on the CPU."""
     return {name: tensor.detach().cpu().clone() for name, tensor in model.state_dict().items()}

@@ -16,6 +16,7 @@ from baselines.scratch.sampling import Sampling
 from baselines.scratch.tokenizer import BOS, EOS, Tokenizer
 from eval.models.language_model import Description, Generation, Score
 from finllm.errors import UserError
+from finllm.models.find import weights_hash
 from finllm.run_dir import RunDir
 
 Pair = tuple[list[int], list[int]]  # ids of a prompt and of its response
@@ -30,6 +31,28 @@ def load(run: RunDir, batch_size: int) -> ScratchLanguageModel:
             f"{model.config.vocabulary_size:,}; they are of two runs, put back the tokenizer that training wrote"
         )
     return ScratchLanguageModel(model.to(PartialState().device), tokenizer, batch_size)
+
+
+def reader(run: RunDir) -> ScratchReader:
+    """What evaluation asks of such a model before any is scored; a model this small is read whole for it."""
+    return ScratchReader(run, load(run, batch_size=1))
+
+
+class ScratchReader:
+    """See eval.models.fitting.Reader."""
+
+    def __init__(self, run: RunDir, model: ScratchLanguageModel):
+        self.run, self.encode, self.config, self.tokenizer = run, model.encode, model.model.config, model.tokenizer
+        self.positions = model.model.position_limit
+
+    def hashes(self) -> dict[str, str]:
+        return {"weights": weights_hash(self.run.model), "tokenizer": self.tokenizer.hash}
+
+    def positions_of(self, prompt_tokens: int, response_tokens: int) -> int:
+        """The encoder of seq2seq has positions of its own; its decoder reads BOS and the response."""
+        if self.config.variant == "seq2seq":
+            return max(prompt_tokens, 1 + response_tokens)
+        return prompt_tokens + response_tokens
 
 
 class ScratchLanguageModel:

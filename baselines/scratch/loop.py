@@ -126,7 +126,7 @@ class Training:
                     self.evaluate()
                 progress.train_seconds = time.perf_counter() - started
                 stopped = stop.agree(self.accelerator.num_processes, self.accelerator.device)
-                due = stopped or (not last and progress.step % config.save_steps == 0)
+                due = stopped or last or progress.step % config.save_steps == 0  # the last: it may go on for longer
                 if due and self.accelerator.is_main_process:
                     save_checkpoint(self.run.checkpoints, progress, self.model, self.best, self.plain_optimizer)
                 if stopped:

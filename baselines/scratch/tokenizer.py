@@ -7,6 +7,7 @@ unchanged: nothing is normalised, white space is kept, and a character without a
 
 from __future__ import annotations
 
+import hashlib
 import io
 import math
 import re
@@ -75,6 +76,11 @@ class Tokenizer:
     @property
     def vocabulary_size(self) -> int:
         return self._pieces.vocab_size()
+
+    @property
+    def hash(self) -> str:
+        """SHA-256 of the file that it is saved as."""
+        return hashlib.sha256(self.model).hexdigest()
 
     def encode(self, text: str) -> list[int]:
         """The pieces' ids. A "▁" of the text goes as its bytes: as a piece it would come back as a space."""

@@ -8,9 +8,9 @@ The run dir it leaves in output_dir is described in finllm/run_dir.py.
 """
 
 import dataclasses
-import shutil
 import sys
 from pathlib import Path
+from typing import Any
 
 if not __package__:  # run as a file: the checkout takes the place of this file's folder, whose `data.py` is no library
     sys.path[0] = str(Path(__file__).resolve().parents[2])
@@ -22,7 +22,7 @@ from accelerate import Accelerator
 from accelerate.utils import set_seed
 from rich.console import Console
 
-from baselines.scratch.checkpoint import Progress, copy_of, load_checkpoint
+from baselines.scratch.checkpoint import Progress, copy_of, load_checkpoint, patience_used
 from baselines.scratch.config import TrainConfig, read_config
 from baselines.scratch.data import Example, encode_rows, truncate
 from baselines.scratch.loop import Training, adamw
@@ -37,6 +37,7 @@ from finllm.provenance import provenance
 from finllm.run_dir import RunDir
 from finllm.text.prompts import TEMPLATE_HASH
 from finllm.training import checkpoints
+from finllm.training.going_on import GoingOn
 from finllm.training.plots import plot_loss
 from finllm.training.summary import already_finished, print_summary, proved
 
@@ -49,8 +50,7 @@ def main() -> None:
 def train(config: TrainConfig, resume: bool = False) -> None:
     """Train, and leave a complete run dir in `config.output_dir`; with `resume`, go on from its newest checkpoint."""
     run = RunDir(config.output_dir)
-    if resume and run.complete:
-        return already_finished(run)
+    run.check_place(resume)
     machine.use_all_cores()
     machine.keep_freed_memory()
     set_seed(config.seed)
@@ -74,13 +74,31 @@ def train(config: TrainConfig, resume: bool = False) -> None:
     else:
         texts = (row[column] for row in rows["train"] for column in ("instruction", "input", "output"))
         tokenizer = Tokenizer.train(texts, config.vocabulary_size, config.tokenizer)
+
+    # What this run is made from. Where the folder holds a run already, it must be the same
+    settings = settings_of(run, config, resume)
+    origin = provenance(
+        dataset_hash=dataset.hash,
+        base_model_hash=None,
+        tokenizer_hash=tokenizer.hash,
+        template_hash=TEMPLATE_HASH,
+        seed=config.seed,
+        processes=accelerator.num_processes,
+    )
+    going_on = GoingOn.of(run, settings, origin, resume, patience_used, any_processes=True)
+    accelerator.wait_for_everyone()  # each has looked before one writes
+    if going_on.finished:
+        if accelerator.is_main_process:
+            already_finished(run)
+        return
+
     whole = encode_rows(tokenizer, rows["train"], config.variant, config.loss_on_prompt)
     examples = cut("train", whole, config, console)
     # The validation loss is that of response and EOS, whatever is trained on: any two runs can be compared.
     validation = cut("validation", encode_rows(tokenizer, rows["validation"], config.variant), config, console)
 
     if accelerator.is_main_process:
-        claim(run, config, dataset.hash, resume)
+        going_on.start(run, settings, resume)
         tokenizer.save(run.model)
         report = tokenizer.report(
             [example.source + example.ids[bool(example.source) :] for example in whole], config.max_length
@@ -136,7 +154,6 @@ def train(config: TrainConfig, resume: bool = False) -> None:
                 **losses,
             }
         )
-        shutil.rmtree(run.checkpoints, ignore_errors=True)  # a finished run has nothing to resume
         print_summary(run)
     accelerator.end_training()
 
@@ -158,21 +175,13 @@ def cut(split: str, examples: list[Example], config: TrainConfig, console: Conso
     return kept
 
 
-def claim(run: RunDir, config: TrainConfig, dataset_hash: str, resume: bool) -> None:
-    """Start the run dir; a run is resumed on the data that it began with."""
-    if resume and (run.path / "provenance.json").exists():
-        before = run.provenance()["dataset_hash"]
-        if before != dataset_hash:
-            raise UserError(
-                f"{run.path} began with dataset {before[:16]} and {config.dataset_name} is now {dataset_hash[:16]}; "
-                "put the old dataset back, or take another --output_dir"
-            )
+def settings_of(run: RunDir, config: TrainConfig, resume: bool) -> dict[str, Any]:
+    """What config.yaml holds. A key that came after the run in this folder began has its default there."""
     settings = dataclasses.asdict(config)
-    if resume and (run.path / "config.yaml").exists():  # a key that came after this run began has its default there
+    if resume and (run.path / "config.yaml").exists():
         held, defaults = run.config(), vars(TrainConfig(config.dataset_name, config.output_dir))
         settings = {key: value for key, value in settings.items() if key in held or value != defaults[key]}
-    origin = provenance(dataset_hash=dataset_hash, template_hash=TEMPLATE_HASH, base_model_hash=None, seed=config.seed)
-    run.start(settings, origin, resume)
+    return settings
 
 
 KINDS = {

@@ -3,30 +3,80 @@
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
 from torch import nn
 from torch.nn.functional import cross_entropy, linear
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from eval.models.language_model import Description, Generation, Score
 from finllm.cpu import joined
 from finllm.cpu.loss import BLOCK, CHUNK, aligned_head, is_plain, logits_at
 from finllm.errors import UserError
 from finllm.models.adapters import base_of
-from finllm.models.base import check_length, count_parameters, load_for_inference
+from finllm.models.base import (
+    base_model_hash,
+    check_length,
+    count_parameters,
+    load_for_inference,
+    model_arguments,
+    positions_of,
+)
+from finllm.models.find import load_tokenizer, resolve_base_model
 from finllm.models.generate import answer_all, decoding
 from finllm.models.proofs import head_difference, rounding_of
 from finllm.run_dir import RunDir
-from finllm.text.tokens import encode_prompt, encode_response
+from finllm.text.tokens import encode_prompt, encode_response, tokenizer_hash
 
 ALIKE = 0.9  # lengths of the rows that are scored together, shortest by longest: padding is computed for nothing
 
 PROVED_TOKENS = 64  # of the first text, on which the head is tried
 
 Head = Callable[[torch.Tensor], torch.Tensor]  # last hidden states (N, C) to logits (N, V)
+
+
+class TransformersReader:
+    """See eval.models.fitting.Reader; of weights it reads nothing but, for `hashes`, their bytes."""
+
+    def __init__(self, folders: Sequence[str], revision: str, name: str):
+        """`folders`, resolved, are what a model is loaded from: its tokenizer from the first, its config from the last.
+
+        `name` is what a message calls its tokenizer.
+        """
+        self.folders, self.revision, self.name = folders, revision, name
+        self.tokenizer = load_tokenizer(folders[0])
+        self.config = AutoConfig.from_pretrained(folders[-1], revision=revision, trust_remote_code=False)
+        self.positions = positions_of(self.config) or math.inf
+
+    def encode(self, prompt: str, response: str) -> tuple[list[int], list[int]]:
+        """As `LanguageModel.encode`."""
+        return encode_pair(self.tokenizer, self.name, prompt, response)
+
+    def positions_of(self, prompt_tokens: int, response_tokens: int) -> int:
+        return prompt_tokens + response_tokens
+
+    def hashes(self) -> dict[str, str]:
+        """As provenance.json has them: of a hub id the commit."""
+        weights = (base_model_hash(folder, revision=self.revision) for folder in self.folders)
+        return {**dict(zip(("weights", "base"), weights, strict=False)), "tokenizer": tokenizer_hash(self.tokenizer)}
+
+
+def encode_pair(
+    tokenizer: PreTrainedTokenizerBase, name: str, prompt: str, response: str
+) -> tuple[list[int], list[int]]:
+    """Ids of prompt and response. An unknown token in the response is a `UserError`: it would be scored as text."""
+    ids = encode_response(tokenizer, response)
+    unknown = tokenizer.unk_token_id
+    # Byte-level vocabularies know every text; GPT-2 names its EOS as the unknown token, which a text may hold.
+    if unknown is not None and unknown != tokenizer.eos_token_id and unknown in ids:
+        raise UserError(
+            f"the tokenizer of {name} cannot write {response[:60]!r}: some of it becomes "
+            f"{tokenizer.unk_token}; take a model whose vocabulary has bytes, or drop the example"
+        )
+    return encode_prompt(tokenizer, prompt), ids
 
 
 class TransformersLM:
@@ -39,16 +89,8 @@ class TransformersLM:
         self._plain_head: bool | None = None  # found out on the first texts
 
     def encode(self, prompt: str, response: str) -> tuple[list[int], list[int]]:
-        """Ids of prompt and response. An unknown token in the response is a `UserError`: it would be scored as text."""
-        ids = encode_response(self.tokenizer, response)
-        unknown = self.tokenizer.unk_token_id
-        # Byte-level vocabularies know every text; GPT-2 names its EOS, which ends every response, as the unknown token.
-        if unknown is not None and unknown != self.tokenizer.eos_token_id and unknown in ids:
-            raise UserError(
-                f"the tokenizer of {self.description.tokenizer} cannot write {response[:60]!r}: some of it becomes "
-                f"{self.tokenizer.unk_token}; take a model whose vocabulary has bytes, or drop the example"
-            )
-        return encode_prompt(self.tokenizer, prompt), ids
+        """As `LanguageModel.encode`."""
+        return encode_pair(self.tokenizer, self.description.tokenizer, prompt, response)
 
     def log_probs(self, pairs: Sequence[tuple[list[int], list[int]]]) -> list[np.ndarray]:
         """As eval.models.language_model says; float64 of what was computed in float32.
@@ -194,6 +236,19 @@ def load_base(name: str, batch_size: int) -> TransformersLM:
     model, tokenizer = load_for_inference(name)
     description = Description("base", name, name, count_parameters(model).total, 0, _dtype(model))
     return TransformersLM(model, tokenizer, description, batch_size)
+
+
+def reader(run: RunDir) -> TransformersReader:
+    """What is known of a run's model without its weights; of an adapter with the base model under it."""
+    config = run.config()
+    adapted = model_arguments(config).use_peft
+    folders = [str(run.model), *([resolve_base_model(config["model_name_or_path"])] if adapted else [])]
+    return TransformersReader(folders, config.get("model_revision") or "main", run.summary()["base_model"])
+
+
+def base_reader(name: str) -> TransformersReader:
+    """The same of an untouched base model."""
+    return TransformersReader([resolve_base_model(name)], "main", name)
 
 
 def _dtype(model: PreTrainedModel) -> str:

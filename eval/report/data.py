@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from eval.evaluated import Run
+from finllm.data.dataset_dir import DatasetDir, is_dataset_dir
 from finllm.errors import UserError
-from finllm.files import read_json
 
 CURVE_POINTS = 300  # a training curve with more logged steps is averaged down to about this many points
 PACK = 50  # questions a pack: some 100 KB of text, unpacked in a few milliseconds
@@ -93,7 +93,7 @@ def thinned(points: list[list[float]]) -> list[list[float]]:
 
 
 def data_card(runs: list[Run]) -> dict[str, Any]:
-    """What is known of the dataset: `manifest` of the very hash that the runs were evaluated on, or `missing`, why not.
+    """What is known of the dataset: `manifest` of the very data that the runs were evaluated on, or `missing`, why not.
 
     It is looked for where the runs say that the dataset is and, since a folder of runs may have been moved as a whole,
     under the same name beside the runs.
@@ -102,15 +102,15 @@ def data_card(runs: list[Run]) -> dict[str, Any]:
     places = {Path(run.results.dataset["name"]) for run in runs}
     places |= {run.path.resolve().parent / place.name for run in runs for place in places if place.name}
     missing = f"no dataset dir with this hash is at {held['name']} or beside the runs"
-    for path in sorted(place / "manifest.json" for place in places):
-        if not path.is_file():
+    for place in sorted(places):
+        if not is_dataset_dir(place):
             continue
         try:
-            manifest = read_json(path)
+            dataset = DatasetDir(place)
         except UserError as error:
             missing = str(error)
             continue
-        if manifest.get("sha256") == held["hash"]:
-            return {"manifest": manifest, "missing": None}
-        missing = f"{path} describes another dataset, hash {manifest.get('sha256')}"
+        if dataset.hash == held["hash"]:
+            return {"manifest": dataset.manifest, "missing": None}
+        missing = f"{place} holds another dataset, hash {dataset.hash}"
     return {"manifest": None, "missing": missing}

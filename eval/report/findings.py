@@ -13,8 +13,16 @@ def reference_of(run: Run, runs: list[Run]) -> Run | None:
     if run.results.model.method == "base":
         return None
     bases = [other for other in runs if other.results.model.method == "base"]
-    own = [base for base in bases if base.results.model.base_model == run.results.model.base_model]
+    own = [base for base in bases if is_base_of(base, run)]
     return own[0] if own else bases[0] if len(bases) == 1 else None
+
+
+def is_base_of(base: Run, run: Run) -> bool:
+    """Whether a run was made from this base model: by the hash of its weights and, where it is not known, by name."""
+    made_from, weights = run.provenance.get("base_model_hash"), base.results.hashes.get("weights")
+    if made_from and weights:
+        return made_from == weights
+    return base.results.model.base_model == run.results.model.base_model
 
 
 def finding(rows: list[dict[str, Any]], level: float) -> list[str]:
@@ -35,7 +43,7 @@ def finding(rows: list[dict[str, Any]], level: float) -> list[str]:
     elif base:
         held = base["metrics"]["bits_per_byte"]
         fewer = f"{held['value'] - bits['value']:.3f} fewer"
-        whose = "its base model" if base["base_model"] == best["base_model"] else "the base model"
+        whose = "its base model" if best["reference_is_its_base"] else "the base model"
         first = (
             f"{best['name']} predicts the reference answers best: {said}, {fewer} than "
             f"{whose} {base['name']} ({held['value']:.3f}, {held['low']:.3f} to {held['high']:.3f})."
@@ -98,17 +106,18 @@ def caveats(runs: list[Run]) -> list[str]:
         said.append(
             f"There are {len(tokenizers)} tokenizers: compare perplexities only between models of the same one."
         )
-    foreign = [
-        run.name
-        for run in runs
-        if (base := reference_of(run, runs)) and base.results.model.base_model != run.results.model.base_model
-    ]
+    foreign = [run.name for run in runs if (base := reference_of(run, runs)) and not is_base_of(base, run)]
     if foreign:
         said.append(f"Held against the only base model here, which they were not made from: {', '.join(foreign)}.")
     most = max(run.split.generated for run in runs)
     fewer = [f"{run.split.generated} of {run.name}" for run in runs if run.split.generated < most]
     if 0 < most < runs[0].split.examples:
         said.append(f"Answers were written to {most} of the {runs[0].split.examples} examples.")
+    if left_out := {id for run in runs for id in run.split.left_out}:
+        said.append(
+            f"{len(left_out)} of {runs[0].split.examples + len(left_out)} examples are not counted, of any model: "
+            "they are too long for one that was evaluated with these."
+        )
     cleaner = [run for run in runs if run.split.clean and run.split.clean.examples < run.split.examples]
     if cleaner:
         bits = ", ".join(

@@ -15,6 +15,7 @@ from eval.evaluated import Run
 from eval.statistics.uncertainty import LEVEL, bootstrap, by_question, holm, sign_flip_p_values, tie_groups
 
 # What may differ between runs that are seeds of one recipe
+NAMED_BY = {"dataset_name": "dataset_hash", "model_name_or_path": "base_model_hash"}
 SEED_KEYS = {"seed", "data_seed", "output_dir", "run_name", "logging_dir", "resume"}
 
 
@@ -73,8 +74,10 @@ def recipes(runs: list[Run]) -> list[dict[str, Any]]:
     groups: dict[str, list[Run]] = defaultdict(list)
     for run in runs:
         if run.config:
-            recipe = {key: value for key, value in run.config.items() if key not in SEED_KEYS}
-            data = (run.provenance.get("dataset_hash"), run.provenance.get("base_model_hash"))
+            origin = run.provenance
+            named = {key for key, known in NAMED_BY.items() if origin.get(known)}  # content tells them, not the place
+            recipe = {key: value for key, value in run.config.items() if key not in SEED_KEYS | named}
+            data = [origin.get(key) for key in ("dataset_hash", "base_model_hash", "tokenizer_hash", "extended")]
             groups[json.dumps([recipe, data], sort_keys=True, default=str)].append(run)
     return [_pooled(group) for group in groups.values() if len({run.config.get("seed") for run in group}) > 1]
 

@@ -39,9 +39,10 @@ def dataset_hash(split_hashes: Mapping[str, str]) -> str:
 
 
 class DatasetDir:
-    """A dataset dir, opened: the manifest is read and checked, rows are read and checked when they are asked for.
+    """A dataset dir, opened: the manifest is read and held against the splits, which are checked anew when read.
 
-    Raises `UserError` for a folder that is none, one that lacks a file, and a split that was changed by hand.
+    `hash` identifies the data and is computed from the splits that are there, never taken from the manifest. Raises
+    `UserError` for a folder that is none, one that lacks a file, and splits that are not those of the manifest.
     """
 
     def __init__(self, path: Path | str):
@@ -55,7 +56,16 @@ class DatasetDir:
         problems = [f"manifest.json has no '{key}'" for key in MANIFEST_KEYS if key not in self.manifest]
         problems += [f"{name} is missing" for name in FILES if not (self.path / name).is_file()]
         raise_problems(problems, f"{self.path}, which is not a whole dataset dir; prepare it anew")
-        self.hash: str = self.manifest["sha256"]
+        found = {name: sha256_of_file(self.path / f"{name}.jsonl") for name in SPLITS}
+        changed = [problem for name in SPLITS if (problem := self._changed(name, found[name]))]
+        if changed:
+            raise UserError(f"{'; '.join(changed)}; prepare the dataset anew")
+        self.hash = dataset_hash(found)
+        if self.manifest["sha256"] != self.hash:
+            raise UserError(
+                f"{self.path}/manifest.json names the dataset {_short(self.manifest['sha256'])} and its splits are "
+                f"those of {_short(self.hash)} (SHA-256 over the three splits); prepare the dataset anew"
+            )
 
     def rows(self, name: str) -> list[dict[str, str]]:
         """The rows of a split, in the order of the source."""
@@ -94,10 +104,21 @@ class DatasetDir:
     def _check(self, name: str) -> None:
         if name not in SPLITS:
             raise UserError(f"no split '{name}'{did_you_mean(name, SPLITS)}; a dataset dir has {', '.join(SPLITS)}")
-        path = self.path / f"{name}.jsonl"
-        found = sha256_of_file(path)
-        if found != self.manifest["splits"][name]["sha256"]:
-            raise UserError(
-                f"{path} was changed after it was prepared (its SHA-256 is {found[:16]}…, the manifest has "
-                f"{self.manifest['splits'][name]['sha256'][:16]}…); prepare the dataset anew"
-            )
+        if problem := self._changed(name, sha256_of_file(self.path / f"{name}.jsonl")):
+            raise UserError(f"{problem}; prepare the dataset anew")
+
+    def _changed(self, name: str, found: str) -> str | None:
+        """What is wrong with a split whose file has the SHA-256 `found`, or None."""
+        described = self.manifest["splits"]
+        split = described.get(name) if isinstance(described, dict) else None
+        named = split.get("sha256") if isinstance(split, dict) else None
+        if found == named:
+            return None
+        return (
+            f"{self.path / name}.jsonl was changed after it was prepared (its SHA-256 is {_short(found)}, the manifest "
+            f"has {_short(named)})"
+        )
+
+
+def _short(sha256: object) -> str:
+    return f"{str(sha256)[:16]}…"

@@ -9,15 +9,20 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 from transformers.utils import logging
 from trl import ModelConfig, get_quantization_config
 
 from finllm.cpu import kernels
 from finllm.cpu.machine import use_all_cores
 from finllm.errors import UserError
-from finllm.files import sha256_of_files
-from finllm.models.find import load_tokenizer, not_loaded, resolve_base_model
+from finllm.models.find import load_tokenizer, not_loaded, resolve_base_model, weights_hash
 from finllm.models.proofs import tokenizer_fits
 from finllm.run_dir import RunDir
 
@@ -93,17 +98,28 @@ def count_parameters(model: torch.nn.Module) -> Parameters:
     return Parameters(total, trainable)
 
 
-def base_model_hash(resolved: str, model: PreTrainedModel) -> str:
-    """SHA-256 of a folder's weights and config; for a hub id the commit that was loaded."""
-    folder = Path(resolved)
-    if folder.is_dir():
-        return sha256_of_files([*folder.glob("*.safetensors"), folder / "config.json"])
-    return f"{resolved}@{model.config._commit_hash}"
+def base_model_hash(resolved: str, model: PreTrainedModel | None = None, revision: str = "main") -> str:
+    """What identifies a base model by its content: `weights_hash` of a folder; for a hub id its commit.
+
+    That is the commit which `model` was loaded from or, without one, which would be loaded now.
+    """
+    if Path(resolved).is_dir():
+        return weights_hash(resolved)
+    try:
+        config = model.config if model is not None else AutoConfig.from_pretrained(resolved, revision=revision)
+    except (OSError, ValueError) as error:
+        raise not_loaded(resolved, error) from error
+    return f"{resolved}@{config._commit_hash}"
+
+
+def positions_of(config: PreTrainedConfig) -> int | None:
+    """How many tokens a model can read; None where its config names no end."""
+    return getattr(config.get_text_config(), "max_position_embeddings", None)
 
 
 def check_length(model: PreTrainedModel, max_length: int | None) -> None:
     """Refuse a `max_length` beyond the model's positions."""
-    positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    positions = positions_of(model.config)
     if positions is not None and (max_length is None or max_length > positions):
         raise UserError(
             f"max_length is {max_length} and {model.config.name_or_path} has {positions:,} positions; "

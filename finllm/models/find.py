@@ -95,6 +95,17 @@ def _convert_gguf(file: Path) -> Path:
     return folder
 
 
+def weights_hash(folder: Path | str) -> str:
+    """SHA-256 of what a folder's model computes with: its safetensors, and the configs of the model and of an adapter.
+
+    Of contents and file names alone, so a folder that was moved or copied has the same one. A gigabyte takes about a
+    second.
+    """
+    folder = Path(folder)
+    configs = (folder / name for name in ("config.json", "adapter_config.json"))
+    return sha256_of_files([*folder.glob("*.safetensors"), *(path for path in configs if path.exists())])
+
+
 def load_tokenizer(resolved: str, revision: str = "main", **special_tokens: str | None) -> PreTrainedTokenizerBase:
     """The tokenizer of a resolved base model. Without a pad token it pads with EOS: masks go by position, not by id.
 

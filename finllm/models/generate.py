@@ -16,7 +16,7 @@ from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerB
 
 from finllm.errors import UserError
 from finllm.files import read_jsonl, write_jsonl
-from finllm.models.base import load_for_inference
+from finllm.models.base import load_for_inference, positions_of
 from finllm.run_dir import RunDir
 from finllm.text.prompts import build_prompt
 from finllm.text.tokens import encode_prompt
@@ -73,7 +73,7 @@ def answer_all(
 
 
 def _check_room(model: PreTrainedModel, prompt_tokens: int, max_new_tokens: int) -> None:
-    positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    positions = positions_of(model.config)
     if positions is not None and prompt_tokens + max_new_tokens > positions:
         raise UserError(
             f"the longest prompt has {prompt_tokens:,} tokens and max_new_tokens is {max_new_tokens:,}, together more "

@@ -14,6 +14,8 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import json
+import tempfile
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -227,11 +229,25 @@ def _features() -> Features:
 
 def _fingerprint(dataset: Dataset, tokenizer: PreTrainedTokenizerBase, *settings: Any) -> str:
     """What the tokens of a split depend on, as a name for the file that holds them."""
-    backend = getattr(tokenizer, "backend_tokenizer", None)  # a slow tokenizer has none
-    described = backend.to_str() if backend else repr(tokenizer)
     own = Path(__file__).read_text(encoding="utf-8")
-    content = [dataset._fingerprint, own, TEMPLATE_HASH, described, tokenizer.eos_token_id, *settings]
+    content = [dataset._fingerprint, own, TEMPLATE_HASH, tokenizer_hash(tokenizer), *settings]
     return hashlib.sha256(repr(content).encode()).hexdigest()[:32]
+
+
+def tokenizer_hash(tokenizer: PreTrainedTokenizerBase) -> str:
+    """SHA-256 of what decides the ids of a text and of its end, wherever the tokenizer was loaded from."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is not None:
+        content = json.loads(backend.to_str())
+        for state in ("truncation", "padding"):  # as they were last used
+            content.pop(state, None)
+    else:  # one that is written in Python: its vocabulary, and the files that it saves it as
+        with tempfile.TemporaryDirectory() as folder:
+            tokenizer.save_vocabulary(folder)
+            saved = [hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(Path(folder).iterdir())]
+        content = [type(tokenizer).__name__, tokenizer.get_vocab(), saved]
+    described = json.dumps([content, tokenizer.eos_token_id], sort_keys=True)
+    return hashlib.sha256(described.encode()).hexdigest()
 
 
 def lengths_of(tokenized: Dataset) -> list[int]:

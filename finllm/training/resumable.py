@@ -10,6 +10,7 @@ What differs from transformers, and why:
 
 from __future__ import annotations
 
+import json
 import shutil
 import time
 from pathlib import Path
@@ -18,6 +19,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
+from torch.optim.lr_scheduler import LambdaLR
 from transformers import ProgressCallback
 from transformers.trainer_callback import EarlyStoppingCallback
 from trl import SFTTrainer
@@ -152,6 +154,7 @@ class ResumableTrainer(SFTTrainer):
             max_steps, num_update_steps_per_epoch, num_train_epochs, resume_from_checkpoint, trial
         )
         if resume_from_checkpoint is not None:
+            self._check_place(Path(resume_from_checkpoint).name, num_update_steps_per_epoch)
             progress = read_json(Path(resume_from_checkpoint) / PROGRESS)
             self.train_seconds = progress["train_seconds"]
             if self.is_world_process_zero():  # the counts of all, kept by one
@@ -162,6 +165,36 @@ class ResumableTrainer(SFTTrainer):
             if best.is_dir():
                 self.state.best_model_checkpoint = str(best)
         return result
+
+    def _load_optimizer_and_scheduler(self, checkpoint) -> None:
+        """As transformers', and the learning rate of the schedule that is now the run's.
+
+        An optimizer's state holds the next step's rate. Of a run that goes on for longer it is that of the shorter
+        one's end, which would be 0; of any other it is the same that is computed here.
+        """
+        super()._load_optimizer_and_scheduler(checkpoint)
+        if checkpoint is None or type(self.lr_scheduler) is not LambdaLR:
+            return
+        rates = [
+            rate * factor(self.lr_scheduler.last_epoch)
+            for rate, factor in zip(self.lr_scheduler.base_lrs, self.lr_scheduler.lr_lambdas, strict=True)
+        ]
+        for group, rate in zip(self.lr_scheduler.optimizer.param_groups, rates, strict=True):
+            group["lr"] = rate
+        self.lr_scheduler._last_lr = rates
+
+    def _check_place(self, checkpoint: str, steps_per_epoch: int) -> None:
+        """The steps that a checkpoint is into the run must be its epochs: else other rows would come next.
+
+        Within an epoch the two differ by less than a step, since a step of several batches counts the last ones whole.
+        """
+        step, epoch = self.state.global_step, self.state.epoch
+        if abs(step - epoch * steps_per_epoch) >= 1:
+            raise UserError(
+                f"{checkpoint} is {epoch:.4g} epochs into the run and would be {step / steps_per_epoch:.4g} now, with "
+                f"{steps_per_epoch:,} steps an epoch: rows are shared out otherwise than when it was written; go on "
+                "with the number of processes and of epochs that it had"
+            )
 
     def _run_epoch(self, **arguments) -> None:
         """Nothing where the checkpoint resumed from was the run's last: transformers would take one more step."""
@@ -231,3 +264,10 @@ class ResumableTrainer(SFTTrainer):
             "final_validation_loss": losses[-1],
             "best_validation_loss": min(losses),
         }
+
+
+def patience_used(checkpoint: Path) -> int:
+    """How many evaluations in a row had no better loss when a checkpoint was written; 0 without early stopping."""
+    state = json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
+    callback = state["stateful_callbacks"].get("EarlyStoppingCallback", {})
+    return callback.get("attributes", {}).get("early_stopping_patience_counter", 0)

@@ -1,8 +1,7 @@
-"""eval/run.py on data and models that are no good: nothing is written. And on two processes: the same files."""
+"""eval/run.py on data and models that are no good: nothing is written."""
 
 import hashlib
 import json
-import os
 import shutil
 
 import pytest
@@ -105,35 +104,3 @@ def test_fewer_results_than_examples_are_refused(evaluate, monkeypatch, tmp_path
     done = evaluate()
     assert done.status == 2 and "the model gave 1 results for 5 examples" in done.err
     assert not (tmp_path / "base").exists()
-
-
-def test_two_processes_give_the_files_of_one_byte_for_byte(
-    command, shell, gpt2_dir, dataset_dir, tmp_path, monkeypatch
-):
-    """With as many threads a process: how a matrix product is cut among threads may change its last bit."""
-    # One thread however many cores there are: of a plain "1", `use_all_cores` makes each process's part of them.
-    monkeypatch.setenv("OMP_NUM_THREADS", "1,1")
-    monkeypatch.setitem(os.environ, "ACCELERATE_USE_CPU", "true")
-    threads = torch.get_num_threads()
-    for name in ("one", "two"):
-        evaluation = (
-            "eval/run.py", "--model_name_or_path", gpt2_dir, "--dataset_name", dataset_dir,
-            "--output_dir", tmp_path / name / "base", "--batch_size", 3, "--max_new_tokens", 8, "--max_generated", 5,
-        )  # fmt: skip
-        if name == "two":
-            done = shell("torchrun", "--standalone", "--nproc-per-node", 2, *evaluation)
-        else:
-            try:
-                torch.set_num_threads(1)
-                done = command(*evaluation)
-            finally:
-                torch.set_num_threads(threads)
-        assert done.status == 0, done.err
-    one, two = (tmp_path / name / "base" / "eval" for name in ("one", "two"))
-    assert (one / "predictions.jsonl").read_bytes() == (two / "predictions.jsonl").read_bytes()
-    texts = []
-    for folder in (one, two):
-        content = json.loads((folder / "results.json").read_text())
-        content["seconds"] = None
-        texts.append(json.dumps(content))
-    assert texts[0] == texts[1]

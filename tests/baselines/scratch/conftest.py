@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from baselines.scratch.config import TrainConfig
+from finllm.data.dataset_dir import dataset_hash
 
 THINGS = ("bond", "share", "loan", "budget", "fund", "deposit", "pension", "mortgage")
 MEANINGS = ("a debt that pays interest", "a part of a company", "money to be repaid", "a plan for spending")
@@ -38,7 +39,7 @@ def write_dataset_dir(folder: Path, **splits: list[tuple[str, str, str]]) -> Pat
         "split": {"seed": 0, "validation_fraction": 0.2, "test_fraction": 0.2},
         "splits": described,
         "rejected": 0,
-        "sha256": hashlib.sha256(json.dumps(described).encode()).hexdigest(),
+        "sha256": dataset_hash({name: split["sha256"] for name, split in described.items()}),
     }
     (folder / "manifest.json").write_text(json.dumps(manifest))
     return folder

@@ -11,7 +11,9 @@ import yaml
 from evaluated_runs import Page, make_run, report
 
 from eval.results import Results
-from finllm.files import write_json
+from finllm.data.dataset_dir import dataset_hash
+from finllm.data.split import SPLITS
+from finllm.files import sha256_of_file, write_json
 
 HOSTILE = "</script><script>alert(1)</script><img src=x onerror=alert(2)><!--\u2028& \"' {{ 7 * 7 }} ${1} <b>|`*"
 CAUSALITY = "log-probabilities move by up to 2.31 nats when only later tokens change"
@@ -89,29 +91,44 @@ def test_without_audits_nothing_is_said_of_them(tmp_path):
     assert "audits" not in {attributes.get("id") for _, attributes in page.tags}
 
 
-def manifest(hash: str, **changed) -> dict:
-    splits = {name: {"rows": 2080, "questions": 1900, "sha256": name * 8} for name in ("train", "validation", "test")}
-    return {
+def dataset_at(place: Path, rows: str = "", **changed) -> str:
+    """A dataset dir whose splits hold `rows`, with a manifest to be shown; returns its hash."""
+    place.mkdir(parents=True, exist_ok=True)
+    splits = {}
+    for name in SPLITS:
+        (place / f"{name}.jsonl").write_text(rows)
+        splits[name] = {"rows": 2080, "questions": 1900, "sha256": sha256_of_file(place / f"{name}.jsonl")}
+    (place / "rejected.jsonl").write_text("")
+    whole = dataset_hash({name: split["sha256"] for name, split in splits.items()})
+    content = {
         "source": {"name": "bonds.csv", "sha256": "5" * 64, "rows": 2323},
         "template": {"id": "alpaca", "hash": "t1"},
+        "columns": {},
         "cleaning": [{"step": "repeated_halves", "enabled": True, "changed": 31, "dropped": 7}],
         "split": {"seed": 42, "validation_fraction": 0.05, "test_fraction": 0.05},
         "splits": splits,
         "rejected": 7,
-        "sha256": hash,
+        "sha256": whole,
     } | changed
+    write_json(place / "manifest.json", content)
+    return whole
 
 
-def test_the_data_card_shows_the_manifest_of_that_very_hash(tmp_path):
-    run = make_run(tmp_path / "lora", 0.9)  # evaluated on data/finance, hash d1
+def test_the_data_card_shows_the_manifest_of_the_very_data_that_was_evaluated_on(tmp_path):
+    place = tmp_path / "finance"
+    held = dataset_at(tmp_path / "elsewhere")
+    run = make_run(tmp_path / "lora", 0.9, dataset_hash=held)  # evaluated on data/finance
     assert "not at hand: no dataset dir with this hash" in page_of(run, out=tmp_path / "none").words
-    write_json(tmp_path / "finance" / "manifest.json", manifest("another"))
-    assert "describes another dataset, hash another" in page_of(run, out=tmp_path / "other").words
-    write_json(tmp_path / "finance" / "manifest.json", manifest("d1"))
+    other = dataset_at(place, "{}\n")
+    assert f"holds another dataset, hash {other}" in page_of(run, out=tmp_path / "other").words
+    dataset_at(place, "{}\n", sha256=held)  # which says that it is the one
+    words = page_of(run, out=tmp_path / "claimed").words
+    assert "names the dataset" in words and "bonds.csv" not in words
+    dataset_at(place)
     words = page_of(run, out=tmp_path / "found").words
     assert "bonds.csv, 2,323 rows" in words and "repeated halves 31 7" in words
     assert "seed 42, validation fraction 0.05, test fraction 0.05" in words
-    (tmp_path / "finance" / "manifest.json").write_text("{")
+    (place / "manifest.json").write_text("{")
     assert "not JSON" in page_of(run, out=tmp_path / "broken").words
 
 
@@ -123,19 +140,22 @@ def test_provenance_holds_what_makes_a_run_again(tmp_path):
 
 
 def test_hostile_text_becomes_no_element(tmp_path):
+    sources = (("x", "bonds.csv"), ("y", HOSTILE))
+    data, _ = (
+        dataset_at(tmp_path / folder / "finance", source={"name": source, "sha256": source, "rows": 1})
+        for folder, source in sources
+    )
     audits = {"sanity": {"passed": True, "summary": "fine"}}
     evil_audits = {"sanity": {"passed": True, "summary": HOSTILE}}
     plain = [
-        make_run(tmp_path / "x" / "lora", 0.9, name="lora", audits=audits),
-        make_run(tmp_path / "x" / "gpt2", 1.9, "base", name="gpt2", audits=audits),
+        make_run(tmp_path / "x" / "lora", 0.9, name="lora", audits=audits, dataset_hash=data),
+        make_run(tmp_path / "x" / "gpt2", 1.9, "base", name="gpt2", audits=audits, dataset_hash=data),
     ]
     hostile = {"base_model": HOSTILE, "answer": HOSTILE, "instruction": HOSTILE, "audits": evil_audits}
+    hostile["dataset_hash"] = data
     evil = make_run(tmp_path / "y" / "lora", 0.9, name=HOSTILE, **hostile)
     base = make_run(tmp_path / "y" / "gpt2", 1.9, "base", name=HOSTILE + "2", **hostile)
     (evil / "config.yaml").write_text(yaml.safe_dump({"note": HOSTILE}))
-    for folder, source in (("x", "bonds.csv"), ("y", HOSTILE)):
-        content = manifest("d1", source={"name": source, "sha256": source, "rows": 1})
-        write_json(tmp_path / folder / "finance" / "manifest.json", content)
     harmless, attacked = page_of(*plain, out=tmp_path / "plain"), page_of(evil, base, out=tmp_path / "evil")
     shape = [(tag, sorted(attributes)) for tag, attributes in harmless.tags]
     assert [(tag, sorted(attributes)) for tag, attributes in attacked.tags] == shape
