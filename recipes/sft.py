@@ -59,10 +59,10 @@ def main() -> None:
     set_seed(training.seed)
     with process.local_main_process_first():
         base = resolve_base_model(model_arguments.model_name_or_path)
+        model = load_base_model(base, model_arguments)
         tokenizer = load_tokenizer(
             base, model_arguments.model_revision, eos_token=training.eos_token, pad_token=training.pad_token
         )
-        model = load_base_model(base, model_arguments)
     check_length(model, training.max_length)
     base_hash = base_model_hash(base, model)
     if recipe.base_dropout is not None:

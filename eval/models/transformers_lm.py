@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import nn
 from torch.nn.functional import cross_entropy, linear
-from transformers import AutoConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from eval.models.language_model import Description, Generation, Score
 from finllm.cpu import joined
@@ -18,7 +18,14 @@ from finllm.cpu.loss import BLOCK, CHUNK, aligned_head, has_plain_head
 from finllm.errors import UserError
 from finllm.files import sha256_of_files
 from finllm.models.adapters import base_of
-from finllm.models.base import check_length, count_parameters, load_for_inference, model_arguments, positions_of
+from finllm.models.base import (
+    causal_config,
+    check_length,
+    count_parameters,
+    load_for_inference,
+    model_arguments,
+    positions_of,
+)
 from finllm.models.find import load_tokenizer, resolve_base_model
 from finllm.models.generate import answer_all, decoding
 from finllm.run_dir import RunDir
@@ -38,8 +45,8 @@ class TransformersReader:
         `name` is what a message calls its tokenizer.
         """
         self.folders, self.name = folders, name
+        self.config = causal_config(folders[-1], revision)
         self.tokenizer = load_tokenizer(folders[0])
-        self.config = AutoConfig.from_pretrained(folders[-1], revision=revision, trust_remote_code=False)
         self.positions = positions_of(self.config) or math.inf
 
     def encode(self, prompt: str, response: str) -> tuple[list[int], list[int]]:

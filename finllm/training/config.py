@@ -162,6 +162,11 @@ def _impossible(recipe: RecipeArguments, training: TrainingConfig, model: ModelC
         problems.append("trust_remote_code is true; no code of a model repository is run here, remove it")
     if training.assistant_only_loss or training.chat_template_path:
         problems.append("assistant_only_loss and chat_template_path belong to conversations; these are instructions")
+    if training.push_to_hub:
+        problems.append(
+            "push_to_hub is true, and nothing is sent away while a run is trained; remove it, and push what it made: "
+            f"hf upload {training.hub_model_id or 'USER/NAME'} {training.output_dir}/model"
+        )
     if training.loss_type != "nll":
         problems.append(f"loss_type is {training.loss_type!r}; only 'nll' is computed here")
     if training.label_smoothing_factor:
