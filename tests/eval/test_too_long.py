@@ -87,27 +87,28 @@ def test_a_model_that_comes_second_stops_the_first_before_it_is_scored(
 
 
 def test_no_room_for_an_answer_is_found_before_anything_is_scored_and_the_limit_named_works(
-    evaluate, monkeypatch, tmp_path, longer
+    evaluate, monkeypatch, tmp_path
 ):
+    fits = ("--max_examples", 3)  # all but the long answer
     with monkeypatch.context() as patched:
         for name in ("score", "generate"):
             patched.setattr(TransformersLM, name, lambda *_: pytest.fail("the model was asked"))
-        done = evaluate("--max_new_tokens", 1000, model=longer)
-    assert done.status == 2 and "--max_new_tokens 1000 leaves no room for" in done.err
-    assert re.search(r"yyyy \(a prompt of [\d,]+ tokens\)", done.err) and not (tmp_path / "base").exists()
-    most = int(re.search(r"lower it to (\d+) or less", done.err)[1])
-    assert f"lower it to {most} or less" in evaluate("--max_new_tokens", most + 1, model=longer).err
-    done = evaluate("--max_new_tokens", 1000, "--max_generated", 0, model=longer)  # nothing is answered
+        done = evaluate(*fits, "--max_new_tokens", 300)
+        assert done.status == 2 and "--max_new_tokens 300 leaves no room for" in done.err
+        assert re.search(r"yyyy \(a prompt of [\d,]+ tokens\)", done.err) and not (tmp_path / "base").exists()
+        most = int(re.search(r"lower it to (\d+) or less", done.err)[1])
+        assert f"lower it to {most} or less" in evaluate(*fits, "--max_new_tokens", most + 1).err
+    done = evaluate(*fits, "--max_new_tokens", 300, "--max_generated", 0, name="none")  # then nothing needs room
     assert done.status == 0, done.err
-    done = evaluate("--max_new_tokens", most, model=longer, name="lower")
+    done = evaluate(*fits, "--max_new_tokens", most, name="lower")
     assert done.status == 0, done.err
-    assert Results.read(tmp_path / "lower").splits["test"].generated == 4
+    assert Results.read(tmp_path / "lower").splits["test"].generated == 3
 
 
 def test_left_out_of_one_is_left_out_of_all_and_counted(evaluate, command, run_of, tmp_path):
     done = evaluate(run_of, "--skip_too_long")
     assert done.status == 0, done.err
-    assert done.out.count("3 examples, 3 answers, 1 left out as too long") == 2
+    assert " ".join(done.out.split()).count("3 examples, 3 answers, 1 left out as too long") == 2
     for path in (run_of, tmp_path / "base"):
         split = Results.read(path).splits["test"]
         assert split.left_out == ["zzzz"] and split.examples == split.generated == 3
