@@ -52,10 +52,10 @@ def _prepare(parser: argparse.ArgumentParser) -> None:
 def _token_counter(name: str | None):
     if name is None:
         return None
-    from finllm.models.find import load_tokenizer, resolve_base_model
+    from finllm.models.find import load_tokenizer, resolve_tokenizer
     from finllm.text import tokens
 
-    tokenizer = load_tokenizer(resolve_base_model(name, weights=False))
+    tokenizer = load_tokenizer(resolve_tokenizer(name))
     return lambda texts: tokens.count_tokens(tokenizer, texts)
 
 

@@ -9,7 +9,7 @@ from rich.text import Text
 
 from finllm.data.dataset_dir import DatasetDir
 from finllm.errors import UserError
-from finllm.models.find import load_tokenizer, resolve_base_model
+from finllm.models.find import load_tokenizer, resolve_tokenizer
 from finllm.text.tokens import IGNORED, encode
 
 # What each part looks like, and what the legend calls it
@@ -30,7 +30,7 @@ def run(arguments: argparse.Namespace) -> None:
     if not 0 <= arguments.index < len(rows):
         raise UserError(f"--index is {arguments.index}, {arguments.split} has rows 0 to {len(rows) - 1}")
     row = rows[arguments.index]
-    tokenizer = load_tokenizer(resolve_base_model(arguments.tokenizer, weights=False))
+    tokenizer = load_tokenizer(resolve_tokenizer(arguments.tokenizer))
     example = encode(tokenizer, row, arguments.max_length)
     text = Text()
     for position, (token, label) in enumerate(zip(example["input_ids"], example["labels"], strict=True)):

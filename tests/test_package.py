@@ -14,7 +14,7 @@ ROOT = Path(__file__).resolve().parents[1]
 DOCUMENTS = [path for pattern in ("*.md", "docs/*.md", "baselines/**/*.md", "finllm/**/*.md", "Makefile", ".ci/run",
              "benchmarks/*.sh") for path in sorted(ROOT.glob(pattern))]  # fmt: skip
 OURS = r"(?<![\w./-])(?:finllm|eval|baselines|recipes|tests|benchmarks|docs)/[\w/.-]*\w"
-MADE = {"eval/results.json", "eval/predictions.jsonl"}  # by eval/run.py in a run dir
+MADE = {"eval/results.json", "eval/predictions.jsonl", "eval/.partial"}  # by eval/run.py in a run dir
 
 
 def test_the_wheel_holds_the_library_the_sample_and_nothing_else(tmp_path, monkeypatch):

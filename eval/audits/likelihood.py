@@ -109,8 +109,15 @@ def sanity(
             seen.add(rows[index]["question_id"])
             chosen.append(index)
     said, figures, passed = [], {}, True
-    if len(chosen) > 1:
-        others = chosen[1:] + chosen[:1]
+    # A long question before another's long answer may be more than the model's positions; what it has read is not.
+    longest = max(len(prompt) + len(response) for prompt, response in pairs)
+    swapped = [
+        (index, other)
+        for index, other in zip(chosen, chosen[1:] + chosen[:1], strict=True)
+        if index != other and len(pairs[other][0]) + len(pairs[index][1]) <= longest
+    ]
+    if swapped:
+        chosen, others = map(list, zip(*swapped, strict=True))
         shuffled = model.score([rows[i]["prompt"] for i in others], [rows[i]["reference"] for i in chosen])
         tokens = sum(scores[index].tokens for index in chosen)
         figures["nll_per_token"] = sum(scores[index].nll for index in chosen) / tokens

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import nn
 from torch.nn.functional import cross_entropy, linear
-from transformers import AutoConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from eval.models.language_model import Description, Generation, Score
 from finllm.cpu import joined
@@ -19,6 +19,7 @@ from finllm.errors import UserError
 from finllm.models.adapters import base_of
 from finllm.models.base import (
     base_model_hash,
+    causal_config,
     check_length,
     count_parameters,
     load_for_inference,
@@ -47,8 +48,8 @@ class TransformersReader:
         `name` is what a message calls its tokenizer.
         """
         self.folders, self.revision, self.name = folders, revision, name
+        self.config = causal_config(folders[-1], revision)
         self.tokenizer = load_tokenizer(folders[0])
-        self.config = AutoConfig.from_pretrained(folders[-1], revision=revision, trust_remote_code=False)
         self.positions = positions_of(self.config) or math.inf
 
     def encode(self, prompt: str, response: str) -> tuple[list[int], list[int]]:

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from transformers import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
     AutoConfig,
     AutoModelForCausalLM,
     PreTrainedConfig,
@@ -22,7 +23,7 @@ from trl import ModelConfig, get_quantization_config
 from finllm.cpu import kernels
 from finllm.cpu.machine import use_all_cores
 from finllm.errors import UserError
-from finllm.models.find import load_tokenizer, not_loaded, resolve_base_model, weights_hash
+from finllm.models.find import load_tokenizer, not_loaded, resolve_base_model, run_of, weights_hash
 from finllm.models.proofs import tokenizer_fits
 from finllm.run_dir import RunDir
 
@@ -30,16 +31,39 @@ from finllm.run_dir import RunDir
 def make_random_model(config_dir: Path | str, output_dir: Path | str, seed: int = 42) -> None:
     """Save a model with random weights made from a folder's config.json and tokenizer, for benchmarks and tests."""
     output_dir = Path(output_dir)
+    if run_of(str(config_dir)) is not None:
+        config_dir = resolve_base_model(str(config_dir), weights=False)
     if output_dir.exists() and any(output_dir.iterdir()):
         raise UserError(f"{output_dir} is not empty; take another --output_dir")
     if not (Path(config_dir) / "config.json").exists():
         raise UserError(f"{config_dir} holds no config.json; give a folder with a model's config and tokenizer")
     torch.manual_seed(seed)
-    model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(config_dir))
+    model = AutoModelForCausalLM.from_config(causal_config(str(config_dir)))
     tokenizer = load_tokenizer(str(config_dir))
     output_dir.mkdir(parents=True, exist_ok=True)
     model.save_pretrained(output_dir)
     tokenizer.save_pretrained(output_dir)
+
+
+def causal_config(resolved: str, revision: str = "main") -> PreTrainedConfig:
+    """The config of a resolved base model, if it is a causal language model's; else a `UserError`.
+
+    An encoder-decoder is refused although transformers has causal classes for some: those leave the encoder out.
+    """
+    try:
+        config = AutoConfig.from_pretrained(resolved, revision=revision, trust_remote_code=False)
+    except (OSError, ValueError) as error:
+        raise not_loaded(resolved, error) from error
+    if config.is_encoder_decoder:
+        kind = "an encoder-decoder, whose encoder reads the question and whose decoder writes the answer"
+    elif type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
+        kind = "no language model that writes, in this version of transformers"
+    else:
+        return config
+    raise UserError(
+        f"base model {resolved} is of type {config.model_type}: {kind}; take a causal language model, which reads and "
+        "writes in one go (GPT-2, Llama, Qwen, SmolLM2, …)"
+    )
 
 
 def load_base_model(resolved: str, arguments: ModelConfig) -> PreTrainedModel:
@@ -50,6 +74,7 @@ def load_base_model(resolved: str, arguments: ModelConfig) -> PreTrainedModel:
         raise UserError(
             "load_in_4bit and load_in_8bit need bitsandbytes, which is not installed; run: pip install 'finllm[qlora]'"
         )
+    causal_config(resolved, arguments.model_revision)
     try:
         model = AutoModelForCausalLM.from_pretrained(
             resolved,
@@ -151,8 +176,8 @@ def load_saved(folder: Path, base: str | None, arguments: ModelConfig) -> PreTra
 
 def load_for_inference(name: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """A run dir's model or a base model, on the best device, in evaluation mode, with its tokenizer."""
-    run = RunDir(name)
-    if (run.path / "config.yaml").exists() or (run.path / "summary.json").exists():
+    run = run_of(name)
+    if run is not None:
         model, tokenizer = load_run_model(run)
     else:
         resolved = resolve_base_model(name)

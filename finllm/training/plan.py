@@ -36,7 +36,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 from torch.autograd.graph import saved_tensors_hooks
-from transformers import AutoConfig, AutoModelForCausalLM, set_seed
+from transformers import AutoModelForCausalLM, set_seed
 from transformers.trainer_pt_utils import get_length_grouped_indices
 
 from finllm.cpu import joined, kernels, machine
@@ -45,7 +45,7 @@ from finllm.data.prepare import resolve
 from finllm.errors import UserError
 from finllm.files import cache_dir, write_json
 from finllm.models.adapters import add_adapter
-from finllm.models.base import count_parameters
+from finllm.models.base import causal_config, count_parameters
 from finllm.models.dropout import set_dropout
 from finllm.models.find import load_tokenizer, resolve_base_model
 from finllm.run_dir import RunDir
@@ -110,6 +110,7 @@ def main(arguments: list[str]) -> None:
     if recipe.keep_freed_memory:
         machine.keep_freed_memory()
     base = resolve_base_model(model_arguments.model_name_or_path, weights=False)
+    causal_config(base, model_arguments.model_revision)  # refused before the data is read
     tokenizer = load_tokenizer(base, model_arguments.model_revision)
     split = resolve(recipe.dataset_name, cache_dir() / "datasets").split(recipe.dataset_train_split)
     if recipe.max_train_samples:
@@ -123,7 +124,7 @@ def main(arguments: list[str]) -> None:
 
 def predict(base: str, recipe, training, model_arguments, rows: list[dict[str, Any]], supervised: int) -> Plan:
     """Measure the model with few and more layers on a batch of `rows`, and add up."""
-    config = AutoConfig.from_pretrained(base)
+    config = causal_config(base, model_arguments.model_revision)
     layers = config.num_hidden_layers
     lengths = [len(row["input_ids"]) for row in rows]
     tokens = sum(lengths)

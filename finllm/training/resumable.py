@@ -251,7 +251,8 @@ class ResumableTrainer(SFTTrainer):
         seconds = self._train_seconds()
         if self.state.global_step not in [line["step"] for line in self.state.log_history if "eval_loss" in line]:
             self.evaluate()
-        losses = [line["eval_loss"] for line in self.state.log_history if "eval_loss" in line]
+        evaluated = [line for line in self.state.log_history if "eval_loss" in line]
+        losses = [line["eval_loss"] for line in evaluated]
         progress = self._progress()
         return {
             "train_seconds": seconds,
@@ -260,7 +261,8 @@ class ResumableTrainer(SFTTrainer):
             "steps": self.state.global_step,
             "epochs": float(self.state.epoch),
             "supervised_tokens": progress["supervised_tokens"],
-            "first_validation_loss": losses[0],
+            # of the model before training; None where that was not measured
+            "first_validation_loss": losses[0] if evaluated[0]["step"] == 0 else None,
             "final_validation_loss": losses[-1],
             "best_validation_loss": min(losses),
         }

@@ -55,9 +55,9 @@ def print_summary(run: RunDir) -> None:
 
     share = summary["trainable_parameters"] / summary["total_parameters"]
     for name, value in (
-        ("validation loss before", f"{summary['first_validation_loss']:.4f} nats per token"),
-        ("validation loss after", f"{summary['final_validation_loss']:.4f} nats per token"),
-        ("best validation loss", f"{summary['best_validation_loss']:.4f} nats per token"),
+        ("validation loss before", _nats(summary["first_validation_loss"])),
+        ("validation loss after", _nats(summary["final_validation_loss"])),
+        ("best validation loss", _nats(summary["best_validation_loss"])),
         ("training time", beside("train_seconds", f"{summary['train_seconds']:,.0f} s")),
         ("rate", beside("tokens_per_second", f"{summary['tokens_per_second']:,.0f} tokens/s")),
         ("peak memory", beside("peak_memory_bytes", f"{summary['peak_memory_bytes'] / 2**30:.1f} GiB")),
@@ -69,6 +69,10 @@ def print_summary(run: RunDir) -> None:
     console.print(
         f"Loss curves: {run.path}/loss.png\nNext: python eval/run.py {run.path}", highlight=False, soft_wrap=True
     )
+
+
+def _nats(loss: float | None) -> str:
+    return "–" if loss is None else f"{loss:.4f} nats per token"
 
 
 def already_finished(run: RunDir) -> None:
@@ -98,8 +102,8 @@ tags: [finllm, sft, {summary["method"]}]
 
 | | |
 |---|---|
-| validation loss before | {summary["first_validation_loss"]:.4f} nats per token |
-| validation loss after | {summary["final_validation_loss"]:.4f} nats per token |
+| validation loss before | {_nats(summary["first_validation_loss"])} |
+| validation loss after | {_nats(summary["final_validation_loss"])} |
 | trainable parameters | {summary["trainable_parameters"]:,} of {summary["total_parameters"]:,} |
 | steps | {summary["steps"]:,} |
 | dataset | `{origin["dataset_hash"][:16]}` |

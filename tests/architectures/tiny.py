@@ -40,7 +40,7 @@ ARCHITECTURES: dict[str, dict] = {
     "codegen": {"num_attention_heads": 4, "n_head": None},
     "gpt_neo": {"attention_types": [[["global", "local"], 1]]},
     "mamba2": {"num_heads": 4},
-    **{name: {"is_decoder": True} for name in DECODERS.split(", ")},
+    **{name: {"is_decoder": True, "is_encoder_decoder": False} for name in DECODERS.split(", ")},
 }
 
 
