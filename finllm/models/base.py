@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import importlib.util
 import os
 from dataclasses import dataclass
@@ -9,16 +10,26 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 from transformers.utils import logging
 from trl import ModelConfig, get_quantization_config
 
 from finllm.cpu import kernels
-from finllm.cpu.machine import use_all_cores
-from finllm.errors import UserError
+from finllm.cpu.machine import memory_bytes, use_all_cores
+from finllm.errors import UserError, raise_problems
 from finllm.files import sha256_of_files
+from finllm.models import checked
+from finllm.models.adapters import load_adapter, skeleton
 from finllm.models.find import load_tokenizer, not_loaded, resolve_base_model
 from finllm.run_dir import RunDir
+
+MOST_BUILT = 200  # layers of a model that is built without memory in well under a second
 
 
 def make_random_model(config_dir: Path | str, output_dir: Path | str, seed: int = 42) -> None:
@@ -28,12 +39,70 @@ def make_random_model(config_dir: Path | str, output_dir: Path | str, seed: int 
         raise UserError(f"{output_dir} is not empty; take another --output_dir")
     if not (Path(config_dir) / "config.json").exists():
         raise UserError(f"{config_dir} holds no config.json; give a folder with a model's config and tokenizer")
-    torch.manual_seed(seed)
-    model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(config_dir))
+    config = read_config(str(config_dir))
+    check_size(config)
     tokenizer = load_tokenizer(str(config_dir))
+    torch.manual_seed(seed)
+    model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
     output_dir.mkdir(parents=True, exist_ok=True)
     model.save_pretrained(output_dir)
     tokenizer.save_pretrained(output_dir)
+
+
+def read_config(resolved: str, revision: str = "main") -> PreTrainedConfig:
+    """The config of a resolved base model; a `UserError` where it describes none."""
+    if Path(resolved).is_dir():
+        checked.check_configs(Path(resolved))
+    try:
+        return AutoConfig.from_pretrained(resolved, revision=revision, trust_remote_code=False)
+    except Exception as error:  # of a file of somebody else's a library may raise anything
+        raise not_loaded(resolved, error) from error
+
+
+def check_size(config: PreTrainedConfig, bytes_a_parameter: int = 4) -> None:
+    """Refuse a config whose model cannot be built, or is larger than this machine's memory, before any is allocated.
+
+    The model is built without memory ("meta"). Of very many layers only two are, and the others count as the second.
+    """
+    text = config.get_text_config()
+    sizes = {name: getattr(text, name, None) for name in ("vocab_size", "hidden_size", "num_hidden_layers")}
+    raise_problems(
+        (f"{name} is {size!r} and must be a whole number of 1 or more" for name, size in sizes.items()
+         if size is not None and (type(size) is not int or size < 1)),
+        f"the config of {config.name_or_path}",
+    )  # fmt: skip
+    layers = sizes["num_hidden_layers"] or 1
+    try:
+        if layers <= MOST_BUILT:
+            numbers = _numbers(config)
+        else:
+            one, two = (_numbers(with_layers(config, count)) for count in (1, 2))
+            numbers = one + (layers - 1) * (two - one)
+    except Exception as error:  # of sizes that do not go together a model may raise anything
+        raise not_loaded(config.name_or_path, error) from error
+    needed, held = numbers * bytes_a_parameter, memory_bytes()
+    if needed > held:
+        said = ", ".join(f"{name} {size:,}" for name, size in sizes.items() if size)
+        raise UserError(
+            f"the config of {config.name_or_path} ({said}) asks for {needed / 2**30:,.1f} GiB of weights and this "
+            f"machine has {held / 2**30:,.1f} GiB of memory; take a smaller model, or put the config right"
+        )
+
+
+def with_layers(config: PreTrainedConfig, layers: int) -> PreTrainedConfig:
+    """The config of the same model with so many layers."""
+    config = copy.deepcopy(config)
+    text = config.get_text_config()
+    text.num_hidden_layers = layers
+    if getattr(text, "layer_types", None):
+        text.layer_types = (text.layer_types * layers)[:layers]  # the model may have fewer
+    return config
+
+
+def _numbers(config: PreTrainedConfig) -> int:
+    """Numbers in the parameters and buffers of a config's model."""
+    model = skeleton(config)
+    return sum(tensor.numel() for tensor in (*model.parameters(), *model.buffers()))
 
 
 def load_base_model(resolved: str, arguments: ModelConfig) -> PreTrainedModel:
@@ -44,8 +113,12 @@ def load_base_model(resolved: str, arguments: ModelConfig) -> PreTrainedModel:
         raise UserError(
             "load_in_4bit and load_in_8bit need bitsandbytes, which is not installed; run: pip install 'finllm[qlora]'"
         )
+    if Path(resolved).is_dir():
+        checked.check_base(Path(resolved))
+    half = quantised or arguments.dtype in ("bfloat16", "float16")
+    check_size(read_config(resolved, arguments.model_revision), bytes_a_parameter=2 if half else 4)
     try:
-        model = AutoModelForCausalLM.from_pretrained(
+        model, loading = AutoModelForCausalLM.from_pretrained(
             resolved,
             revision=arguments.model_revision,
             dtype=arguments.dtype,
@@ -54,9 +127,16 @@ def load_base_model(resolved: str, arguments: ModelConfig) -> PreTrainedModel:
             device_map={"": _local_device()} if quantised else None,
             use_safetensors=True,
             trust_remote_code=False,
+            output_loading_info=True,
         )
-    except (OSError, ValueError) as error:
+    except Exception as error:  # of a file of somebody else's a library may raise anything
         raise not_loaded(resolved, error) from error
+    missing = sorted(loading["missing_keys"])
+    if missing:  # transformers would go on with random numbers
+        raise UserError(
+            f"base model {resolved} has no weights for {len(missing):,} tensors that its config asks for "
+            f"({', '.join(missing[:3])}{' …' if len(missing) > 3 else ''}); {checked.ANEW}"
+        )
     for module in model.modules():
         # In evaluation on a CPU with bfloat16, bitsandbytes repacks the weights, in place and for good: training cannot
         # read them then, and rows that are no multiple of the block size fail (0.50.2).
@@ -120,8 +200,14 @@ def check_length(model: PreTrainedModel, max_length: int | None) -> None:
 
 
 def model_arguments(config: dict[str, Any]) -> ModelConfig:
-    """The ModelConfig part of a run's config.yaml."""
-    return ModelConfig(**{key: config[key] for key in ModelConfig.__dataclass_fields__ if key in config})
+    """The ModelConfig part of a run's config.yaml; a `UserError` where it is none."""
+    named = config.get("model_name_or_path")
+    try:
+        if not isinstance(named, str):
+            raise ValueError(f"model_name_or_path is {named!r}, not the name of a base model")
+        return ModelConfig(**{key: config[key] for key in ModelConfig.__dataclass_fields__ if key in config})
+    except (TypeError, ValueError) as error:
+        raise UserError(f"the run's config.yaml: {error}; put back the file that training wrote") from error
 
 
 def load_run_model(run: RunDir) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
@@ -131,10 +217,8 @@ def load_run_model(run: RunDir) -> tuple[PreTrainedModel, PreTrainedTokenizerBas
     arguments = model_arguments(config)
     if not arguments.use_peft:
         return load_base_model(str(run.model), arguments), tokenizer
-    from peft import PeftModel
-
     base = load_base_model(resolve_base_model(config["model_name_or_path"]), arguments)
-    return PeftModel.from_pretrained(base, run.model), tokenizer
+    return load_adapter(base, run.model), tokenizer
 
 
 def load_for_inference(name: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from finllm.errors import UserError, did_you_mean, raise_problems
 from finllm.files import cache_dir, sha256_of_files
+from finllm.models import checked
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -76,13 +77,15 @@ def _convert_gguf(file: Path) -> Path:
     folder.parent.mkdir(parents=True, exist_ok=True)
     work = Path(tempfile.mkdtemp(dir=folder.parent, prefix=".convert-"))
     try:
-        dequantised = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, dtype=torch.float32)
+        dequantised = AutoModelForCausalLM.from_pretrained(
+            file.parent, gguf_file=file.name, dtype=torch.float32, trust_remote_code=False
+        )
         config = dequantised.config.to_dict()
         # save_pretrained refuses a model that is marked as quantised, so the weights move into an unmarked one.
         config.pop("quantization_config")
-        model = AutoModelForCausalLM.from_config(AutoConfig.for_model(**config))
+        model = AutoModelForCausalLM.from_config(AutoConfig.for_model(**config), trust_remote_code=False)
         model.load_state_dict(dequantised.state_dict())
-        tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
+        tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name, trust_remote_code=False)
         model.generation_config.eos_token_id = tokenizer.eos_token_id
         model.save_pretrained(work)
         tokenizer.save_pretrained(work)
@@ -102,9 +105,11 @@ def load_tokenizer(resolved: str, revision: str = "main", **special_tokens: str 
     """
     from transformers import AutoTokenizer
 
+    if Path(resolved).is_dir():
+        checked.check_configs(Path(resolved))
     try:
-        tokenizer = AutoTokenizer.from_pretrained(resolved, revision=revision)
-    except (OSError, ValueError) as error:
+        tokenizer = AutoTokenizer.from_pretrained(resolved, revision=revision, trust_remote_code=False)
+    except Exception as error:  # of a file of somebody else's a library may raise anything
         raise not_loaded(resolved, error) from error
     given = {name: token for name, token in special_tokens.items() if token is not None}
     unknown = [
@@ -124,7 +129,7 @@ def load_tokenizer(resolved: str, revision: str = "main", **special_tokens: str 
 
 def not_loaded(name: str, error: Exception) -> UserError:
     """What to say where a library could not load a base model or its tokenizer."""
-    reason = str(error).strip().splitlines()[0]
+    reason = " ".join(str(error).split())[:300] or type(error).__name__
     return UserError(
         f"base model {name} was not loaded: {reason}; without a hub give a folder, a .gguf file or "
         f"{', '.join(BUILT_IN)}{did_you_mean(name, BUILT_IN)}"

@@ -25,7 +25,6 @@ step, does not hide. docs/scaling.md follows the arithmetic through an example.
 
 from __future__ import annotations
 
-import copy
 import math
 import time
 from contextlib import nullcontext
@@ -36,7 +35,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 from torch.autograd.graph import saved_tensors_hooks
-from transformers import AutoConfig, AutoModelForCausalLM, set_seed
+from transformers import AutoModelForCausalLM, set_seed
 from transformers.trainer_pt_utils import get_length_grouped_indices
 
 from finllm.cpu import joined, kernels, machine
@@ -45,7 +44,7 @@ from finllm.data.prepare import resolve
 from finllm.errors import UserError
 from finllm.files import cache_dir, write_json
 from finllm.models.adapters import add_adapter
-from finllm.models.base import count_parameters, set_dropout
+from finllm.models.base import check_size, count_parameters, read_config, set_dropout, with_layers
 from finllm.models.find import load_tokenizer, resolve_base_model
 from finllm.run_dir import RunDir
 from finllm.text.tokens import tokenize
@@ -122,7 +121,7 @@ def main(arguments: list[str]) -> None:
 
 def predict(base: str, recipe, training, model_arguments, rows: list[dict[str, Any]], supervised: int) -> Plan:
     """Measure the model with few and more layers on a batch of `rows`, and add up."""
-    config = AutoConfig.from_pretrained(base)
+    config = read_config(base, model_arguments.model_revision)
     layers = config.num_hidden_layers
     lengths = [len(row["input_ids"]) for row in rows]
     tokens = sum(lengths)
@@ -202,13 +201,11 @@ def _probe(
     """Steps of a random model with so many layers: two of the largest batch, then the `timed`, all of other lengths."""
     machine.give_back_freed_memory()
     machine.forget_peak()
-    config = copy.deepcopy(config)
-    config.num_hidden_layers = layers
-    if getattr(config, "layer_types", None):
-        config.layer_types = (config.layer_types * layers)[:layers]  # the model may have fewer than two
+    config = with_layers(config, layers)
+    check_size(config)
     set_seed(0)
     dtype = getattr(torch, model_arguments.dtype) if model_arguments.dtype in ("bfloat16", "float16") else torch.float32
-    model = AutoModelForCausalLM.from_config(config, attn_implementation="sdpa", dtype=dtype)
+    model = AutoModelForCausalLM.from_config(config, attn_implementation="sdpa", dtype=dtype, trust_remote_code=False)
     if not joined.can_join(model):
         raise UserError(f"finllm plan knows models whose rows can be joined, and {type(model).__name__} is none")
     if recipe.base_dropout is not None:

@@ -204,7 +204,7 @@ class SupervisedTrainer(ResumableTrainer):
         rows = [self.eval_dataset[index] for index in range(min(4, len(self.eval_dataset)))]
         active, nll = self.model.active_adapter, {}
         self.model.eval()
-        self.model.load_adapter(str(saved), "reloaded")
+        self.model.load_adapter(str(saved), "reloaded", trust_remote_code=False)
         for adapter in (active, "reloaded"):
             self.model.set_adapter(adapter)
             with torch.no_grad(), self.compute_loss_context_manager():
