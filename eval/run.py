@@ -77,6 +77,7 @@ def main() -> None:
         from eval.models.transformers_lm import load_base
 
         run = RunDir(arguments.output_dir)
+        run.refuse_links()
         if (run.path / "config.yaml").exists():
             raise UserError(f"{run.path} holds a training run; take another --output_dir for the base model")
         dataset = _dataset(arguments.dataset_name) if arguments.dataset_name else datasets[runs[0]]

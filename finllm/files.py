@@ -10,12 +10,13 @@ import contextlib
 import hashlib
 import json
 import os
+import stat
 import tempfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
-from finllm.errors import UserError
+from finllm.errors import UserError, raise_problems
 
 SCHEMA_VERSION = 1
 
@@ -72,6 +73,8 @@ def read_json(path: Path | str) -> dict[str, Any]:
         raise UserError(f"{path} does not exist") from None
     except json.JSONDecodeError as error:
         raise UserError(f"{path}, line {error.lineno}: not JSON ({error.msg})") from None
+    except (UnicodeDecodeError, RecursionError, IsADirectoryError) as error:
+        raise UserError(f"{path}: not JSON ({error})") from None
     version = content.get("schema_version") if isinstance(content, dict) else None
     if version != SCHEMA_VERSION:
         raise UserError(
@@ -100,6 +103,28 @@ def read_jsonl(path: Path | str) -> list[dict[str, Any]]:
     except json.JSONDecodeError as error:
         raise UserError(f"{path}, line {len(rows) + 1}: not JSON ({error.msg})") from None
     return rows
+
+
+def refuse_links(folder: Path) -> None:
+    """Refuse a folder in which a link leads out of it, or which holds what is neither a file nor a folder.
+
+    The folder itself may be a link. What is written or removed under a name that leads out is somebody else's.
+    """
+    root, problems = Path(os.path.realpath(folder)), []
+    for place, folders, files in os.walk(folder):
+        for path in (Path(place, name) for name in sorted((*folders, *files))):
+            try:
+                mode = path.lstat().st_mode
+            except FileNotFoundError:  # a temporary file of a process that is at work there
+                continue
+            if stat.S_ISLNK(mode):
+                if not Path(os.path.realpath(path)).is_relative_to(root):
+                    problems.append(f"{path.relative_to(folder)} is a link to {os.readlink(path)!r}")
+            elif not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
+                problems.append(f"{path.relative_to(folder)} is neither a file nor a folder")
+    if len(problems) > 5:
+        problems[5:] = [f"and {len(problems) - 5:,} more"]
+    raise_problems(problems, f"{folder}, which must hold its files itself; put copies there, or remove them")
 
 
 def sha256_of_file(path: Path) -> str:

@@ -34,6 +34,7 @@ from finllm.training.trainer import SupervisedTrainer
 def main() -> None:
     recipe, training, model_arguments = parse()
     run = RunDir(training.output_dir)
+    run.refuse_links()
     process = PartialState()
     if process.device.type == "cuda":
         machine.use_all_gpus(process.num_processes, sys.argv)

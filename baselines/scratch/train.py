@@ -48,6 +48,7 @@ def main() -> None:
 def train(config: TrainConfig, resume: bool = False) -> None:
     """Train, and leave a complete run dir in `config.output_dir`; with `resume`, go on from its newest checkpoint."""
     run = RunDir(config.output_dir)
+    run.refuse_links()
     if resume and run.complete:
         return already_finished(run)
     machine.use_all_cores()

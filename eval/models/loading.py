@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import re
 
 from eval.models.language_model import LanguageModel
 from finllm.errors import UserError
@@ -15,11 +14,20 @@ def open_run(run: RunDir, batch_size: int) -> LanguageModel:
 
     That module has `load(run, batch_size) -> LanguageModel`; only modules of `baselines` are ever imported this way.
     """
-    module = run.require_complete().config().get("language_model")
+    module = run.require_complete().language_model()
     if module is None:
         from eval.models.transformers_lm import load
-    elif re.fullmatch(r"baselines(\.[a-z_]+)+", module):
-        load = importlib.import_module(module).load
-    else:
-        raise UserError(f"{run.path}/config.yaml: language_model is {module!r}; only a module of baselines is imported")
+
+        return load(run, batch_size)
+    try:
+        load = getattr(importlib.import_module(module), "load", None)
+    except ModuleNotFoundError as error:
+        if not str(error.name).startswith("baselines"):
+            raise  # a package that the baseline needs
+        load = None
+    if not callable(load):
+        raise UserError(
+            f"{run.path}/config.yaml: language_model is {module!r}, and there is no such module with a `load(run, "
+            "batch_size)`; put back the file that training wrote"
+        )
     return load(run, batch_size)

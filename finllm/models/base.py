@@ -217,7 +217,14 @@ def load_run_model(run: RunDir) -> tuple[PreTrainedModel, PreTrainedTokenizerBas
     arguments = model_arguments(config)
     if not arguments.use_peft:
         return load_base_model(str(run.model), arguments), tokenizer
-    base = load_base_model(resolve_base_model(config["model_name_or_path"]), arguments)
+    resolved = resolve_base_model(arguments.model_name_or_path)
+    base = load_base_model(resolved, arguments)
+    then, now = run.provenance().get("base_model_hash"), base_model_hash(resolved, base)
+    if now != then:
+        raise UserError(
+            f"{run.path} holds an adapter of {arguments.model_name_or_path} as it was (hash {str(then)[:80]}), and "
+            f"what is there now has hash {now[:80]}; put that base model back"
+        )
     return load_adapter(base, run.model), tokenizer
 
 

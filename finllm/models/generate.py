@@ -140,7 +140,8 @@ def _ask() -> str:
 
 def _not_a_baseline(name: str) -> str:
     run = RunDir(name)
-    module = run.config().get("language_model") if (run.path / "config.yaml").exists() else None
+    run.refuse_links()
+    module = run.language_model() if (run.path / "config.yaml").exists() else None
     if module:
         script = module.replace(".", "/").removesuffix("/lm") + "/generate.py"
         raise UserError(f'{name} was trained from scratch; ask it with: python {script} {name} "question"')

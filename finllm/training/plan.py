@@ -99,6 +99,7 @@ class Probe:
 def main(arguments: list[str]) -> None:
     """Predict a run of recipes/sft.py from its flags, print it, and leave plan.json in the run dir."""
     recipe, training, model_arguments = parse(arguments)
+    RunDir(training.output_dir).refuse_links()
     if not training.use_cpu:
         raise UserError(
             "finllm plan measures on the CPU it runs on; on a GPU machine add --use_cpu true for a CPU's plan"
