@@ -42,7 +42,7 @@ from finllm.cpu import machine
 from finllm.data.dataset_dir import DatasetDir, is_dataset_dir
 from finllm.data.prepare import resolve
 from finllm.errors import UserError, raise_problems, run_command
-from finllm.files import cache_dir, write_json, write_jsonl
+from finllm.files import cache_dir, sweep, write_json, write_jsonl
 from finllm.provenance import provenance
 from finllm.run_dir import RunDir
 from finllm.text.prompts import TEMPLATE_HASH, TEMPLATE_ID, build_prompt
@@ -98,6 +98,8 @@ def _evaluate(
     run: RunDir, dataset: DatasetDir, arguments: argparse.Namespace, load: Callable[[], LanguageModel]
 ) -> None:
     """Evaluate one model and write its two files; nothing is done where they already say the same."""
+    for name in ("results.json", "predictions.jsonl"):
+        sweep(run.eval / name)
     # In the order of ids, which are hashes: the first N of them are a fixed random choice.
     examples = sorted(dataset.rows(arguments.split), key=lambda row: row["id"])[: arguments.max_examples]
     if not examples:

@@ -29,10 +29,10 @@ from typing import IO, Any
 import yaml
 
 from finllm.errors import UserError, raise_problems
-from finllm.files import read_json, refuse_links, write_json, write_text
+from finllm.files import naming, read_json, refuse_links, write_json, write_text
 
 LOCK = ".lock"
-TEMPORARY = re.compile(r"\..+\.(yaml|json|jsonl|png|md)\.\w{8}")  # as atomic_open names them
+TEMPORARY = re.compile(r"\..+\.(yaml|json|jsonl|png|md)\.\w{8}(\.part)?")  # as atomic_open names them
 PUT_BACK = "put back the file that training wrote"
 NEEDED = {  # of a complete run: what those who open it cannot do without
     "config.yaml": {"dataset_name": str},
@@ -129,7 +129,7 @@ class RunDir:
 
     def log(self, line: dict[str, Any]) -> None:
         """Add a line to `metrics.jsonl`; the line is one write, so a reader never sees it torn."""
-        with open(self.metrics, "a", encoding="utf-8") as file:
+        with naming(self.metrics), open(self.metrics, "a", encoding="utf-8") as file:
             file.write(json.dumps(line, allow_nan=False) + "\n")
 
     def metrics_so_far(self) -> list[dict[str, Any]]:

@@ -16,7 +16,7 @@ from transformers import EarlyStoppingCallback, set_seed
 from finllm.cpu import machine
 from finllm.data.prepare import resolve
 from finllm.errors import run_command
-from finllm.files import cache_dir
+from finllm.files import cache_dir, naming
 from finllm.models.adapters import add_adapter, method_of
 from finllm.models.base import base_model_hash, check_length, count_parameters, load_base_model, set_dropout
 from finllm.models.find import load_tokenizer, resolve_base_model
@@ -73,7 +73,7 @@ def main() -> None:
 
     # Text to tokens, with a table of what max_length cuts and drops
     prompt_loss = training.completion_only_loss is False
-    with process.local_main_process_first():
+    with process.local_main_process_first(), naming(cache_dir() / "arrow"):
         train, train_lengths = tokenize(tokenizer, train, training.max_length, prompt_loss)
         validation, validation_lengths = tokenize(tokenizer, validation, training.max_length, prompt_loss)
 

@@ -23,7 +23,7 @@ from trl import ModelConfig, get_quantization_config
 from finllm.cpu import kernels
 from finllm.cpu.machine import memory_bytes, use_all_cores
 from finllm.errors import UserError, raise_problems
-from finllm.files import sha256_of_files
+from finllm.files import atomic_folder, sha256_of_files
 from finllm.models import checked
 from finllm.models.adapters import load_adapter, skeleton
 from finllm.models.find import load_tokenizer, not_loaded, resolve_base_model
@@ -44,9 +44,10 @@ def make_random_model(config_dir: Path | str, output_dir: Path | str, seed: int 
     tokenizer = load_tokenizer(str(config_dir))
     torch.manual_seed(seed)
     model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
-    output_dir.mkdir(parents=True, exist_ok=True)
-    model.save_pretrained(output_dir)
-    tokenizer.save_pretrained(output_dir)
+    with atomic_folder(output_dir.resolve()) as work:
+        model.save_pretrained(work)
+        tokenizer.save_pretrained(work)
+        os.replace(work, output_dir)
 
 
 def read_config(resolved: str, revision: str = "main") -> PreTrainedConfig:

@@ -8,13 +8,11 @@ from __future__ import annotations
 
 import importlib.util
 import os
-import shutil
-import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from finllm.errors import UserError, did_you_mean, raise_problems
-from finllm.files import cache_dir, sha256_of_files
+from finllm.files import atomic_folder, cache_dir, sha256_of_files, sweep
 from finllm.models import checked
 
 if TYPE_CHECKING:
@@ -69,14 +67,13 @@ def _convert_gguf(file: Path) -> Path:
     """Dequantise a GGUF file once to float32 safetensors in the cache; returns the folder."""
     folder = cache_dir() / "base_models" / f"{file.stem}-{sha256_of_files([file])[:16]}"
     if folder.exists():
+        sweep(folder)
         return folder
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
     print(f"converting {file.name} to safetensors in {folder} (once)", flush=True)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    work = Path(tempfile.mkdtemp(dir=folder.parent, prefix=".convert-"))
-    try:
+    with atomic_folder(folder) as work:
         dequantised = AutoModelForCausalLM.from_pretrained(
             file.parent, gguf_file=file.name, dtype=torch.float32, trust_remote_code=False
         )
@@ -89,12 +86,11 @@ def _convert_gguf(file: Path) -> Path:
         model.generation_config.eos_token_id = tokenizer.eos_token_id
         model.save_pretrained(work)
         tokenizer.save_pretrained(work)
-        os.rename(work, folder)
-    except OSError:
-        if not folder.exists():  # another process may have finished first, and its result is the same
-            raise
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
+        try:
+            os.rename(work, folder)
+        except OSError:
+            if not folder.exists():  # another process may have finished first, and its result is the same
+                raise
     return folder
 
 

@@ -18,6 +18,7 @@ from __future__ import annotations
 import itertools
 import logging
 import math
+import shutil
 import warnings
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,7 @@ from transformers import EvalPrediction, PreTrainedModel
 from finllm.cpu import joined, kernels
 from finllm.cpu.loss import add_supervised_head, has_plain_head
 from finllm.errors import UserError
+from finllm.files import naming
 from finllm.models.adapters import base_of
 from finllm.text.tokens import lengths_of
 from finllm.training import checkpoints
@@ -187,7 +189,12 @@ class SupervisedTrainer(ResumableTrainer):
     def save_to_run(self) -> None:
         """Save the weights or the adapter, and the tokenizer, as `model/`, whole or not at all."""
         work = self.run.path / ".model"
-        self.save_model(str(work))
+        try:
+            with naming(self.run.model):
+                self.save_model(str(work))
+        except OSError:  # the disk is full: what was written of it is in the way
+            shutil.rmtree(work, ignore_errors=True)
+            raise
         if self.is_world_process_zero():
             (work / "training_args.bin").unlink(missing_ok=True)  # a pickle; config.yaml says the same
             checkpoints.check_weights(work)
