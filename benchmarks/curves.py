@@ -72,7 +72,9 @@ def train(arguments: argparse.Namespace) -> dict:
     validation = dataset.split("validation").select(range(arguments.validation_rows))
     validation_rows, _ = tokenize(tokenizer, validation, arguments.max_length)
     set_seed(0)
-    model = AutoModelForCausalLM.from_pretrained(base, dtype="float32", attn_implementation="sdpa")
+    model = AutoModelForCausalLM.from_pretrained(
+        base, dtype="float32", attn_implementation="sdpa", trust_remote_code=False
+    )
     with tempfile.TemporaryDirectory() as folder:
         form = dataset_for(variant, split, rows, tokenizer)
         trainer = trainer_for(variant, model, tokenizer, form, folder, length=arguments.max_length)

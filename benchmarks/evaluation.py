@@ -147,8 +147,10 @@ def one_by_one(prompts: list[str], responses: list[str], arguments) -> tuple[flo
 
     from finllm.models.generate import decoding
 
-    model = AutoModelForCausalLM.from_pretrained(arguments.model_name_or_path, dtype="float32").eval()
-    tokenizer = AutoTokenizer.from_pretrained(arguments.model_name_or_path)
+    model = AutoModelForCausalLM.from_pretrained(
+        arguments.model_name_or_path, dtype="float32", trust_remote_code=False
+    ).eval()
+    tokenizer = AutoTokenizer.from_pretrained(arguments.model_name_or_path, trust_remote_code=False)
     tokenizer.pad_token = tokenizer.eos_token  # never used: a prompt alone has no padding
     config = decoding(tokenizer, arguments.new_tokens)
 

@@ -157,6 +157,7 @@ class Results:
     @classmethod
     def read(cls, run_path: Path | str) -> Results:
         """Read `eval/results.json`; a missing, broken, incomplete or unknown file is a `UserError` with the fix."""
+        RunDir(run_path).refuse_links()
         path = RunDir(run_path).eval / "results.json"
         fix = f"evaluate the run: python eval/run.py {run_path}"
         if not path.exists():

@@ -42,7 +42,7 @@ from finllm.cpu import machine
 from finllm.data.dataset_dir import DatasetDir, is_dataset_dir
 from finllm.data.prepare import resolve
 from finllm.errors import UserError, run_command
-from finllm.files import cache_dir, write_json, write_jsonl
+from finllm.files import cache_dir, sweep, write_json, write_jsonl
 from finllm.provenance import provenance
 from finllm.run_dir import RunDir
 from finllm.text.prompts import TEMPLATE_HASH, TEMPLATE_ID, build_prompt
@@ -89,6 +89,7 @@ def main() -> None:
         from eval.models.transformers_lm import base_reader, load_base
 
         run, name = RunDir(arguments.output_dir), arguments.model_name_or_path
+        run.refuse_links()
         if (run.path / "config.yaml").exists():
             raise UserError(f"{run.path} holds a training run; take another --output_dir for the base model")
         dataset = _dataset(arguments.dataset_name) if arguments.dataset_name else subjects[0].dataset
@@ -128,6 +129,8 @@ def _wanted(subject: Subject, arguments: argparse.Namespace, left_out: set[str])
 
 def _evaluate(subject: Subject, arguments: argparse.Namespace, left_out: set[str]) -> None:
     """Evaluate one model and write its two files."""
+    for name in ("results.json", "predictions.jsonl"):
+        sweep(subject.run.eval / name)
     run, dataset = subject.run, subject.dataset
     examples = [example for example in examples_of(dataset, arguments) if example["id"] not in left_out]
     wanted = _wanted(subject, arguments, left_out)

@@ -18,6 +18,10 @@ os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "64")
 os.environ.setdefault("LRU_CACHE_CAPACITY", "64")
 
+# TRL reports every training run to the hub, and the hub's library asks it for a list of programs first, also where all
+# that is trained on lies on this machine. The hub's library reads this when it is imported.
+os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+
 # peft imports bitsandbytes wherever it is installed, and on a CPU with bfloat16 that warns that a kernel of the package
 # `kernels` is missing. It would have no use for one: finllm.models.base keeps 4-bit weights as training reads them.
 logging.getLogger("bitsandbytes.backends.cpu.ops").addFilter(

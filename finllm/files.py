@@ -7,15 +7,20 @@ of one. Every JSON carries a `schema_version`, and a reader refuses one it does 
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import hashlib
 import json
 import os
+import re
+import secrets
+import shutil
+import stat
 import tempfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
-from finllm.errors import UserError
+from finllm.errors import UserError, raise_problems
 
 SCHEMA_VERSION = 1
 
@@ -30,19 +35,101 @@ def atomic_open(path: Path | str, mode: str = "w") -> Iterator[IO]:
     """Open a temporary file beside `path`; on leaving without an error it is synced and takes the place of `path`."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
+    sweep(path)
     encoding = None if "b" in mode else "utf-8"
-    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    while True:
+        descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
+        if _hold(descriptor, temporary):
+            break
+        os.close(descriptor)
     try:
-        with open(descriptor, mode, encoding=encoding, newline=None if "b" in mode else "\n") as file:
+        with naming(path), open(descriptor, mode, encoding=encoding, newline=None if "b" in mode else "\n") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
-        os.chmod(temporary, 0o666 & ~_umask())  # mkstemp makes files that only their owner can read
-        os.replace(temporary, path)
+            os.chmod(temporary, 0o666 & ~_umask())  # mkstemp makes files that only their owner can read
+            os.replace(temporary, path)  # while the file is open, and so locked
     except BaseException:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(temporary)
         raise
+
+
+@contextlib.contextmanager
+def atomic_folder(place: Path) -> Iterator[Path]:
+    """A hidden folder beside `place`, to be filled and then renamed to it; where it was not, it is removed again."""
+    place.parent.mkdir(parents=True, exist_ok=True)
+    sweep(place)
+    while True:
+        work = place.with_name(f".{place.name}.{secrets.token_hex(8)}.part")
+        work.mkdir()
+        descriptor = os.open(work, os.O_RDONLY)
+        if _hold(descriptor, work):
+            break
+        os.close(descriptor)
+    try:
+        with naming(place):
+            yield work
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+        os.close(descriptor)
+
+
+@contextlib.contextmanager
+def naming(place: Path) -> Iterator[None]:
+    """Let what the disk refuses inside be an `OSError` that names `place`: libraries leave out the name or the kind."""
+    try:
+        yield
+    except UserError:
+        raise
+    except OSError as error:
+        if error.filename is None:
+            error.filename = str(place)
+        raise
+    except Exception as error:
+        number = re.search(r"\(os error (\d+)\)", str(error))  # as safetensors says it
+        if number is None:
+            raise
+        raise OSError(int(number[1]), os.strerror(int(number[1])), str(place)) from error
+
+
+def sweep(place: Path) -> None:
+    """Remove what killed processes left of making `place`. What a living one makes is locked, and stays.
+
+    Where one was killed between setting an old `place` aside and the new one, the old one comes back.
+    """
+    left = re.compile(rf"\.{re.escape(place.name)}\.\w+\.(part|old)")
+    names = os.listdir(place.parent) if place.parent.is_dir() else ()
+    for path in (place.parent / name for name in sorted(names) if left.fullmatch(name)):
+        try:
+            descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+        except OSError:  # gone meanwhile, a link, or somebody else's
+            continue
+        try:
+            if not _hold(descriptor, path, or_else=False):
+                continue
+            if path.suffix == ".old" and not place.exists():
+                os.replace(path, place)
+            elif path.is_dir():
+                shutil.rmtree(path, ignore_errors=True)
+            else:
+                path.unlink(missing_ok=True)
+        finally:
+            os.close(descriptor)
+
+
+def _hold(descriptor: int, path: Path | str, or_else: bool = True) -> bool:
+    """Lock what is being made for as long as this process lives; False where another holds it or has swept it away.
+
+    `or_else` is the answer of a file system without locks: there who makes goes on, and nobody sweeps.
+    """
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return os.path.samestat(os.fstat(descriptor), os.stat(path))
+    except (BlockingIOError, FileNotFoundError):
+        return False
+    except OSError:
+        return or_else
 
 
 def _umask() -> int:
@@ -72,6 +159,8 @@ def read_json(path: Path | str) -> dict[str, Any]:
         raise UserError(f"{path} does not exist") from None
     except json.JSONDecodeError as error:
         raise UserError(f"{path}, line {error.lineno}: not JSON ({error.msg})") from None
+    except (UnicodeDecodeError, RecursionError, IsADirectoryError) as error:
+        raise UserError(f"{path}: not JSON ({error})") from None
     version = content.get("schema_version") if isinstance(content, dict) else None
     if version != SCHEMA_VERSION:
         raise UserError(
@@ -100,6 +189,28 @@ def read_jsonl(path: Path | str) -> list[dict[str, Any]]:
     except json.JSONDecodeError as error:
         raise UserError(f"{path}, line {len(rows) + 1}: not JSON ({error.msg})") from None
     return rows
+
+
+def refuse_links(folder: Path) -> None:
+    """Refuse a folder in which a link leads out of it, or which holds what is neither a file nor a folder.
+
+    The folder itself may be a link. What is written or removed under a name that leads out is somebody else's.
+    """
+    root, problems = Path(os.path.realpath(folder)), []
+    for place, folders, files in os.walk(folder):
+        for path in (Path(place, name) for name in sorted((*folders, *files))):
+            try:
+                mode = path.lstat().st_mode
+            except FileNotFoundError:  # a temporary file of a process that is at work there
+                continue
+            if stat.S_ISLNK(mode):
+                if not Path(os.path.realpath(path)).is_relative_to(root):
+                    problems.append(f"{path.relative_to(folder)} is a link to {os.readlink(path)!r}")
+            elif not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
+                problems.append(f"{path.relative_to(folder)} is neither a file nor a folder")
+    if len(problems) > 5:
+        problems[5:] = [f"and {len(problems) - 5:,} more"]
+    raise_problems(problems, f"{folder}, which must hold its files itself; put copies there, or remove them")
 
 
 def sha256_of_file(path: Path) -> str:

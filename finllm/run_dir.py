@@ -32,10 +32,16 @@ from typing import IO, Any
 import yaml
 
 from finllm.errors import UserError, raise_problems
-from finllm.files import read_json, write_json, write_text
+from finllm.files import naming, read_json, refuse_links, write_json, write_text
 
 LOCK = ".lock"
-TEMPORARY = re.compile(r"\..+\.(yaml|json|jsonl|png|md)\.\w{8}")  # as atomic_open names them
+TEMPORARY = re.compile(r"\..+\.(yaml|json|jsonl|png|md)\.\w{8}(\.part)?")  # as atomic_open names them
+PUT_BACK = "put back the file that training wrote"
+NEEDED = {  # of a complete run: what those who open it cannot do without
+    "config.yaml": {"dataset_name": str},
+    "provenance.json": {"dataset_hash": str},
+    "summary.json": {"method": str, "trainable_parameters": int, "total_parameters": int},
+}
 
 
 # Where something lies is not what it is: a run dir may be moved, and its dataset or base model be named otherwise.
@@ -60,6 +66,11 @@ class RunDir:
         self.metrics = self.path / "metrics.jsonl"
         self.eval = self.path / "eval"
         self._lock: IO | None = None
+
+    def refuse_links(self) -> None:
+        """Refuse a folder that comes from others where a name in it leads out of it; before anything is read."""
+        if self.path.is_dir():
+            refuse_links(self.path)
 
     def check(
         self,
@@ -95,6 +106,13 @@ class RunDir:
 
     def check_place(self, resume: bool) -> None:
         """Refuse a folder that holds something else than a run and, without `resume`, one that holds a run."""
+        self.refuse_links()
+        shared = [path.name for path in (self.path / LOCK, self.metrics) if path.exists() and path.stat().st_nlink > 1]
+        if shared:
+            raise UserError(
+                f"{self.path}: {', '.join(shared)} has another name elsewhere, which would be written to as well; copy "
+                "the folder without hard links"
+            )
         if (self.path / "config.yaml").exists():
             if not resume:
                 raise UserError(
@@ -162,7 +180,7 @@ class RunDir:
 
     def log(self, line: dict[str, Any]) -> None:
         """Add a line to `metrics.jsonl`; the line is one write, so a reader never sees it torn."""
-        with open(self.metrics, "a", encoding="utf-8") as file:
+        with naming(self.metrics), open(self.metrics, "a", encoding="utf-8") as file:
             file.write(json.dumps(line, allow_nan=False) + "\n")
 
     def metrics_so_far(self) -> list[dict[str, Any]]:
@@ -181,7 +199,23 @@ class RunDir:
         return (self.path / "summary.json").exists()
 
     def config(self) -> dict[str, Any]:
-        return yaml.safe_load((self.path / "config.yaml").read_text(encoding="utf-8"))
+        path = self.path / "config.yaml"
+        try:
+            content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        except (OSError, UnicodeDecodeError, RecursionError, yaml.YAMLError) as error:
+            raise UserError(f"{path} is not YAML: {' '.join(str(error).split())[:300]}; {PUT_BACK}") from None
+        if not isinstance(content, dict):
+            raise UserError(f"{path} holds {str(content)[:60]!r}, not keys and values; {PUT_BACK}")
+        return content
+
+    def language_model(self) -> str | None:
+        """The module of a baseline that opens this run's model, from config.yaml; None for a run of recipes/sft.py."""
+        named = self.config().get("language_model")
+        if named is not None and (not isinstance(named, str) or not re.fullmatch(r"baselines(\.[a-z_]+)+", named)):
+            raise UserError(
+                f"{self.path}/config.yaml: language_model is {str(named)[:60]!r}; only modules of baselines are read"
+            )
+        return named
 
     def provenance(self) -> dict[str, Any]:
         return read_json(self.path / "provenance.json")
@@ -194,12 +228,23 @@ class RunDir:
         if not self.path.is_dir():
             raise UserError(f"{self.path} is not a folder; a run dir is what recipes/sft.py writes to --output_dir")
         parts = ("config.yaml", "provenance.json", "metrics.jsonl", "summary.json", "model")
+        self.refuse_links()
         missing = [part for part in parts if not (self.path / part).exists()]
         if missing:
             raise UserError(
                 f"{self.path} is not a complete run dir: {', '.join(missing)} missing; "
                 "finish the run with its own command and --resume auto"
             )
+        held = {"config.yaml": self.config(), "provenance.json": self.provenance(), "summary.json": self.summary()}
+        raise_problems(
+            (
+                f"{key} in {name} is {str(held[name].get(key))[:60]!r}, not {kind.__name__}"
+                for name, keys in NEEDED.items()
+                for key, kind in keys.items()
+                if type(held[name].get(key)) is not kind
+            ),
+            f"{self.path}; {PUT_BACK}",
+        )
         return self
 
 

@@ -16,7 +16,7 @@ from transformers import EarlyStoppingCallback, set_seed
 from finllm.cpu import machine
 from finllm.data.prepare import resolve
 from finllm.errors import run_command
-from finllm.files import cache_dir
+from finllm.files import cache_dir, naming
 from finllm.models.adapters import add_adapter, method_of
 from finllm.models.base import base_model_hash, check_length, count_parameters, load_base_model, load_saved
 from finllm.models.dropout import set_dropout
@@ -38,6 +38,7 @@ from finllm.training.trainer import SupervisedTrainer
 def main() -> None:
     recipe, training, model_arguments = parse()
     run = RunDir(training.output_dir)
+    run.refuse_links()
     process = PartialState()
     if process.device.type == "cuda":
         machine.use_all_gpus(process.num_processes, sys.argv)
@@ -90,7 +91,7 @@ def main() -> None:
 
     # Text to tokens, with a table of what max_length cuts and drops
     prompt_loss = training.completion_only_loss is False
-    with process.local_main_process_first():
+    with process.local_main_process_first(), naming(cache_dir() / "arrow"):
         train, train_lengths = tokenize(tokenizer, train, training.max_length, prompt_loss)
         validation, validation_lengths = tokenize(tokenizer, validation, training.max_length, prompt_loss)
 

@@ -13,6 +13,13 @@ SOURCES = [path for folder in ("finllm", "recipes", "eval", "baselines", "benchm
            for path in sorted((ROOT / folder).rglob("*.py"))]  # fmt: skip
 
 
+ASKS = {
+    "from_pretrained",
+    "from_config",
+    "load_adapter",
+}  # of transformers and peft: told nothing, some ask and run code
+
+
 def calls_of(source: str) -> list[str]:
     return [ast.unparse(node.func) for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Call)]
 
@@ -24,6 +31,28 @@ def test_no_source_reads_a_pickle_or_runs_text(path):
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.keyword) and node.arg == "trust_remote_code":
             assert ast.unparse(node.value) == "False"
+
+
+def untold(source: str) -> list[str]:
+    """Calls that load a model, a tokenizer, a config or an adapter and do not say that no code is run."""
+    calls = [node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Call)]
+    return [
+        ast.unparse(call)
+        for call in calls
+        if isinstance(call.func, ast.Attribute)
+        and call.func.attr in ASKS
+        and "trust_remote_code=False" not in [ast.unparse(keyword) for keyword in call.keywords]
+    ]
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_every_loader_is_told_that_no_code_is_run(path):
+    assert untold(path.read_text(encoding="utf-8")) == []
+
+
+def test_a_loader_that_is_told_nothing_is_found():
+    assert untold("AutoTokenizer.from_pretrained(folder, revision='main')") and untold("model.load_adapter(folder)")
+    assert not untold("PeftModel.from_pretrained(model, folder, trust_remote_code=False)")
 
 
 def test_the_search_finds_what_it_looks_for():

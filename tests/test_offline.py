@@ -1,6 +1,8 @@
 """From rows on disk to a leaderboard without one call to the network."""
 
+import os
 import socket
+import subprocess
 import sys
 from pathlib import Path
 
@@ -45,3 +47,15 @@ def test_prepare_train_evaluate_and_compare_reach_for_nothing(command, calls, gp
         assert done.status == 0, done.err
     assert (tmp_path / "board" / "index.html").exists()
     assert calls == []
+
+
+def test_no_command_reaches_for_the_network_where_nobody_has_forbidden_it(gpt2_dir, dataset_dir, tmp_path):
+    """The suite sets HF_HUB_OFFLINE, which hides what libraries send of their own; here it is not set."""
+    attempts = tmp_path / "attempts"
+    environment = {key: value for key, value in os.environ.items() if not key.startswith(("HF_", "DO_NOT_TRACK"))}
+    done = subprocess.run(
+        [sys.executable, "tests/every_command_offline.py", tmp_path, gpt2_dir, dataset_dir, attempts], cwd=ROOT,
+        env={**environment, "HF_HOME": str(tmp_path / "hub")}, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0 and done.stdout.endswith("# done\n"), done.stdout[-2000:] + done.stderr[-2000:]
+    assert not attempts.exists(), attempts.read_text()

@@ -15,6 +15,7 @@ does the learning rate: there is no state of them to keep.
 from __future__ import annotations
 
 import dataclasses
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,7 +23,7 @@ import safetensors.torch
 import torch
 
 from baselines.scratch.model import load_weights, read_weights
-from finllm.files import read_json, write_json
+from finllm.files import naming, read_json, write_json
 from finllm.training import checkpoints
 
 Weights = dict[str, torch.Tensor]
@@ -55,10 +56,16 @@ def save_checkpoint(
         for parameter, state in optimizer.state_dict()["state"].items()
         for name, tensor in state.items()
     }
-    for name, tensors in (("model", model.state_dict()), ("best", best), ("optimizer", moments)):
-        safetensors.torch.save_file(tensors, work / f"{name}.safetensors")
-    write_json(work / "state.json", dataclasses.asdict(progress))
-    checkpoints.seal(work, folder / f"{checkpoints.PREFIX}{progress.step}")
+    place = folder / f"{checkpoints.PREFIX}{progress.step}"
+    try:
+        with naming(place):
+            for name, tensors in (("model", model.state_dict()), ("best", best), ("optimizer", moments)):
+                safetensors.torch.save_file(tensors, work / f"{name}.safetensors")
+            write_json(work / "state.json", dataclasses.asdict(progress))
+            checkpoints.seal(work, place)
+    except OSError:  # the disk is full: what was written of it is in the way
+        shutil.rmtree(work, ignore_errors=True)
+        raise
     checkpoints.rotate(folder, limit=2, best=None)
 
 

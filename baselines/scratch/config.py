@@ -15,6 +15,7 @@ from typing import Any
 import yaml
 
 from finllm.errors import UserError, did_you_mean, raise_problems
+from finllm.text.credentials import credentials
 
 VARIANTS = ("as_published", "causal", "seq2seq")
 LANGUAGE_MODEL = "baselines.scratch.lm"
@@ -126,6 +127,8 @@ def read_config(arguments: list[str], description: str) -> tuple[TrainConfig, bo
             values[key] = _typed(value, TYPES[key])
         except ValueError:
             problems.append(f"{key} is {value!r} and must be {_name(TYPES[key])}")
+    problems += [f"{place} looks like a credential, and config.yaml would show it; remove it" for place in
+                 credentials(values)]  # fmt: skip
     for name in ("dataset_name", "output_dir"):
         if name not in values:
             problems.append(f"{name} is missing; give it in the config file or as --{name}")

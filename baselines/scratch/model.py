@@ -32,6 +32,7 @@ from baselines.scratch.tokenizer import PAD
 from finllm.cpu.loss import linear_cross_entropy
 from finllm.errors import UserError, raise_problems
 from finllm.files import atomic_open, read_json, write_json
+from finllm.models.checked import Shapes, shapes_of
 
 
 class Transformer(nn.Module):
@@ -167,6 +168,21 @@ class Transformer(nn.Module):
             if name not in held and field.default is dataclasses.MISSING
         ]
         raise_problems(problems, f"{path}; put back the file that training wrote")
+        shapes = shapes_of(folder / "model.safetensors")
+        wrong = [f"{name} is {held[name]!r}" for name in ("layers", "width", "heads", "feed_forward", "max_length",
+                 "vocabulary_size") if type(held[name]) is not int or held[name] < 1]  # fmt: skip
+        if not wrong and held["layers"] > len(shapes):
+            wrong = [f"layers is {held['layers']:,} and model.safetensors has {len(shapes):,} tensors"]
+        if not wrong and held["width"] % held["heads"]:
+            wrong = [f"heads is {held['heads']} and does not divide width, {held['width']}"]
+        raise_problems(wrong, f"{path}; put back the file that training wrote")
+        try:
+            with torch.device("meta"):  # no memory yet: sizes are held against those of the weights first
+                check_shapes(cls(ModelConfig(**held)), shapes, folder / "model.safetensors")
+        except UserError:
+            raise
+        except Exception as error:  # of sizes that do not go together torch may raise anything
+            raise UserError(f"{path} describes no model: {error}; put back the file that training wrote") from error
         model = cls(ModelConfig(**held))
         load_weights(model, folder / "model.safetensors")
         return model.eval()
@@ -179,8 +195,14 @@ def _positions(ids_BT: torch.Tensor) -> torch.Tensor:
 def load_weights(model: Transformer, path: Path) -> None:
     """Put the weights of a file into a model; a `UserError` where they are those of another config."""
     weights = read_weights(path)
+    check_shapes(model, {name: tuple(tensor.shape) for name, tensor in weights.items()}, path)
+    model.load_state_dict(weights)
+
+
+def check_shapes(model: Transformer, held: Shapes, path: Path) -> None:
+    """Refuse weights that are not, in name and shape, those of the model."""
+    held = {_name_of(name): shape for name, shape in held.items()}
     expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
-    held = {name: tuple(tensor.shape) for name, tensor in weights.items()}
     differences = [
         f"{name} is {held.get(name, 'not there')}, the config asks for {expected.get(name, 'none')}"
         for name in {**expected, **held}
@@ -192,12 +214,13 @@ def load_weights(model: Transformer, path: Path) -> None:
             f"{path} holds the weights of another config: {differences[0]}{more}; put back the config that it was "
             "trained with, or train again into another --output_dir"
         )
-    model.load_state_dict(weights)
 
 
 def read_weights(path: Path) -> dict[str, torch.Tensor]:
     """The tensors of a file by name. Models saved before there were three have names without their `decoder.`"""
-    return {
-        f"decoder.{name}" if name.startswith(("positions.", "blocks.", "norm.")) else name: tensor
-        for name, tensor in safetensors.torch.load_file(path).items()
-    }
+    shapes_of(path)
+    return {_name_of(name): tensor for name, tensor in safetensors.torch.load_file(path).items()}
+
+
+def _name_of(name: str) -> str:
+    return f"decoder.{name}" if name.startswith(("positions.", "blocks.", "norm.")) else name

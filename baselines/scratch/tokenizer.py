@@ -67,7 +67,13 @@ class Tokenizer:
 
     @classmethod
     def load(cls, folder: Path) -> Tokenizer:
-        return cls((folder / "tokenizer.model").read_bytes())
+        path = folder / "tokenizer.model"
+        try:
+            return cls(path.read_bytes())
+        except (OSError, RuntimeError) as error:
+            raise UserError(
+                f"{path} is no SentencePiece model ({error}); put back the file that training wrote"
+            ) from None
 
     def save(self, folder: Path) -> None:
         with atomic_open(folder / "tokenizer.model", "wb") as file:

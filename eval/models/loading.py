@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import re
 from types import ModuleType
 
 from eval.models.fitting import Reader
@@ -18,20 +17,29 @@ def open_run(run: RunDir, batch_size: int) -> LanguageModel:
     That module has `load(run, batch_size) -> LanguageModel` and `reader(run) -> Reader`; only modules of `baselines`
     are ever imported this way.
     """
-    return _module_of(run).load(run, batch_size)
+    return _module_of(run, "load").load(run, batch_size)
 
 
 def open_reader(run: RunDir) -> Reader:
     """What is known of a run's model without its weights."""
-    return _module_of(run).reader(run)
+    return _module_of(run, "reader").reader(run)
 
 
-def _module_of(run: RunDir) -> ModuleType:
-    module = run.require_complete().config().get("language_model")
-    if module is None:
+def _module_of(run: RunDir, needed: str) -> ModuleType:
+    name = run.require_complete().language_model()
+    if name is None:
         from eval.models import transformers_lm
 
         return transformers_lm
-    if re.fullmatch(r"baselines(\.[a-z_]+)+", module):
-        return importlib.import_module(module)
-    raise UserError(f"{run.path}/config.yaml: language_model is {module!r}; only a module of baselines is imported")
+    try:
+        module = importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        if not str(error.name).startswith("baselines"):
+            raise  # a package that the baseline needs
+        module = None
+    if not callable(getattr(module, needed, None)):
+        raise UserError(
+            f"{run.path}/config.yaml: language_model is {name!r}, and there is no such module with a `{needed}`; put "
+            "back the file that training wrote"
+        )
+    return module

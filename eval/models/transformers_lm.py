@@ -19,13 +19,13 @@ from finllm.errors import UserError
 from finllm.models.adapters import base_of
 from finllm.models.base import (
     base_model_hash,
-    causal_config,
     check_length,
     count_parameters,
     load_for_inference,
     model_arguments,
     positions_of,
 )
+from finllm.models.configs import causal_config
 from finllm.models.find import load_tokenizer, resolve_base_model
 from finllm.models.generate import answer_all, decoding
 from finllm.models.proofs import head_difference, rounding_of

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import re
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,11 +21,11 @@ from markupsafe import Markup
 from eval.evaluated import Run
 from eval.report import data
 from eval.report.numbers import decimals, duration, interval_text, shown, shown_rank
+from finllm.text.credentials import without_credentials
 
 FOLDER = Path(__file__).parent
 SCRIPTS = ("table.js", "texts.js", "charts.js", "compare.js", "questions.js")
 HUES = 8  # colours in page.css; beyond them they repeat with dashed lines
-SECRET = re.compile(r"(_token|_key|password|secret)$")  # a config key whose value is never shown
 
 AUDITS = {
     "causality": "No later token changes the likelihood of an earlier one. A model that fails has seen what it is "
@@ -123,7 +122,7 @@ def _origin(run: Run) -> dict[str, Any]:
     held, results = run.provenance, run.results
     decoding = "sampled" if results.decoding["do_sample"] else "greedy"
     score, generate = duration(results.seconds["score"]), duration(results.seconds["generate"])
-    config = {key: value for key, value in run.config.items() if value is not None and not SECRET.search(key)}
+    config = without_credentials({key: value for key, value in run.config.items() if value is not None})
     commit = held.get("git_commit")
     facts = {
         "Run dir": run.path,
@@ -142,7 +141,7 @@ def _origin(run: Run) -> dict[str, Any]:
         "Evaluation took": f"{score} to score, {generate} to write the answers",
     }
     return {
-        "facts": {name: str(value) for name, value in facts.items() if value not in (None, "")},
+        "facts": {name: without_credentials(str(value)) for name, value in facts.items() if value not in (None, "")},
         "proofs": run.proofs,
         "config": yaml.safe_dump(config, sort_keys=False, allow_unicode=True) if config else "",
     }

@@ -16,6 +16,7 @@ import psutil
 import torch
 
 from finllm.errors import UserError
+from finllm.text.credentials import without_credentials_of_flags
 
 # glibc's mallopt parameters, from malloc.h
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX, M_ARENA_MAX = -1, -2, -4, -8
@@ -100,7 +101,7 @@ def use_all_gpus(processes: int, command: list[str]) -> None:
         os.execv(sys.executable, [sys.executable, "-m", "accelerate.commands.launch", *arguments])
     raise UserError(
         f"this machine has {gpus} GPUs and this is one process; for all of them run: accelerate launch "
-        f"{shlex.join(arguments)}; for one of them set CUDA_VISIBLE_DEVICES=0"
+        f"{shlex.join(without_credentials_of_flags(arguments))}; for one of them set CUDA_VISIBLE_DEVICES=0"
     )
 
 

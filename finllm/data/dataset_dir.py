@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from finllm.data.split import SPLITS
 from finllm.errors import UserError, did_you_mean, raise_problems
-from finllm.files import atomic_open, cache_dir, read_json, sha256_of_file
+from finllm.files import atomic_open, cache_dir, read_json, sha256_of_file, sweep
 
 if TYPE_CHECKING:
     import datasets
@@ -88,6 +88,7 @@ class DatasetDir:
 
         self._check(name)
         place = cache_dir() / "arrow" / f"{self.manifest['splits'][name]['sha256']}.arrow"
+        sweep(place)
         if not place.exists():
             features = datasets.Features({field: datasets.Value("string") for field in ROW_FIELDS})
             with atomic_open(place, "wb") as file, ArrowWriter(stream=file, features=features) as writer:

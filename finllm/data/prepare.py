@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import fcntl
 import hashlib
 import json
 import os
 import re
-import secrets
 import shutil
 import sys
 from collections import Counter
@@ -25,7 +25,7 @@ from finllm.data.settings import DEFAULTS, Settings
 from finllm.data.split import SPLITS, check_fractions, normalised_question, split_of
 from finllm.data.summary import print_summary
 from finllm.errors import UserError
-from finllm.files import atomic_open, write_json
+from finllm.files import atomic_folder, atomic_open, sweep, write_json
 
 TRACKED_BYTES = 10 << 20  # a source of less is read before a progress bar could be
 
@@ -56,6 +56,7 @@ def prepare(
     check_steps(skip_cleaning)
     check_fractions(validation_fraction, test_fraction)
     where = Path(output_dir)
+    sweep(where.resolve())
     found = _find(source)
     sha256 = source_hash(found)
     if _holds_the_same(where, found, sha256, settings, overwrite):
@@ -80,6 +81,7 @@ def resolve(name: Path | str, cache_dir: Path | str) -> DatasetDir:
     stem = source.name if not source.files else Path(source.name).absolute().name.split(".")[0]
     readable = re.sub(r"[^A-Za-z0-9_]+", "-", stem).strip("-") or "dataset"
     where = Path(cache_dir) / f"{readable}-{DEFAULTS.key(sha256)}"
+    sweep(where.resolve())
     if not is_dataset_dir(where):
         _build(source, sha256, where, DEFAULTS)
         print(f"prepared {source.name} into {where}", file=sys.stderr)
@@ -99,13 +101,13 @@ def _find(source: Path | str) -> Source:
 def _build(source: Source, sha256: str, where: Path, settings: Settings, overwrite: bool = False) -> None:
     """Make the dataset dir beside its place and rename it, so that a reader sees all of it or nothing."""
     place = where.resolve()
-    place.parent.mkdir(parents=True, exist_ok=True)
-    building = place.with_name(f".{place.name}.{secrets.token_hex(8)}")
-    aside = building.with_name(f"{building.name}.old")
-    building.mkdir()
-    try:
+    with atomic_folder(place) as building:
+        aside = building.with_suffix(".old")
         _write(building, source, sha256, settings)
-        if overwrite and place.exists():
+        held = os.open(place, os.O_RDONLY) if overwrite and place.exists() else None
+        if held is not None:  # locked, so that nobody takes it for what a killed process set aside
+            with contextlib.suppress(OSError):
+                fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
             os.replace(place, aside)
         try:
             os.replace(building, place)
@@ -115,9 +117,10 @@ def _build(source: Source, sha256: str, where: Path, settings: Settings, overwri
             # Another process may have put the same dataset there since we looked; then its work is ours.
             if overwrite or not _holds_the_same(where, source, sha256, settings, overwrite=False):
                 raise
-    finally:
-        for left in (building, aside):
-            shutil.rmtree(left, ignore_errors=True)
+        finally:
+            shutil.rmtree(aside, ignore_errors=True)
+            if held is not None:
+                os.close(held)
 
 
 def _write(folder: Path, source: Source, sha256: str, settings: Settings) -> None:

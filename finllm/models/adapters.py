@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import copy
+import math
+from pathlib import Path
+
 import torch
-from transformers import PreTrainedModel
+from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 from trl import ModelConfig, get_peft_config
 
-from finllm.errors import UserError
+from finllm.cpu.machine import memory_bytes
+from finllm.errors import UserError, did_you_mean, raise_problems
+from finllm.models import checked
 
 
 def base_of(model: PreTrainedModel) -> PreTrainedModel:
@@ -37,7 +43,15 @@ def add_adapter(model: PreTrainedModel, arguments: ModelConfig) -> PreTrainedMod
         config.target_modules = {config.target_modules}
     layers = _layers(model)  # before peft has wrapped some of them
     try:
+        numbers = sum(map(math.prod, _shapes_made(model, config).values()))
+        if 4 * numbers > memory_bytes():
+            raise UserError(
+                f"lora_r is {arguments.lora_r:,}, which makes an adapter of {4 * numbers / 2**30:,.1f} GiB, and this "
+                f"machine has {memory_bytes() / 2**30:,.1f} GiB of memory; lower lora_r"
+            )
         adapted = get_peft_model(model, config)
+    except UserError:
+        raise
     except ValueError as error:
         raise UserError(
             f"lora_target_modules {arguments.lora_target_modules!r}: {str(error).splitlines()[0]}; {layers}, "
@@ -54,6 +68,65 @@ def add_adapter(model: PreTrainedModel, arguments: ModelConfig) -> PreTrainedMod
 def _layers(model: PreTrainedModel) -> str:
     linear = sorted({name.split(".")[-1] for name, module in model.named_modules() if _is_linear(module)})
     return f"its linear layers are {', '.join(linear)}"
+
+
+def load_adapter(base: PreTrainedModel, folder: Path) -> PreTrainedModel:
+    """`base` with the adapter saved in `folder`, which comes from others: proved to fit before anything is allocated.
+
+    Its tensors must be, in name and shape, those that its config makes on this very model. Else peft would allocate
+    what the config asks for, or leave out what the file lacks.
+    """
+    from peft import PEFT_TYPE_TO_CONFIG_MAPPING, PeftModel
+
+    held, shapes = checked.check_adapter(folder)
+    kind, place = held.get("peft_type"), folder / checked.ADAPTER_CONFIG
+    if kind not in list(PEFT_TYPE_TO_CONFIG_MAPPING):
+        known = [str(each.value) for each in PEFT_TYPE_TO_CONFIG_MAPPING]
+        raise UserError(
+            f"{place}: peft_type is {kind!r}{did_you_mean(str(kind), known)}; peft has {', '.join(sorted(known))}"
+        )
+    try:
+        config = PEFT_TYPE_TO_CONFIG_MAPPING[kind].from_pretrained(str(folder), trust_remote_code=False)
+        if config.is_prompt_learning:
+            raise ValueError(f"{kind} puts tokens of its own before every text, which is not done here")
+        made = _shapes_made(base, config)
+    except Exception as error:  # of a config of somebody else's a library may raise anything
+        reason = " ".join(str(error).split())[:300] or type(error).__name__
+        raise UserError(f"{place} makes no adapter of {base.config.name_or_path}: {reason}") from error
+    own = {name: tuple(tensor.shape) for name, tensor in base.state_dict().items()}
+    raise_problems(_differences(made, shapes, own), f"{folder}, whose weights are not those that its config makes")
+    return PeftModel.from_pretrained(base, str(folder), trust_remote_code=False)
+
+
+def _differences(made: checked.Shapes, held: checked.Shapes, base: checked.Shapes) -> list[str]:
+    """What an adapter's file lacks, has in another shape, or has beside; layers of the base may be saved with it."""
+    found = [
+        f"{name} is {held.get(name, 'missing')} and must be {shape}"
+        for name, shape in made.items()
+        if held.get(name) != shape
+    ]
+    beside = [name for name in held if name not in made and name.removeprefix("base_model.model.") not in base]
+    found += [f"{name} belongs to nothing" for name in beside]
+    return found if len(found) < 4 else [*found[:3], f"and {len(found) - 3:,} more"]
+
+
+def _shapes_made(base: PreTrainedModel, config) -> checked.Shapes:
+    """The shapes of the tensors that an adapter of this config saves, found without memory for any of them."""
+    from peft import get_peft_model, get_peft_model_state_dict
+
+    config = copy.deepcopy(config)
+    if hasattr(config, "init_lora_weights"):
+        config.init_lora_weights = True  # other beginnings compute with the base's weights, and have the same shapes
+    with torch.random.fork_rng(devices=[]), torch.device("meta"):
+        adapted = get_peft_model(skeleton(base.config), config)
+    saved = get_peft_model_state_dict(adapted, save_embedding_layers=False)
+    return {name: tuple(tensor.shape) for name, tensor in saved.items()}
+
+
+def skeleton(config: PreTrainedConfig) -> PreTrainedModel:
+    """The model of a config without memory for its weights; no random number of the process is used up."""
+    with torch.random.fork_rng(devices=[]), torch.device("meta"):
+        return AutoModelForCausalLM.from_config(copy.deepcopy(config), trust_remote_code=False)
 
 
 def _is_linear(module: torch.nn.Module) -> bool:

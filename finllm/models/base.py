@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 from transformers import (
-    MODEL_FOR_CAUSAL_LM_MAPPING,
     AutoConfig,
     AutoModelForCausalLM,
     PreTrainedConfig,
@@ -23,6 +22,10 @@ from trl import ModelConfig, get_quantization_config
 from finllm.cpu import kernels
 from finllm.cpu.machine import use_all_cores
 from finllm.errors import UserError
+from finllm.files import atomic_folder
+from finllm.models import checked
+from finllm.models.adapters import load_adapter
+from finllm.models.configs import causal_config, check_size
 from finllm.models.find import load_tokenizer, not_loaded, resolve_base_model, run_of, weights_hash
 from finllm.models.proofs import tokenizer_fits
 from finllm.run_dir import RunDir
@@ -37,33 +40,15 @@ def make_random_model(config_dir: Path | str, output_dir: Path | str, seed: int 
         raise UserError(f"{output_dir} is not empty; take another --output_dir")
     if not (Path(config_dir) / "config.json").exists():
         raise UserError(f"{config_dir} holds no config.json; give a folder with a model's config and tokenizer")
-    torch.manual_seed(seed)
-    model = AutoModelForCausalLM.from_config(causal_config(str(config_dir)))
+    config = causal_config(str(config_dir))
+    check_size(config)
     tokenizer = load_tokenizer(str(config_dir))
-    output_dir.mkdir(parents=True, exist_ok=True)
-    model.save_pretrained(output_dir)
-    tokenizer.save_pretrained(output_dir)
-
-
-def causal_config(resolved: str, revision: str = "main") -> PreTrainedConfig:
-    """The config of a resolved base model, if it is a causal language model's; else a `UserError`.
-
-    An encoder-decoder is refused although transformers has causal classes for some: those leave the encoder out.
-    """
-    try:
-        config = AutoConfig.from_pretrained(resolved, revision=revision, trust_remote_code=False)
-    except (OSError, ValueError) as error:
-        raise not_loaded(resolved, error) from error
-    if config.is_encoder_decoder:
-        kind = "an encoder-decoder, whose encoder reads the question and whose decoder writes the answer"
-    elif type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
-        kind = "no language model that writes, in this version of transformers"
-    else:
-        return config
-    raise UserError(
-        f"base model {resolved} is of type {config.model_type}: {kind}; take a causal language model, which reads and "
-        "writes in one go (GPT-2, Llama, Qwen, SmolLM2, …)"
-    )
+    torch.manual_seed(seed)
+    model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+    with atomic_folder(output_dir.resolve()) as work:
+        model.save_pretrained(work)
+        tokenizer.save_pretrained(work)
+        os.replace(work, output_dir)
 
 
 def load_base_model(resolved: str, arguments: ModelConfig) -> PreTrainedModel:
@@ -74,9 +59,12 @@ def load_base_model(resolved: str, arguments: ModelConfig) -> PreTrainedModel:
         raise UserError(
             "load_in_4bit and load_in_8bit need bitsandbytes, which is not installed; run: pip install 'finllm[qlora]'"
         )
-    causal_config(resolved, arguments.model_revision)
+    if Path(resolved).is_dir():
+        checked.check_base(Path(resolved))
+    half = quantised or arguments.dtype in ("bfloat16", "float16")
+    check_size(causal_config(resolved, arguments.model_revision), bytes_a_parameter=2 if half else 4)
     try:
-        model = AutoModelForCausalLM.from_pretrained(
+        model, loading = AutoModelForCausalLM.from_pretrained(
             resolved,
             revision=arguments.model_revision,
             dtype=arguments.dtype,
@@ -85,9 +73,16 @@ def load_base_model(resolved: str, arguments: ModelConfig) -> PreTrainedModel:
             device_map={"": _local_device()} if quantised else None,
             use_safetensors=True,
             trust_remote_code=False,
+            output_loading_info=True,
         )
-    except (OSError, ValueError) as error:
+    except Exception as error:  # of a file of somebody else's a library may raise anything
         raise not_loaded(resolved, error) from error
+    missing = sorted(loading["missing_keys"])
+    if missing:  # transformers would go on with random numbers
+        raise UserError(
+            f"base model {resolved} has no weights for {len(missing):,} tensors that its config asks for "
+            f"({', '.join(missing[:3])}{' …' if len(missing) > 3 else ''}); {checked.ANEW}"
+        )
     for module in model.modules():
         # In evaluation on a CPU with bfloat16, bitsandbytes repacks the weights, in place and for good: training cannot
         # read them then, and rows that are no multiple of the block size fail (0.50.2).
@@ -153,15 +148,28 @@ def check_length(model: PreTrainedModel, max_length: int | None) -> None:
 
 
 def model_arguments(config: dict[str, Any]) -> ModelConfig:
-    """The ModelConfig part of a run's config.yaml."""
-    return ModelConfig(**{key: config[key] for key in ModelConfig.__dataclass_fields__ if key in config})
+    """The ModelConfig part of a run's config.yaml; a `UserError` where it is none."""
+    named = config.get("model_name_or_path")
+    try:
+        if not isinstance(named, str):
+            raise ValueError(f"model_name_or_path is {named!r}, not the name of a base model")
+        return ModelConfig(**{key: config[key] for key in ModelConfig.__dataclass_fields__ if key in config})
+    except (TypeError, ValueError) as error:
+        raise UserError(f"the run's config.yaml: {error}; put back the file that training wrote") from error
 
 
 def load_run_model(run: RunDir) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """The model that a run of recipes/sft.py saved: full weights, or its base model with the adapter on."""
     config = run.require_complete().config()
     arguments = model_arguments(config)
-    base = resolve_base_model(config["model_name_or_path"]) if arguments.use_peft else None
+    base = resolve_base_model(arguments.model_name_or_path) if arguments.use_peft else None
+    if base is not None:
+        then, now = run.provenance().get("base_model_hash"), base_model_hash(base, revision=arguments.model_revision)
+        if now != then:
+            raise UserError(
+                f"{run.path} holds an adapter of {arguments.model_name_or_path} as it was (hash {str(then)[:80]}), and "
+                f"what is there now has hash {now[:80]}; put that base model back"
+            )
     return load_saved(run.model, base, arguments), load_tokenizer(str(run.model))
 
 
@@ -169,9 +177,7 @@ def load_saved(folder: Path, base: str | None, arguments: ModelConfig) -> PreTra
     """What training saved in a folder: full weights, or an adapter put on the resolved `base`, freshly loaded."""
     if not arguments.use_peft:
         return load_base_model(str(folder), arguments)
-    from peft import PeftModel
-
-    return PeftModel.from_pretrained(load_base_model(base, arguments), folder)
+    return load_adapter(load_base_model(base, arguments), folder)
 
 
 def load_for_inference(name: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:

@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import importlib.util
 import os
-import shutil
-import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from finllm.errors import UserError, did_you_mean, raise_problems
-from finllm.files import cache_dir, sha256_of_files
+from finllm.files import atomic_folder, cache_dir, sha256_of_files, sweep
+from finllm.models import checked
 from finllm.run_dir import RunDir
 
 if TYPE_CHECKING:
@@ -112,30 +111,30 @@ def _convert_gguf(file: Path) -> Path:
     """Dequantise a GGUF file once to float32 safetensors in the cache; returns the folder."""
     folder = cache_dir() / "base_models" / f"{file.stem}-{sha256_of_files([file])[:16]}"
     if folder.exists():
+        sweep(folder)
         return folder
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
     print(f"converting {file.name} to safetensors in {folder} (once)", flush=True)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    work = Path(tempfile.mkdtemp(dir=folder.parent, prefix=".convert-"))
-    try:
-        dequantised = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, dtype=torch.float32)
+    with atomic_folder(folder) as work:
+        dequantised = AutoModelForCausalLM.from_pretrained(
+            file.parent, gguf_file=file.name, dtype=torch.float32, trust_remote_code=False
+        )
         config = dequantised.config.to_dict()
         # save_pretrained refuses a model that is marked as quantised, so the weights move into an unmarked one.
         config.pop("quantization_config")
-        model = AutoModelForCausalLM.from_config(AutoConfig.for_model(**config))
+        model = AutoModelForCausalLM.from_config(AutoConfig.for_model(**config), trust_remote_code=False)
         model.load_state_dict(dequantised.state_dict())
-        tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
+        tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name, trust_remote_code=False)
         model.generation_config.eos_token_id = tokenizer.eos_token_id
         model.save_pretrained(work)
         tokenizer.save_pretrained(work)
-        os.rename(work, folder)
-    except OSError:
-        if not folder.exists():  # another process may have finished first, and its result is the same
-            raise
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
+        try:
+            os.rename(work, folder)
+        except OSError:
+            if not folder.exists():  # another process may have finished first, and its result is the same
+                raise
     return folder
 
 
@@ -157,9 +156,11 @@ def load_tokenizer(resolved: str, revision: str = "main", **special_tokens: str 
     """
     from transformers import AutoTokenizer
 
+    if Path(resolved).is_dir():
+        checked.check_configs(Path(resolved))
     try:
-        tokenizer = AutoTokenizer.from_pretrained(resolved, revision=revision)
-    except (OSError, ValueError) as error:
+        tokenizer = AutoTokenizer.from_pretrained(resolved, revision=revision, trust_remote_code=False)
+    except Exception as error:  # of a file of somebody else's a library may raise anything
         raise not_loaded(resolved, error) from error
     given = {name: token for name, token in special_tokens.items() if token is not None}
     unknown = [
@@ -179,7 +180,7 @@ def load_tokenizer(resolved: str, revision: str = "main", **special_tokens: str 
 
 def not_loaded(name: str, error: Exception) -> UserError:
     """What to say where a library could not load a base model or its tokenizer."""
-    reason = str(error).strip().splitlines()[0]
+    reason = " ".join(str(error).split())[:300] or type(error).__name__
     return UserError(
         f"base model {name} was not loaded: {reason}; without a hub give a folder, a .gguf file or "
         f"{', '.join(BUILT_IN)}{did_you_mean(name, BUILT_IN)}"

@@ -140,7 +140,9 @@ def _ask() -> str:
 
 def _not_a_baseline(name: str) -> str:
     run = run_of(name)
-    module = run.config().get("language_model") if run and (run.path / "config.yaml").exists() else None
+    if run is not None:
+        run.refuse_links()
+    module = run.language_model() if run and (run.path / "config.yaml").exists() else None
     if module:
         script = module.replace(".", "/").removesuffix("/lm") + "/generate.py"
         raise UserError(f'{name} was trained from scratch; ask it with: python {script} {run.path} "question"')

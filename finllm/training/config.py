@@ -21,6 +21,7 @@ from trl import ModelConfig, SFTConfig, TrlParser
 
 from finllm.cpu.machine import bf16_is_fast
 from finllm.errors import UserError, did_you_mean, raise_problems
+from finllm.text.credentials import credentials
 from finllm.training.unsupported import unsupported
 
 
@@ -112,7 +113,12 @@ def parse(arguments: list[str] | None = None) -> tuple[RecipeArguments, Training
         recipe, training, model = parser.parse_args_and_config(arguments)
     except (ValueError, ImportError) as error:
         raise UserError(f"{path or 'the command line'}: {' '.join(str(error).split())}") from error
-    raise_problems(_impossible(recipe, training, model), path or "the command line")
+    looking = [
+        f"{place} looks like a credential, and config.yaml and the report would show it; remove it, and give it in the "
+        "environment (HF_TOKEN)"
+        for place in credentials(resolved(recipe, training, model))
+    ]
+    raise_problems(_impossible(recipe, training, model) + looking, path or "the command line")
     given = {*(_read_yaml(path) if path else ()), *(flag.removeprefix("--") for flag in flags)}
     if model.use_peft:
         # Frozen weights need no optimizer, so none of their last bits: half the memory, and no cast in every product.

@@ -25,7 +25,6 @@ step, does not hide. docs/scaling.md follows the arithmetic through an example.
 
 from __future__ import annotations
 
-import copy
 import math
 import time
 from contextlib import nullcontext
@@ -45,7 +44,8 @@ from finllm.data.prepare import resolve
 from finllm.errors import UserError
 from finllm.files import cache_dir, write_json
 from finllm.models.adapters import add_adapter
-from finllm.models.base import causal_config, count_parameters
+from finllm.models.base import count_parameters
+from finllm.models.configs import causal_config, check_size, with_layers
 from finllm.models.dropout import set_dropout
 from finllm.models.find import load_tokenizer, resolve_base_model
 from finllm.run_dir import RunDir
@@ -101,6 +101,7 @@ class Probe:
 def main(arguments: list[str]) -> None:
     """Predict a run of recipes/sft.py from its flags, print it, and leave plan.json in the run dir."""
     recipe, training, model_arguments = parse(arguments)
+    RunDir(training.output_dir).refuse_links()
     if not training.use_cpu:
         raise UserError(
             "finllm plan measures on the CPU it runs on; on a GPU machine add --use_cpu true for a CPU's plan"
@@ -204,13 +205,11 @@ def _probe(
     """Steps of a random model with so many layers: two of the largest batch, then the `timed`, all of other lengths."""
     machine.give_back_freed_memory()
     machine.forget_peak()
-    config = copy.deepcopy(config)
-    config.num_hidden_layers = layers
-    if getattr(config, "layer_types", None):
-        config.layer_types = (config.layer_types * layers)[:layers]  # the model may have fewer than two
+    config = with_layers(config, layers)
+    check_size(config)
     set_seed(0)
     dtype = getattr(torch, model_arguments.dtype) if model_arguments.dtype in ("bfloat16", "float16") else torch.float32
-    model = AutoModelForCausalLM.from_config(config, attn_implementation="sdpa", dtype=dtype)
+    model = AutoModelForCausalLM.from_config(config, attn_implementation="sdpa", dtype=dtype, trust_remote_code=False)
     if not joined.can_join(model):
         raise UserError(f"finllm plan knows models whose rows can be joined, and {type(model).__name__} is none")
     if recipe.base_dropout is not None:

@@ -9,6 +9,8 @@ import sys
 
 import torch
 
+from finllm.text.credentials import without_credentials_of_flags
+
 
 class Stop:
     """SIGTERM and SIGINT are noted, for the training loop to end its step, save and leave. A second ends at once."""
@@ -54,4 +56,5 @@ class Stop:
 def resume_command(processes: int) -> str:
     """The command that goes on with the run of this process, on one machine."""
     arguments = sys.argv if "--resume" in sys.argv else [*sys.argv, "--resume", "auto"]
-    return f"{'python' if processes == 1 else f'torchrun --nproc-per-node {processes}'} {shlex.join(arguments)}"
+    command = "python" if processes == 1 else f"torchrun --nproc-per-node {processes}"
+    return f"{command} {shlex.join(without_credentials_of_flags(arguments))}"

@@ -19,6 +19,7 @@ from __future__ import annotations
 import itertools
 import logging
 import math
+import shutil
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -31,6 +32,7 @@ from transformers import EvalPrediction, PreTrainedModel
 from finllm.cpu import joined
 from finllm.cpu.loss import add_supervised_head
 from finllm.errors import UserError
+from finllm.files import naming
 from finllm.models.adapters import base_of
 from finllm.text.tokens import lengths_of
 from finllm.training import checkpoints
@@ -179,7 +181,12 @@ class SupervisedTrainer(ResumableTrainer):
         `load_saved` loads what a folder holds as any later reader will: it must be the model that was trained.
         """
         work = self.run.path / ".model"
-        self.save_model(str(work))
+        try:
+            with naming(self.run.model):
+                self.save_model(str(work))
+        except OSError:  # the disk is full: what was written of it is in the way
+            shutil.rmtree(work, ignore_errors=True)
+            raise
         if self.is_world_process_zero():
             (work / "training_args.bin").unlink(missing_ok=True)  # a pickle; config.yaml says the same
             checkpoints.check_weights(work)
