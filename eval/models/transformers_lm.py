@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import math
 from collections.abc import Callable, Sequence
 
@@ -173,8 +172,7 @@ class TransformersLM:
             hidden_BTC = base_of(self.model).base_model(input_ids=input_ids, use_cache=False).last_hidden_state
             hidden_NC = hidden_BTC[predicts]
             return lambda part: head(hidden_NC[part])
-        forward = functools.partial(base_of(self.model).forward, input_ids=input_ids, use_cache=False)
-        logits_NV = logits_at(forward, predicts)
+        logits_NV = logits_at(base_of(self.model), predicts, input_ids=input_ids, use_cache=False)
         return lambda part: logits_NV[part]
 
     @torch.inference_mode()

@@ -15,6 +15,7 @@ import inspect
 import types
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -147,15 +148,15 @@ def linear_cross_entropy(
         return _LinearCrossEntropy.apply(hidden_NC, weight_VC, bias_V, labels_N, dtype, torch.is_grad_enabled(), tied)
 
 
-def logits_at(forward: Callable[..., ModelOutput], where_BT: Tensor) -> Tensor:
-    """The model's own logits at the positions that are True, (N, V), row by row.
+def logits_at(forward: Callable[..., ModelOutput], where_BT: Tensor, **inputs: Any) -> Tensor:
+    """The model's own logits at the positions that are True, (N, V), row by row. `forward` is a model or its forward.
 
     Where its forward can leave positions out, only those that some row asks for meet the head.
     """
-    if "logits_to_keep" in inspect.signature(forward).parameters:
+    if "logits_to_keep" in inspect.signature(getattr(forward, "forward", forward)).parameters:
         some_T = where_BT.any(0)
-        return forward(logits_to_keep=some_T.nonzero()[:, 0]).logits[where_BT[:, some_T]]
-    return forward().logits[where_BT]
+        return forward(**inputs, logits_to_keep=some_T.nonzero()[:, 0]).logits[where_BT[:, some_T]]
+    return forward(**inputs).logits[where_BT]
 
 
 def is_plain(module: torch.nn.Module, kind: type[torch.nn.Module]) -> bool:
@@ -209,7 +210,8 @@ def add_supervised_head(model: PreTrainedModel) -> None:
             return forward(*args, **kwargs) if labels is None else forward(*args, labels=labels, **kwargs)
         if own_logits:
             mask = labels[:, 1:] != IGNORED
-            logits_NV = logits_at(functools.partial(forward, *args, **kwargs), nn.functional.pad(mask, (0, 1)))
+            assert not args, "batches come by name"
+            logits_NV = logits_at(forward, nn.functional.pad(mask, (0, 1)), **kwargs)
             nll_N = cross_entropy(logits_NV.float(), labels[:, 1:][mask], reduction="none")
             return SupervisedOutput(nll=nll_N.sum(), nll_N=nll_N.detach(), mask=mask)
         head, lookup, tied = self.get_output_embeddings(), self.get_input_embeddings(), None

@@ -1,11 +1,13 @@
 """eval/run.py by its command line, on small random models."""
 
+import functools
 import json
 import math
 
 import pytest
 import torch
 from torch.nn.functional import cross_entropy
+from transformers import GPT2LMHeadModel
 
 from eval.models.transformers_lm import load_base
 from eval.results import Results, predictions
@@ -157,6 +159,7 @@ def test_the_folder_of_a_training_run_is_not_taken_for_a_base_model(evaluate, tm
 def test_scoring_computes_little_padding(gpt2_dir):
     """A long row among short ones would make each of them as long."""
     model, computed = load_base(str(gpt2_dir), 16), []
+    model.score(["Why?"], ["So."])  # the head is tried once, on the first text
     model.model.transformer.register_forward_pre_hook(
         lambda _, __, given: computed.append(given["input_ids"].numel()), with_kwargs=True
     )
@@ -167,22 +170,28 @@ def test_scoring_computes_little_padding(gpt2_dir):
     assert sum(computed) < 1.25 * tokens and len(computed) < 6
 
 
-def test_a_head_that_changes_its_logits_is_asked_for_them_where_responses_stand(gpt2_dir):
-    """Such a model goes through its own forward. GPT-2 knows no soft cap, so that gives what the short way gives."""
-    model, asked = load_base(str(gpt2_dir), 4), []
+def test_a_head_that_changes_its_logits_is_asked_for_them_where_responses_stand(gpt2_dir, monkeypatch):
+    """Such a model goes through its own forward, since the short way would score another function."""
+    model, forward = load_base(str(gpt2_dir), 4), GPT2LMHeadModel.forward
     prompts, responses = (
         ["What is a bond?", "What is a fund?", "What is a loan?"],
         ["A loan.", "Some stocks.", "Money, so."],
     )
-    expected = model.score(prompts, responses)
-    model.model.config.final_logit_softcapping = 30.0
+    asked, pairs = [], [model.encode(*pair) for pair in zip(prompts, responses, strict=True)]
 
-    def look(_, __, given):
-        asked.append(len(given["logits_to_keep"]))
+    @functools.wraps(forward)
+    def capped(self, *args, **kwargs):
+        asked.append(len(kwargs["logits_to_keep"]) if "logits_to_keep" in kwargs else None)
+        output = forward(self, *args, **kwargs)
+        output.logits = 0.05 * torch.tanh(output.logits / 0.05)
+        return output
 
-    model.model.register_forward_pre_hook(look, with_kwargs=True)
+    monkeypatch.setattr(GPT2LMHeadModel, "forward", capped)
     found = model.score(prompts, responses)
-    longest = max(sum(map(len, model.encode(*pair))) for pair in zip(prompts, responses, strict=True))
-    assert len(asked) == 1 and asked[0] < longest
-    for one, other in zip(found, expected, strict=True):
-        assert one.nll == pytest.approx(other.nll, rel=1e-6) and one.correct_tokens == other.correct_tokens
+    assert [count for count in asked if count is not None and count < max(len(p) + len(r) for p, r in pairs)]
+    assert len(asked) == 3 and asked[-1] is not None  # twice for the proof, on a few tokens, and once for all scores
+    for score, (prompt, response) in zip(found, pairs, strict=True):
+        with torch.no_grad():
+            logits = model.model(input_ids=torch.tensor([prompt + response])).logits[0, len(prompt) - 1 : -1]
+        expected = cross_entropy(logits, torch.tensor(response), reduction="sum").item()
+        assert score.nll == pytest.approx(expected, rel=1e-5)
