@@ -113,9 +113,8 @@ def _way(trainer: Any, probe: list[dict[str, list[int]]]) -> list[Proof]:
         try:
             proofs = _own_loss(trainer, probe, own_N, rows, loss, name)
         except Exception as error:  # a model's own forward may refuse a way by any error; the next way is tried
-            proofs = [
-                Proof(name, None, 0.0, False, f"{rows} rows with {loss} fail: {str(error).splitlines()[0][:200]}")
-            ]
+            reason = (str(error) or type(error).__name__).splitlines()[0][:200]
+            proofs = [Proof(name, None, 0.0, False, f"{rows} rows with {loss} fail: {reason}")]
         found += proofs
         if all(proof.passed for proof in proofs):
             _tell(found, rows, loss)
