@@ -11,8 +11,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from eval.results import Results, SplitResults, predictions
-from finllm.errors import UserError, raise_problems
+from eval import shapes
+from eval.results import Results, SplitResults, how_to_evaluate, predictions
+from finllm.bounded import require_regular_files
+from finllm.errors import UserError, at_most, raise_problems
 from finllm.files import read_jsonl
 from finllm.run_dir import RunDir
 
@@ -33,32 +35,39 @@ class Run:
 
     @classmethod
     def read(cls, path: Path, split_name: str) -> Run:
+        require_regular_files(path)
         results = Results.read(path)
         split = results.splits.get(split_name)
         if split is None:
             held = ", ".join(results.splits) or "none"
             raise UserError(
                 f"{path} has no results on split {split_name!r} (it has: {held}); "
-                f"evaluate it: python eval/run.py {path} --split {split_name}"
+                f"evaluate it: {how_to_evaluate(path, split_name)}"
             )
-        rows = [row for row in predictions(path) if row["split"] == split_name]
-        raise_problems(
-            _problems_of_pair(split, rows),
-            f"{path}: eval/results.json and eval/predictions.jsonl do not belong together; "
-            f"evaluate again: python eval/run.py {path}",
-        )
+        rows = predictions_of(path, split_name, split)
         folder = RunDir(path)
-        return cls(
-            path=path,
-            name=results.name,
-            results=results,
-            split=split,
-            predictions=rows,
-            summary=folder.summary() if folder.complete else {},
-            metrics=read_jsonl(folder.metrics) if folder.metrics.exists() else [],
-            provenance=folder.provenance() if (path / "provenance.json").exists() else {},
-            config=folder.config() if (path / "config.yaml").exists() else {},
-        )
+        summary = folder.summary() if folder.complete else {}
+        metrics = read_jsonl(folder.metrics) if folder.metrics.exists() else []
+        provenance = folder.provenance() if (path / "provenance.json").exists() else {}
+        config = folder.config() if (path / "config.yaml").exists() else {}
+        wrong = [*shapes.problems(summary, shapes.SUMMARY, "summary.json: ")]
+        wrong += shapes.problems(provenance, shapes.PROVENANCE, "provenance.json: ")
+        wrong += shapes.problems(config, shapes.CONFIG, "config.yaml: ")
+        for number, line in enumerate(metrics, 1):
+            wrong += shapes.problems(line, shapes.METRICS_LINE, f"metrics.jsonl, line {number}: ")
+        raise_problems(at_most(wrong), f"{path}, which training wrote; put its files back or train the run anew")
+        return cls(path, results.name, results, split, rows, summary, metrics, provenance, config)
+
+
+def predictions_of(path: Path, split_name: str, split: SplitResults) -> list[dict[str, Any]]:
+    """The lines of `eval/predictions.jsonl` of a split; a `UserError` where its results were not made of them."""
+    rows = [row for row in predictions(path) if row["split"] == split_name]
+    raise_problems(
+        _problems_of_pair(split, rows),
+        f"{path}: eval/results.json and eval/predictions.jsonl do not belong together; "
+        f"evaluate again: {how_to_evaluate(path, split_name)}",
+    )
+    return rows
 
 
 def _problems_of_pair(split: SplitResults, rows: list[dict[str, Any]]) -> list[str]:
@@ -108,12 +117,25 @@ def read_runs(paths: list[Path], split_name: str) -> list[Run]:
                 f"{run.path} was evaluated on other examples ({len(run.predictions)}) of dataset {ours['hash']} "
                 f"than {first.path} ({len(first.predictions)}); evaluate both on the whole {split_name} split"
             )
+        elif texts_of(run) != texts_of(first):
+            problems.append(
+                f"{run.path} was evaluated on examples with the ids of {first.path} and other questions or references; "
+                "evaluate both on one dataset"
+            )
     raise_problems(problems, "the runs to compare")
     for run, name in zip(runs, distinct_names(runs), strict=True):
         run.name = name
     return sorted(
         runs, key=lambda run: (run.results.sees_the_future, run.split.metrics["bits_per_byte"].value, run.name)
     )
+
+
+def texts_of(run: Run) -> dict[str, list[Any]]:
+    """What every model is asked alike, by id."""
+    return {
+        row["id"]: [row[key] for key in ("question_id", "instruction", "input", "reference", "bytes")]
+        for row in run.predictions
+    }
 
 
 def distinct_names(runs: list[Run]) -> list[str]:

@@ -26,16 +26,15 @@ import finllm  # isort: skip  # noqa: F401  before torch: it sets how threads wa
 
 from accelerate import PartialState
 from accelerate.utils import gather_object
-from rich.console import Console
-from rich.progress import Progress
 from rich.table import Table
-from rich.text import Text
 
 from eval.audits.audit import audit
+from eval.evaluated import predictions_of
 from eval.metrics import bleu, rouge
 from eval.metrics.figures import measure
 from eval.models.language_model import Generation, LanguageModel, Score
 from eval.models.loading import open_run
+from eval.report.numbers import decimals
 from eval.results import Results, SplitResults
 from eval.statistics.uncertainty import LEVEL, METHOD, RESAMPLES, SEED
 from finllm.cpu import machine
@@ -45,6 +44,7 @@ from finllm.errors import UserError, raise_problems, run_command
 from finllm.files import cache_dir, write_json, write_jsonl
 from finllm.provenance import provenance
 from finllm.run_dir import RunDir
+from finllm.terminal import Terminal, progress, say
 from finllm.text.prompts import TEMPLATE_HASH, TEMPLATE_ID, build_prompt
 
 
@@ -113,6 +113,9 @@ def _evaluate(
         "dataset": dataset.hash, "split": [arguments.split], "examples": len(examples), "generated": generated,
         "decoding": decoding, "template": TEMPLATE_HASH,
     }  # fmt: skip
+    for path in (run.eval, run.eval / "results.json", run.eval / "predictions.jsonl"):
+        if path.exists() and path.is_dir() != (path == run.eval):
+            raise UserError(f"{path} is in the way of what is to be written; move it away")
     if (run.eval / "results.json").exists() and not arguments.overwrite:
         _already_evaluated(run, wanted, arguments.split)
         return
@@ -147,13 +150,14 @@ def _evaluate(
         for index, example in enumerate(examples)
     ]
     start = time.perf_counter()
-    split = measure(rows)
+    tokenizer = bleu.tokenizer_for(row["reference"] for row in rows)  # BLEU's, of the clean part too
+    split = measure(rows, tokenizer)
     training = _training(run, dataset)
     found = audit(model, run, training, examples, rows, pairs, scores, arguments.batch_size)
     copied = found["contamination"].get("contaminated")
     if copied is not None:
         kept = [row for row in rows if row["id"] not in set(copied)]
-        split = dataclasses.replace(split, clean=(measure(kept) if copied else split) if kept else None)
+        split = dataclasses.replace(split, clean=(measure(kept, tokenizer) if copied else split) if kept else None)
     results = Results(
         name=run.path.name,
         model=model.description,
@@ -161,7 +165,7 @@ def _evaluate(
         template={"id": TEMPLATE_ID, "hash": TEMPLATE_HASH},
         splits={arguments.split: split},
         confidence={"level": LEVEL, "method": METHOD, "resamples": RESAMPLES, "seed": SEED},
-        signatures={"rouge": rouge.SIGNATURE, "bleu": bleu.signature()},
+        signatures={"rouge": rouge.SIGNATURE, "bleu": bleu.signature(tokenizer)},
         decoding=decoding,
         audits=found,
         seconds={"score": score_seconds, "generate": generate_seconds, "audit": time.perf_counter() - start},
@@ -197,8 +201,8 @@ def work_shared(
     batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
     mine = batches[process.process_index :: process.num_processes]
     done = []
-    with Progress(disable=not process.is_main_process) as progress:
-        for batch in progress.track(mine, description=title):
+    with progress(disable=not process.is_main_process) as bar:
+        for batch in bar.track(mine, description=title):
             found = work(batch)
             if len(found) != len(batch):
                 raise UserError(f"{title}: the model gave {len(found)} results for {len(batch)} examples")
@@ -257,7 +261,8 @@ def _already_evaluated(run: RunDir, wanted: dict[str, Any], split: str) -> None:
     other = [f"{key} {found[key]}, now {wanted[key]}" for key in wanted if found[key] != wanted[key]]
     if other:
         raise UserError(f"{run.eval}/results.json was made with {'; '.join(other)}; pass --overwrite to replace it")
-    print(f"{run.path} is evaluated; nothing to do")
+    predictions_of(run.path, split, held.splits[split])  # damaged ones are no evaluation
+    say(f"{run.path} is evaluated; nothing to do")
 
 
 def _print(results: Results, split: SplitResults, run: RunDir) -> None:
@@ -268,15 +273,16 @@ def _print(results: Results, split: SplitResults, run: RunDir) -> None:
     table.add_column("value", justify="right")
     table.add_column(f"{results.confidence['level']:.0%} interval", justify="right")
     for name, interval in split.metrics.items():
-        table.add_row(name, f"{interval.value:.4f}", f"{interval.low:.4f} – {interval.high:.4f}")
-    console = Console()
+        figures = (interval.value, interval.low, interval.high) if interval else (None,) * 3
+        value, low, high = (decimals(figure, 4) for figure in figures)
+        table.add_row(name, value, f"{low} – {high}" if interval else "–")
+    console = Terminal()
     console.print(table)
     for name, found in results.audits.items():
         mark = "passed" if found["passed"] else "FAILED"
-        console.print(Text(f"{name} {mark}: {found['summary']}"), soft_wrap=True)
+        console.print(f"{name} {mark}: {found['summary']}", soft_wrap=True)
     console.print(
         f"Answers: {run.eval}/predictions.jsonl\nNext: python eval/leaderboard.py {run.path} … --output_dir DIR",
-        highlight=False,
         soft_wrap=True,
     )
 

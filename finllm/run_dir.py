@@ -28,6 +28,7 @@ from typing import IO, Any
 
 import yaml
 
+from finllm.bounded import MOST_JSON_BYTES, parse_json, read_text, read_yaml, require_regular_files
 from finllm.errors import UserError, raise_problems
 from finllm.files import read_json, write_json, write_text
 
@@ -51,6 +52,7 @@ class RunDir:
 
         With `resume` the folder may hold the same run, unfinished: its config must be the same.
         """
+        require_regular_files(self.path)
         if (self.path / "config.yaml").exists():
             if not resume:
                 raise UserError(
@@ -116,8 +118,9 @@ class RunDir:
 
     def metrics_so_far(self) -> list[dict[str, Any]]:
         """The lines of `metrics.jsonl`, if any, without one at the end that a full disk or a lost machine cut short."""
-        text = self.metrics.read_text(encoding="utf-8") if self.metrics.exists() else ""
-        return [json.loads(line) for line in text[: text.rfind("\n") + 1].splitlines()]
+        text = read_text(self.metrics, MOST_JSON_BYTES) if self.metrics.exists() else ""
+        lines = text[: text.rfind("\n") + 1].splitlines()
+        return [parse_json(line, f"{self.metrics}, line {number}") for number, line in enumerate(lines, 1)]
 
     def finish(self, summary: dict[str, Any]) -> None:
         """Write `summary.json`, which marks the run as complete, and let go of the folder."""
@@ -130,7 +133,7 @@ class RunDir:
         return (self.path / "summary.json").exists()
 
     def config(self) -> dict[str, Any]:
-        return yaml.safe_load((self.path / "config.yaml").read_text(encoding="utf-8"))
+        return read_yaml(self.path / "config.yaml")
 
     def provenance(self) -> dict[str, Any]:
         return read_json(self.path / "provenance.json")
@@ -142,6 +145,7 @@ class RunDir:
         """This run dir, or a `UserError` that says which of its parts are missing."""
         if not self.path.is_dir():
             raise UserError(f"{self.path} is not a folder; a run dir is what recipes/sft.py writes to --output_dir")
+        require_regular_files(self.path)
         parts = ("config.yaml", "provenance.json", "metrics.jsonl", "summary.json", "model")
         missing = [part for part in parts if not (self.path / part).exists()]
         if missing:

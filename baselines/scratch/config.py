@@ -9,12 +9,10 @@ import math
 import types
 import typing
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-import yaml
-
-from finllm.errors import UserError, did_you_mean, raise_problems
+from finllm.bounded import read_yaml
+from finllm.errors import did_you_mean, raise_problems
 
 VARIANTS = ("as_published", "causal", "seq2seq")
 LANGUAGE_MODEL = "baselines.scratch.lm"
@@ -118,7 +116,7 @@ def read_config(arguments: list[str], description: str) -> tuple[TrainConfig, bo
             problems.append(f"unknown flag '{flag}'{did_you_mean(flag[2:], names)}")
         elif not before.startswith("--") or "=" in before:  # else it is the unknown flag's value
             problems.append(f"'{word}' belongs to no flag")
-    from_file = _read_yaml(path) if path else {}
+    from_file = read_yaml(path) if path else {}
     problems += [f"unknown key '{key}'{did_you_mean(str(key), names)}" for key in from_file if key not in names]
     values = {key: value for key, value in {**from_file, **flags}.items() if key in names}
     for key, value in values.items():
@@ -134,20 +132,6 @@ def read_config(arguments: list[str], description: str) -> tuple[TrainConfig, bo
         problems = list(_limits(TrainConfig(**values)))
     raise_problems(problems, where)
     return TrainConfig(**values), resume
-
-
-def _read_yaml(path: str) -> dict[str, Any]:
-    try:
-        content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"--config {path} does not exist") from None
-    except (IsADirectoryError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise UserError(f"--config {path} is not a YAML file: {error}") from None
-    if content is None:
-        return {}
-    if not isinstance(content, dict):
-        raise UserError(f"--config {path} holds a {type(content).__name__}; it must hold lines of 'key: value'")
-    return content
 
 
 def _typed(value: Any, kind: Any) -> Any:

@@ -19,6 +19,7 @@ from baselines.scratch.lm import load
 from baselines.scratch.sampling import Sampling
 from finllm.errors import raise_problems, run_command
 from finllm.run_dir import RunDir
+from finllm.terminal import say
 from finllm.text.prompts import build_prompt
 
 
@@ -41,7 +42,7 @@ def main() -> None:
     model = load(RunDir(arguments.run).require_complete(), batch_size=1)
     prompt = build_prompt(arguments.question, arguments.input)
     (answer,) = model.generate([prompt], arguments.max_new_tokens, sampling)
-    print(answer.text)
+    say(answer.text)
 
 
 if __name__ == "__main__":

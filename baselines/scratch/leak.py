@@ -22,7 +22,6 @@ import finllm  # isort: skip  # noqa: F401  before torch: it sets how threads wa
 
 import numpy as np
 import torch
-from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
@@ -31,6 +30,7 @@ from baselines.scratch.lm import Pair, ScratchLanguageModel, load
 from finllm.data.dataset_dir import DatasetDir
 from finllm.errors import UserError, run_command
 from finllm.run_dir import RunDir
+from finllm.terminal import Terminal
 from finllm.text.prompts import build_prompt
 
 ROWS = (
@@ -71,7 +71,7 @@ def main() -> None:
         columns.append([model.model.config.variant, *figures(model, pairs)])
     for row in zip(ROWS, *columns, strict=True):
         table.add_row(*row)
-    Console(highlight=False).print(table)
+    Terminal().print(table)
 
 
 def figures(model: ScratchLanguageModel, pairs: list[Pair]) -> list[str]:

@@ -10,12 +10,14 @@ from __future__ import annotations
 import base64
 import json
 import math
+import os
 import zlib
 from pathlib import Path
 from typing import Any
 
+from eval import shapes
 from eval.evaluated import Run
-from finllm.errors import UserError
+from finllm.errors import UserError, raise_problems
 from finllm.files import read_json
 
 CURVE_POINTS = 300  # a training curve with more logged steps is averaged down to about this many points
@@ -103,10 +105,11 @@ def data_card(runs: list[Run]) -> dict[str, Any]:
     places |= {run.path.resolve().parent / place.name for run in runs for place in places if place.name}
     missing = f"no dataset dir with this hash is at {held['name']} or beside the runs"
     for path in sorted(place / "manifest.json" for place in places):
-        if not path.is_file():
+        if not os.path.isfile(path):  # False for a name that no file can have
             continue
         try:
             manifest = read_json(path)
+            raise_problems(shapes.problems(manifest, shapes.MANIFEST, ""), str(path))
         except UserError as error:
             missing = str(error)
             continue

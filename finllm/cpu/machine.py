@@ -16,6 +16,7 @@ import psutil
 import torch
 
 from finllm.errors import UserError
+from finllm.terminal import say
 
 # glibc's mallopt parameters, from malloc.h
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX, M_ARENA_MAX = -1, -2, -4, -8
@@ -96,7 +97,7 @@ def use_all_gpus(processes: int, command: list[str]) -> None:
         return
     arguments = ["--multi_gpu", "--num_processes", str(gpus), *command]
     if LAUNCHED in os.environ:
-        print(f"{gpus} GPUs are here: starting a process for each", flush=True)
+        say(f"{gpus} GPUs are here: starting a process for each", flush=True)
         os.execv(sys.executable, [sys.executable, "-m", "accelerate.commands.launch", *arguments])
     raise UserError(
         f"this machine has {gpus} GPUs and this is one process; for all of them run: accelerate launch "

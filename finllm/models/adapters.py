@@ -8,6 +8,7 @@ from transformers.pytorch_utils import Conv1D
 from trl import ModelConfig, get_peft_config
 
 from finllm.errors import UserError
+from finllm.models.patterns import check_patterns
 
 
 def base_of(model: PreTrainedModel) -> PreTrainedModel:
@@ -26,6 +27,7 @@ def add_adapter(model: PreTrainedModel, arguments: ModelConfig) -> PreTrainedMod
     if isinstance(config.target_modules, str) and config.target_modules.isidentifier():
         # TRL makes a list of one name a string, and peft reads a string as a regular expression for whole paths.
         config.target_modules = {config.target_modules}
+    check_patterns(config.to_dict(), model, "the adapter's flags")
     try:
         return get_peft_model(model, config)
     except ValueError as error:

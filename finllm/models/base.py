@@ -13,11 +13,13 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreT
 from transformers.utils import logging
 from trl import ModelConfig, get_quantization_config
 
+from finllm.bounded import MOST_JSON_BYTES, parse_json, read_text
 from finllm.cpu import kernels
 from finllm.cpu.machine import use_all_cores
 from finllm.errors import UserError
 from finllm.files import sha256_of_files
 from finllm.models.find import load_tokenizer, not_loaded, resolve_base_model
+from finllm.models.patterns import check_patterns
 from finllm.run_dir import RunDir
 
 
@@ -134,6 +136,11 @@ def load_run_model(run: RunDir) -> tuple[PreTrainedModel, PreTrainedTokenizerBas
     from peft import PeftModel
 
     base = load_base_model(resolve_base_model(config["model_name_or_path"]), arguments)
+    adapter = run.model / "adapter_config.json"
+    settings = parse_json(read_text(adapter, MOST_JSON_BYTES), str(adapter))
+    if not isinstance(settings, dict):
+        raise UserError(f"{adapter} holds no JSON object; put the file back or train the run anew")
+    check_patterns(settings, base, str(adapter))
     return PeftModel.from_pretrained(base, run.model), tokenizer
 
 

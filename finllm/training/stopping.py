@@ -9,6 +9,8 @@ import sys
 
 import torch
 
+from finllm.terminal import say
+
 
 class Stop:
     """SIGTERM and SIGINT are noted, for the training loop to end its step, save and leave. A second ends at once."""
@@ -47,7 +49,7 @@ class Stop:
     def exit(self, step: int, processes: int, says: bool) -> None:
         """End this process with 143 or 130, as the shell expects after SIGTERM and SIGINT."""
         if says:
-            print(f"stopped at step {step:,}; go on with:\n  {resume_command(processes)}", flush=True)
+            say(f"stopped at step {step:,}; go on with:\n  {resume_command(processes)}", flush=True)
         sys.exit(128 + self.signal)
 
 

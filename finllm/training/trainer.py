@@ -31,6 +31,7 @@ from finllm.cpu import joined, kernels
 from finllm.cpu.loss import add_supervised_head, has_plain_head
 from finllm.errors import UserError
 from finllm.models.adapters import base_of
+from finllm.terminal import say
 from finllm.text.tokens import lengths_of
 from finllm.training import checkpoints
 from finllm.training.batches import LengthGroupedSampler, TokenBudgetSampler
@@ -130,7 +131,7 @@ class SupervisedTrainer(ResumableTrainer):
         pair = list(itertools.islice((part for row in self.train_dataset for part in joined.documents_of(row)), 2))
         apart = self._apart(pair)
         if self.joins_rows and apart > self._tolerance():
-            print(f"rows are padded: end to end, a row's loss moves by {apart:.2g} nats a token with its neighbour")
+            say(f"rows are padded: end to end, a row's loss moves by {apart:.2g} nats a token with its neighbour")
             self._set_joined(False)
             apart = self._apart(pair)
         if apart > self._tolerance():
