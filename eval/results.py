@@ -38,6 +38,7 @@ GENERATION_METRICS = (
 )
 COUNTS = ("examples", "questions", "tokens", "bytes")
 
+MOST_NAME, MOST_TEXT = 255, 20_000  # characters: of a folder's name, and of any text in results.json
 NULLABLE = ("rouge1", "rouge2", "rougeL", "rougeLsum", "bleu", "length_ratio")  # see SplitResults
 RANGES = {  # of each metric; what has no upper end here has none
     **dict.fromkeys(LIKELIHOOD_METRICS, Number(-0.01)),
@@ -228,8 +229,10 @@ def _problems_of_results(content: dict[str, Any]) -> list[str]:
     problems = list(shapes.problems(content, RESULTS, ""))
     if problems:
         return problems
-    if not content["name"].strip():
-        problems.append("name is empty")
+    name = content["name"]
+    if not name.strip() or len(name) > MOST_NAME:
+        problems.append(f"name has {len(name.strip()):,} characters, not 1 to {MOST_NAME}")
+    problems += _long_texts(content, "")
     if content["model"]["method"] not in METHODS:
         problems.append(f"model.method is {shortened(content['model']['method'])}, not one of {', '.join(METHODS)}")
     if content["model"]["total_parameters"] < 1:
@@ -270,6 +273,15 @@ def _problems_of_split(split: dict[str, Any], place: str) -> list[str]:
         if not problems and clean["examples"] > split["examples"]:
             problems.append(f"{place}.clean has {clean['examples']} examples, the split {split['examples']}")
     return problems
+
+
+def _long_texts(value: Any, place: str) -> list[str]:
+    """The places of texts that no page could show; answers stand in predictions.jsonl."""
+    if isinstance(value, str):
+        long = len(value) > MOST_TEXT
+        return [f"{place} is a text of {len(value):,} characters, not {MOST_TEXT:,} or fewer"] if long else []
+    inside = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    return [problem for key, each in inside for problem in _long_texts(each, f"{place}.{key}".lstrip("."))]
 
 
 def _not_finite(figure: Any, place: str) -> list[str]:

@@ -23,6 +23,7 @@ from markupsafe import Markup
 from eval.evaluated import Run
 from eval.report import data
 from eval.report.numbers import decimals, duration, interval_text, shown, shown_rank
+from eval.results import MOST_TEXT
 
 FOLDER = Path(__file__).parent
 SCRIPTS = ("table.js", "texts.js", "charts.js", "compare.js", "questions.js")
@@ -154,6 +155,11 @@ def _origin(run: Run) -> dict[str, Any]:
         "Evaluation took": f"{score} to score, {generate} to write the answers",
     }
     return {
-        "facts": {name: str(value) for name, value in facts.items() if value not in (None, "")},
-        "config": yaml.safe_dump(config, sort_keys=False, allow_unicode=True) if config else "",
+        "facts": {name: _beginning(str(value)) for name, value in facts.items() if value not in (None, "")},
+        "config": _beginning(yaml.safe_dump(config, sort_keys=False, allow_unicode=True)) if config else "",
     }
+
+
+def _beginning(text: str) -> str:
+    """What a browser can lay out of a text, and how much is left out."""
+    return text if len(text) <= MOST_TEXT else f"{text[:MOST_TEXT]} … {len(text) - MOST_TEXT:,} more characters"
