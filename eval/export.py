@@ -7,7 +7,6 @@ Metrics are named `metric,none` as there, each with the standard error that its 
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 from pathlib import Path
@@ -22,7 +21,7 @@ from eval.results import Results
 from finllm.errors import UserError, run_command
 from finllm.files import write_text
 from finllm.run_dir import RunDir
-from finllm.terminal import say
+from finllm.terminal import Parser, say
 
 LOWER_IS_BETTER = ("nll_per_token", "perplexity", "bits_per_byte", "repetition")
 
@@ -78,7 +77,7 @@ def export(results: Results, split: str, provenance: dict[str, Any]) -> dict[str
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Write a run's results in lm-evaluation-harness's format.")
+    parser = Parser(description="Write a run's results in lm-evaluation-harness's format.")
     parser.add_argument("run", type=Path, help="a run dir that eval/run.py has evaluated")
     parser.add_argument("--output", type=Path, required=True, help="the JSON file to write")
     parser.add_argument("--split", default="test")

@@ -13,7 +13,6 @@ Everything is checked before anything is written. This module imports neither to
 
 from __future__ import annotations
 
-import argparse
 import math
 import sys
 from dataclasses import asdict
@@ -34,7 +33,7 @@ from eval.statistics.comparison import compare, ranks, recipes
 from eval.statistics.uncertainty import TEST
 from finllm.errors import UserError, run_command, visible
 from finllm.files import json_text, write_together
-from finllm.terminal import Terminal
+from finllm.terminal import Parser, Terminal
 
 
 def rows_of(runs: list[Run], rank_of: dict[str, int | None]) -> list[dict[str, Any]]:
@@ -74,7 +73,7 @@ def print_table(rows: list[dict[str, Any]], sentences: list[str], notes: list[st
 
 
 def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="eval/leaderboard.py", description="Compare evaluated runs in one report.")
+    parser = Parser(prog="eval/leaderboard.py", description="Compare evaluated runs in one report.")
     parser.add_argument("runs", nargs="*", type=Path, metavar="RUN", help="run dirs that eval/run.py has evaluated")
     parser.add_argument("--output_dir", type=Path, required=True, help="folder for the three files of the report")
     parser.add_argument("--split", default="test", help="the split to compare on (default: test)")

@@ -44,12 +44,12 @@ from finllm.errors import UserError, raise_problems, run_command
 from finllm.files import cache_dir, write_json, write_jsonl
 from finllm.provenance import provenance
 from finllm.run_dir import RunDir
-from finllm.terminal import Terminal, progress, say
+from finllm.terminal import Parser, Terminal, progress, say
 from finllm.text.prompts import TEMPLATE_HASH, TEMPLATE_ID, build_prompt
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Evaluate run dirs, a base model or both.")
+    parser = Parser(description="Evaluate run dirs, a base model or both.")
     parser.add_argument("runs", nargs="*", help="run dirs of recipes/sft.py or of a baseline")
     parser.add_argument("--model_name_or_path", help="a base model too: hub id, folder, .gguf file, built-in name")
     parser.add_argument("--dataset_name", help="dataset dir or source; a run dir brings its own")

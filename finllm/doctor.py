@@ -23,6 +23,7 @@ from packaging.version import Version
 
 from finllm.errors import UserError
 from finllm.files import SCHEMA_VERSION, cache_dir
+from finllm.terminal import say
 
 GIB = 2**30
 HUB_SECONDS = 3.0
@@ -51,7 +52,7 @@ def run(arguments: argparse.Namespace) -> None:
     ready = all(finding.verdict == "fine" for finding in findings if finding.required)
     if arguments.json:
         content = {"schema_version": SCHEMA_VERSION, "ready": ready, "findings": [asdict(each) for each in findings]}
-        print(json.dumps(content, indent=2))
+        say(json.dumps(content, indent=2))
     else:
         _print(findings, ready)
     sys.exit(0 if ready else 1)

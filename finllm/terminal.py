@@ -6,11 +6,12 @@ Nothing of this project prints but through `say`, a `Terminal` or finllm/errors.
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, NoReturn
 
 from rich.console import Console, ConsoleOptions, RenderableType
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TimeRemainingColumn
 from rich.segment import Segment
 from rich.text import Text
 
@@ -20,6 +21,13 @@ from finllm.errors import visible
 def say(*texts: object, **how: Any) -> None:
     """`print`, of visible text."""
     print(*(visible(str(text)) for text in texts), **how)
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse's own, which repeats the arguments that it does not know."""
+
+    def error(self, message: str) -> NoReturn:
+        super().error(visible(message, lines=False))
 
 
 class Terminal(Console):
@@ -37,7 +45,12 @@ class Terminal(Console):
             yield segment if segment.control else Segment(visible(segment.text), segment.style)
 
 
+class _Description(ProgressColumn):
+    def render(self, task: Task) -> Text:
+        return Text(visible(task.description, lines=False))
+
+
 def progress(**settings: Any) -> Progress:
     """rich's progress bar, its description text and no markup."""
-    columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    columns = (_Description(), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     return Progress(*columns, **{"console": Terminal(), **settings})

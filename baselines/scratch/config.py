@@ -13,6 +13,7 @@ from typing import Any
 
 from finllm.bounded import read_yaml
 from finllm.errors import did_you_mean, raise_problems
+from finllm.terminal import Parser
 
 VARIANTS = ("as_published", "causal", "seq2seq")
 LANGUAGE_MODEL = "baselines.scratch.lm"
@@ -98,7 +99,7 @@ TYPES = typing.get_type_hints(TrainConfig)
 
 def read_config(arguments: list[str], description: str) -> tuple[TrainConfig, bool]:
     """The settings of a command line, and whether it says `--resume auto`; a `UserError` names every problem."""
-    parser = argparse.ArgumentParser(description=description, allow_abbrev=False)
+    parser = Parser(description=description, allow_abbrev=False)
     parser.add_argument("--config", help="YAML file of the keys below; a flag stands over the file")
     parser.add_argument("--resume", choices=["auto"], help="go on with the run in output_dir, or begin it")
     for field in dataclasses.fields(TrainConfig):

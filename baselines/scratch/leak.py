@@ -9,7 +9,6 @@ For each run, over the first 64 tokens of some reference answers:
     moved by           the largest change of a log-probability when only the tokens after it are replaced
 """
 
-import argparse
 import math
 import random
 import sys
@@ -30,7 +29,7 @@ from baselines.scratch.lm import Pair, ScratchLanguageModel, load
 from finllm.data.dataset_dir import DatasetDir
 from finllm.errors import UserError, run_command
 from finllm.run_dir import RunDir
-from finllm.terminal import Terminal
+from finllm.terminal import Parser, Terminal
 from finllm.text.prompts import build_prompt
 
 ROWS = (
@@ -47,7 +46,7 @@ TOLERANCE = 1e-3  # nats that rounding alone may move a log-probability
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Does a model see the token that it is to predict?")
+    parser = Parser(description="Does a model see the token that it is to predict?")
     parser.add_argument("runs", nargs="+", help="run dirs of baselines/scratch/train.py")
     parser.add_argument("--questions", type=int, default=8, help="how many, the first by id; default 8")
     parser.add_argument("--split", default="test", choices=["train", "validation", "test"])

@@ -34,7 +34,7 @@ def test_a_pattern_that_backtracks_for_ever_is_refused_in_training(
     monkeypatch.setattr(patterns, "SECONDS", 2.0)
     done = command(
         "recipes/sft.py", "--model_name_or_path", gpt2_dir, "--dataset_name", dataset_dir,
-        "--output_dir", tmp_path / "r", "--use_peft", "true", "--lora_target_modules", FOREVER, "--report_to", "none",
+        "--output_dir", tmp_path / "r", "--use_peft", "true", "--max_length", 256, "--lora_target_modules", FOREVER, "--report_to", "none",
     )  # fmt: skip
     assert done.status == 2 and "backtracks for more than 2 s" in done.err and FOREVER in done.err
 
