@@ -46,6 +46,8 @@ def require_regular(path: Path | str, most_bytes: int | None = None) -> None:
 
 def require_regular_files(folder: Path | str) -> None:
     """Refuse a folder that holds, at any depth, anything but folders and regular files; every such one is named."""
+    if _SURROGATE.search(str(folder)):  # as Python holds bytes that are no UTF-8
+        raise UserError(f"the path {folder} is not UTF-8, and no file could name it; rename the folder")
     found = []
     for parent, folders, files in os.walk(folder):
         for name in (*folders, *files):

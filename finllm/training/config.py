@@ -105,6 +105,12 @@ def parse(arguments: list[str] | None = None) -> tuple[RecipeArguments, Training
         from_file = read_yaml(path)
         unknown = [key for key in from_file if key not in known]
         raise_problems((f"unknown key {key!r}{did_you_mean(str(key), known)}" for key in unknown), path)
+        settings = dict(from_file)
+        env = settings.pop("env", {})
+        if not isinstance(env, dict):
+            raise UserError(f"{path}: env must map names of environment variables to values")
+        os.environ.update({name: str(value) for name, value in env.items()})
+        parser.set_defaults_with_config(**settings)  # as TRL does, which would read the file without bounds
     flags = [argument.split("=")[0] for argument in arguments if argument.startswith("--")]
     unknown = [flag for flag in flags if flag not in parser._option_string_actions and flag != "--config"]
     raise_problems(
@@ -112,7 +118,8 @@ def parse(arguments: list[str] | None = None) -> tuple[RecipeArguments, Training
         "the command line",
     )
     try:
-        recipe, training, model = parser.parse_args_and_config(arguments)
+        position = arguments.index("--config") if path is not None else len(arguments)
+        recipe, training, model = parser.parse_args_and_config(arguments[:position] + arguments[position + 2 :])
     except ValueError as error:
         raise UserError(f"{path or 'the command line'}: {error}") from error
     raise_problems(_impossible(recipe, training, model), path or "the command line")

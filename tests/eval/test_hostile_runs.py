@@ -295,3 +295,15 @@ def test_one_id_with_other_texts_is_not_compared(ask, good, tmp_path):
     other = make_run(tmp_path / "other", 1.9, ids="abc", instruction="What is a share?")
     status, said = ask(good, other)
     assert status == 2 and "other questions or references" in said
+
+
+def test_a_folder_whose_name_is_no_text_is_refused(command, good, gpt2_dir, dataset_dir, tmp_path):
+    odd = tmp_path / os.fsdecode(b"run\xff")
+    good.rename(odd)
+    for script, *flags in (
+        ("eval/leaderboard.py", odd, "--output_dir", tmp_path / "out"),
+        ("eval/run.py", odd),
+        ("recipes/sft.py", "--model_name_or_path", gpt2_dir, "--dataset_name", dataset_dir, "--output_dir", odd),
+    ):
+        done = command(script, *flags)
+        assert done.status == 2 and "run\\udcff is not UTF-8" in done.err and done.err.count("\n") == 1

@@ -1,6 +1,7 @@
 """Flags and adapters that would hang or fail late are refused before anything is read."""
 
 import json
+import os
 import sys
 
 import pytest
@@ -9,6 +10,7 @@ import torch
 from finllm.errors import UserError
 from finllm.models import patterns
 from finllm.models.patterns import check_patterns
+from finllm.training.config import parse
 
 FOREVER = "(([a-z._]+)*)*!"
 
@@ -34,9 +36,21 @@ def test_a_pattern_that_backtracks_for_ever_is_refused_in_training(
     monkeypatch.setattr(patterns, "SECONDS", 2.0)
     done = command(
         "recipes/sft.py", "--model_name_or_path", gpt2_dir, "--dataset_name", dataset_dir,
-        "--output_dir", tmp_path / "r", "--use_peft", "true", "--max_length", 256, "--lora_target_modules", FOREVER, "--report_to", "none",
+        "--output_dir", tmp_path / "r", "--use_peft", "true",
+        "--max_length", 256, "--lora_target_modules", FOREVER,
     )  # fmt: skip
     assert done.status == 2 and "backtracks for more than 2 s" in done.err and FOREVER in done.err
+
+
+def test_a_config_is_read_once_and_a_date_is_text(monkeypatch, tmp_path):
+    path = tmp_path / "c.yaml"
+    path.write_text(
+        "model_name_or_path: a\ndataset_name: b\noutput_dir: 2026-01-01\nenv: {FINLLM_TEST_ENV: 1}\nseed: 7"
+    )
+    monkeypatch.delenv("FINLLM_TEST_ENV", raising=False)
+    _, training, _ = parse(["--seed", "8", "--config", str(path), "--max_steps", "3"])
+    assert (training.output_dir, training.seed, training.max_steps) == ("2026-01-01", 8, 3)
+    assert os.environ.pop("FINLLM_TEST_ENV") == "1"
 
 
 class Named(torch.nn.Module):
