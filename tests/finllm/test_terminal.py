@@ -80,7 +80,7 @@ def test_nothing_prints_but_through_the_terminal():
     assert found == []
 
 
-@pytest.mark.parametrize("name", ["a\x1b[31mb", "a\u202eb", "[bold]a", "[/red]a", "a\nb", ":warning:", "a\u200bb"])
+@pytest.mark.parametrize("name", ["a\x1b[31mb", "a\u202eb", "[bold]a", "[x]a[", "a\nb", ":warning:", "a\u200bb"])
 def test_names_of_runs_reach_no_terminal_raw(command, tmp_path, name):
     run = make_run(tmp_path / name, 1.5, audits={"causality": {"passed": False, "summary": f"It {name} sees."}})
     other = make_run(tmp_path / "other", 1.9)
@@ -106,19 +106,19 @@ def test_errors_and_answers_reach_no_terminal_raw(command, capfd, tokenizer_dir)
 
 
 def test_a_run_whose_name_is_markup_is_trained_and_evaluated(command, gpt2_dir, dataset_dir, tmp_path):
-    run, base = tmp_path / "[/red]run[bold]", tmp_path / "[/red]base"
+    run, base = tmp_path / "[red]run[bold]", tmp_path / "[]base["
     done = command(
         "recipes/sft.py", "--model_name_or_path", gpt2_dir, "--dataset_name", dataset_dir, "--output_dir", run,
         "--max_steps", 1, "--max_length", 256, "--max_train_samples", 4, "--max_eval_samples", 2, "--report_to", "none",
     )  # fmt: skip
     assert done.status == 0, done.err
-    assert "[/red]run[bold]:" in done.out and f"Next: python eval/run.py {run}" in done.out
+    assert "[red]run[bold]:" in done.out and f"Next: python eval/run.py {run}" in done.out
     done = command(
         "eval/run.py", run, "--model_name_or_path", gpt2_dir, "--output_dir", base,
         "--max_examples", 2, "--max_generated", 1, "--max_new_tokens", 2,
     )  # fmt: skip
     assert done.status == 0, done.err
-    assert "[/red]run[bold]: scoring" in done.out and "[/red]base: answering" in done.out
+    assert "[red]run[bold]: scoring" in done.out and "[]base[: answering" in done.out
 
     # The advice for damaged predictions is a command that mends them
     for folder, again in ((run, [run]), (base, ["--model_name_or_path", gpt2_dir, "--output_dir", base])):
