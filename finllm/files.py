@@ -88,7 +88,7 @@ def naming(place: Path) -> Iterator[None]:
     except UserError:
         raise
     except OSError as error:
-        if error.filename is None:
+        if error.errno is not None and error.filename is None:
             error.filename = str(place)
         raise
     except Exception as error:

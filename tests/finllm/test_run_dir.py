@@ -91,13 +91,13 @@ def test_an_incomplete_run_says_what_is_missing(tmp_path):
     run = RunDir(tmp_path / "run")
     with pytest.raises(UserError, match="is not a folder"):
         run.require_complete()
-    run.start({}, {}, resume=False)
+    run.start({"dataset_name": "data"}, {"dataset_hash": "d1"}, resume=False)
     assert not run.complete
     with pytest.raises(UserError, match=r"metrics.jsonl, summary.json, model missing.*--resume auto"):
         run.require_complete()
     run.log({"step": 1, "loss": 2.0})
     run.model.mkdir()
-    run.finish({"name": "run"})
+    run.finish({"name": "run", "method": "full", "trainable_parameters": 1, "total_parameters": 1})
     assert run.complete and run.require_complete() is run
     assert json.loads(run.metrics.read_text()) == {"step": 1, "loss": 2.0}
 

@@ -18,8 +18,8 @@ GROUPED = {**SMALL, "num_key_value_heads": 1}
 ARCHITECTURES = {
     "gpt2": BY_N,
     "opt": {**SMALL, "ffn_dim": 48, "word_embed_proj_dim": 32, "layerdrop": 0.3},
-    "bloom": {"hidden_size": 32, "n_layer": 2, "n_head": 2},
-    "falcon": SMALL,
+    "bloom": {"hidden_size": 32, "n_layer": 2, "n_head": 2, "hidden_dropout": 0.3, "attention_dropout": 0.3},
+    "falcon": {**SMALL, "hidden_dropout": 0.3, "attention_dropout": 0.3},
     "gpt_neo": {
         "hidden_size": 32, "num_layers": 2, "num_heads": 2, "attention_types": [[["global"], 2]],
         "max_position_embeddings": 64,
