@@ -89,7 +89,9 @@ def main(arguments: list[str] | None = None) -> None:
     runs = sorted(runs, key=lambda run: rank_of[run.name] or math.inf)  # stable: by bits per byte within a rank
     rows, pooled = rows_of(runs, rank_of), recipes(runs)
     sentences, notes = finding(rows, confidence["level"]) + out_of_order(rows) + spreads(pooled), caveats(runs)
-    floors = max(runs, key=lambda run: run.split.generated).results.audits.get("memorisation", {}).get("baselines", {})
+    floors = (
+        max(runs, key=lambda run: run.split.generated).results.audits.get("memorisation", {}).get("baselines") or {}
+    )
     text = tables.markdown(rows, sentences, notes)
     text += tables.below(rows, comparisons, pooled, floors, confidence["level"])
     html = page(runs, rows, sentences, notes, options.split, comparisons, pooled)

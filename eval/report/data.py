@@ -34,7 +34,7 @@ def figures(
 ) -> dict[str, Any]:
     """What the scripts draw, sort and filter by; a model's `scores` are columns in the order of the questions."""
     order = [row["id"] for row in runs[0].predictions]
-    duplicated = {id for run in runs for id in run.results.audits.get("contamination", {}).get("contaminated", ())}
+    duplicated = {id for run in runs for id in run.results.audits.get("contamination", {}).get("contaminated") or ()}
     return {
         "models": [
             {

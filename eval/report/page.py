@@ -111,7 +111,7 @@ def _floors(runs: list[Run]) -> dict[str, dict[str, float]]:
     most = max(
         runs, key=lambda run: (bool(run.results.audits.get("memorisation", {}).get("baselines")), run.split.generated)
     )
-    return most.results.audits.get("memorisation", {}).get("baselines", {})
+    return most.results.audits.get("memorisation", {}).get("baselines") or {}
 
 
 def _hash(text: str) -> str:
