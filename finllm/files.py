@@ -225,10 +225,16 @@ def refuse_links(folder: Path) -> None:
                 continue
             if stat.S_ISLNK(mode):
                 if not Path(os.path.realpath(path)).is_relative_to(root):
-                    problems.append(f"{path.relative_to(folder)} is a link to {os.readlink(path)!r}")
+                    problems.append(f"{path.relative_to(folder)} is a link to {os.readlink(path)!r}{_led_to(path)}")
             elif not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
                 problems.append(f"{path.relative_to(folder)} is {kind_of(mode)}")
     raise_problems(at_most(problems), f"{folder}, which must hold its files itself; put copies there, or remove them")
+
+
+def _led_to(link: Path) -> str:
+    """What a link leads to, where that is there and neither a file nor a folder."""
+    mode = os.stat(link).st_mode if os.path.exists(link) else stat.S_IFREG
+    return "" if stat.S_ISREG(mode) or stat.S_ISDIR(mode) else f", {kind_of(mode)}"
 
 
 def sha256_of_file(path: Path) -> str:

@@ -1,6 +1,7 @@
 """Run dirs come from anyone: whatever stands in their files, one line refuses it or the page is right."""
 
 import copy
+import hashlib
 import json
 import os
 import sys
@@ -11,6 +12,8 @@ import yaml
 from evaluated_runs import make_run
 
 from eval import leaderboard
+from finllm.data.dataset_dir import dataset_hash
+from finllm.data.split import SPLITS
 from finllm.errors import run_command
 
 AUDITS = {
@@ -26,14 +29,20 @@ PROVENANCE = {
     "git_commit": "c0ffee", "git_dirty": False, "packages": {"torch": "2.13"}, "hardware": {"cpu": "x", "cores": 2},
     "seed": 42, "dataset_hash": "d1", "base_model_hash": "b1",
 }  # fmt: skip
+EMPTY = hashlib.sha256().hexdigest()  # of each split's file
+DATASET = dataset_hash(dict.fromkeys(SPLITS, EMPTY))
 MANIFEST = {
     "source": {"name": "rows.jsonl", "rows": 4, "sha256": "s"}, "template": {"id": "alpaca", "hash": "t"},
     "columns": {}, "cleaning": [{"step": "encoding", "enabled": True, "changed": 1, "dropped": 0}],
-    "split": {"seed": 42}, "splits": {"test": {"rows": 2, "questions": 2, "sha256": "x"}}, "rejected": 0,
-    "sha256": "d1",
+    "split": {"seed": 42}, "rejected": 0, "sha256": DATASET,
+    "splits": {name: {"rows": 2, "questions": 2, "sha256": EMPTY} for name in SPLITS},
 }  # fmt: skip
+PROOFS = {"proofs": [{"name": "head", "figure": 0.0, "limit": 0.1, "passed": True, "said": "It is its own."}]}
 CONFIG = {"learning_rate": 0.0002, "seed": 1, "lora_target_modules": ["q_proj"], "model_init_kwargs": {"a": 1}}
-JSON = ("eval/results.json", "eval/predictions.jsonl", "metrics.jsonl", "summary.json", "provenance.json", "manifest")
+JSON = (
+    "eval/results.json", "eval/predictions.jsonl", "metrics.jsonl", "summary.json", "provenance.json", "proofs.json",
+    "manifest",
+)  # fmt: skip
 
 # Values in the place of every value, as JSON writes them; those that no place may hold are tried in every tenth
 VALUES = {
@@ -74,11 +83,16 @@ def ask(tmp_path, monkeypatch, capsys):
 @pytest.fixture
 def good(tmp_path) -> Path:
     """A good run dir, in whose place a broken one is put, and the dataset dir's manifest beside it."""
-    run = make_run(tmp_path / "run", 1.5, ids="abc", answered="ab", audits=AUDITS, config=CONFIG)
-    for name, content in (("summary.json", SUMMARY), ("provenance.json", PROVENANCE)):
-        (run / name).write_text(json.dumps({"schema_version": 1, **content}))
-    (tmp_path / "finance").mkdir()
-    (tmp_path / "finance" / "manifest.json").write_text(json.dumps({"schema_version": 1, **MANIFEST}))
+    place = tmp_path / "finance"
+    place.mkdir()
+    for name in (*SPLITS, "rejected"):
+        (place / f"{name}.jsonl").write_text("")
+    run = make_run(tmp_path / "run", 1.5, ids="abc", answered="ab", audits=AUDITS, config=CONFIG, dataset_hash=DATASET)
+    for path, content in (
+        (run / "summary.json", SUMMARY), (run / "provenance.json", PROVENANCE), (run / "proofs.json", PROOFS),
+        (place / "manifest.json", MANIFEST),
+    ):  # fmt: skip
+        path.write_text(json.dumps({"schema_version": 1, **content}))
     return run
 
 
@@ -270,7 +284,7 @@ def test_the_three_files_of_a_report_are_replaced_together_or_not_at_all(ask, go
     out = tmp_path / "out"
     assert ask(good)[0] == 0
     before = {path.name: path.read_bytes() for path in out.iterdir()}
-    worse = make_run(tmp_path / "worse", 1.9, ids="abc")
+    worse = make_run(tmp_path / "worse", 1.9, ids="abc", dataset_hash=DATASET)
     (out / "index.html").unlink()
     (out / "index.html").mkdir()
     status, said = ask(good, worse)
@@ -292,7 +306,7 @@ def test_the_three_files_of_a_report_are_replaced_together_or_not_at_all(ask, go
 
 
 def test_one_id_with_other_texts_is_not_compared(ask, good, tmp_path):
-    other = make_run(tmp_path / "other", 1.9, ids="abc", instruction="What is a share?")
+    other = make_run(tmp_path / "other", 1.9, ids="abc", instruction="What is a share?", dataset_hash=DATASET)
     status, said = ask(good, other)
     assert status == 2 and "other questions or references" in said
 
