@@ -11,8 +11,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from eval.results import Results, SplitResults, predictions
-from finllm.errors import UserError, raise_problems
+from eval import shapes
+from eval.results import Results, SplitResults, how_to_evaluate, predictions
+from finllm.errors import UserError, at_most, raise_problems
 from finllm.files import read_jsonl
 from finllm.models.find import weights_hash
 from finllm.run_dir import RunDir
@@ -41,33 +42,40 @@ class Run:
             held = ", ".join(results.splits) or "none"
             raise UserError(
                 f"{path} has no results on split {split_name!r} (it has: {held}); "
-                f"evaluate it: python eval/run.py {path} --split {split_name}"
+                f"evaluate it: {how_to_evaluate(path, split_name)}"
             )
-        rows = [row for row in predictions(path) if row["split"] == split_name]
-        raise_problems(
-            _problems_of_pair(split, rows),
-            f"{path}: eval/results.json and eval/predictions.jsonl do not belong together; "
-            f"evaluate again: python eval/run.py {path}",
-        )
+        rows = predictions_of(path, split_name, split)
         folder = RunDir(path)
         evaluated = results.hashes.get("weights")
         if evaluated and folder.complete and folder.model.is_dir() and weights_hash(folder.model) != evaluated:
             raise UserError(
                 f"{path}: its weights are not those that were evaluated (eval/results.json is of {evaluated[:16]}); "
-                f"evaluate again: python eval/run.py {path} --split {split_name} --overwrite"
+                f"evaluate again: {how_to_evaluate(path, split_name)}"
             )
-        return cls(
-            path=path,
-            name=results.name,
-            results=results,
-            split=split,
-            predictions=rows,
-            summary=folder.summary() if folder.complete else {},
-            metrics=read_jsonl(folder.metrics) if folder.metrics.exists() else [],
-            provenance=folder.provenance() if (path / "provenance.json").exists() else {},
-            config=folder.config() if (path / "config.yaml").exists() else {},
-            proofs=folder.proofs(),
-        )
+        summary = folder.summary() if folder.complete else {}
+        metrics = read_jsonl(folder.metrics) if folder.metrics.exists() else []
+        provenance = folder.provenance() if (path / "provenance.json").exists() else {}
+        config = folder.config() if (path / "config.yaml").exists() else {}
+        proofs = folder.proofs()
+        wrong = [*shapes.problems(summary, shapes.SUMMARY, "summary.json: ")]
+        wrong += shapes.problems(provenance, shapes.PROVENANCE, "provenance.json: ")
+        wrong += shapes.problems(config, shapes.CONFIG, "config.yaml: ")
+        wrong += shapes.problems(proofs, shapes.PROOFS, "proofs.json: ")
+        for number, line in enumerate(metrics, 1):
+            wrong += shapes.problems(line, shapes.METRICS_LINE, f"metrics.jsonl, line {number}: ")
+        raise_problems(at_most(wrong), f"{path}, which training wrote; put its files back or train the run anew")
+        return cls(path, results.name, results, split, rows, summary, metrics, provenance, config, proofs)
+
+
+def predictions_of(path: Path, split_name: str, split: SplitResults) -> list[dict[str, Any]]:
+    """The lines of `eval/predictions.jsonl` of a split; a `UserError` where its results were not made of them."""
+    rows = [row for row in predictions(path) if row["split"] == split_name]
+    raise_problems(
+        _problems_of_pair(split, rows),
+        f"{path}: eval/results.json and eval/predictions.jsonl do not belong together; "
+        f"evaluate again: {how_to_evaluate(path, split_name)}",
+    )
+    return rows
 
 
 def _problems_of_pair(split: SplitResults, rows: list[dict[str, Any]]) -> list[str]:
@@ -105,6 +113,7 @@ def read_runs(paths: list[Path], split_name: str) -> list[Run]:
             runs.append(Run.read(given, split_name))
         except UserError as error:
             problems.append(str(error))
+    asked = texts_of(runs[0]) if runs else {}
     for run in runs[1:]:
         first, ours, theirs = runs[0], run.results.dataset, runs[0].results.dataset
         if ours["hash"] != theirs["hash"]:
@@ -124,11 +133,10 @@ def read_runs(paths: list[Path], split_name: str) -> list[Run]:
                 f"{run.path} was evaluated on other examples ({len(run.predictions)}) of dataset {ours['hash']} "
                 f"than {first.path} ({len(first.predictions)}); {fix}"
             )
-        elif other := sorted(_texts(run).items() ^ _texts(first).items()):
-            ids = sorted({id for id, _ in other})
+        elif ids := sorted(id for id, texts in texts_of(run).items() if texts != asked[id]):
             problems.append(
-                f"{run.path} was evaluated on other texts than {first.path} in {len(ids):,} examples of the same id "
-                f"({', '.join(ids[:3])}{' …' if len(ids) > 3 else ''}); evaluate both on one dataset"
+                f"{run.path} was evaluated on other questions or references than {first.path} in {len(ids):,} examples "
+                f"of the same id ({', '.join(ids[:3])}{' …' if len(ids) > 3 else ''}); evaluate both on one dataset"
             )
     raise_problems(problems, "the runs to compare")
     for run, name in zip(runs, distinct_names(runs), strict=True):
@@ -138,8 +146,12 @@ def read_runs(paths: list[Path], split_name: str) -> list[Run]:
     )
 
 
-def _texts(run: Run) -> dict[str, tuple[str, str, str]]:
-    return {row["id"]: (row["instruction"], row["input"], row["reference"]) for row in run.predictions}
+def texts_of(run: Run) -> dict[str, list[Any]]:
+    """What every model is asked alike, by id."""
+    return {
+        row["id"]: [row[key] for key in ("question_id", "instruction", "input", "reference", "bytes")]
+        for row in run.predictions
+    }
 
 
 def distinct_names(runs: list[Run]) -> list[str]:

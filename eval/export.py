@@ -7,7 +7,6 @@ Metrics are named `metric,none` as there, each with the standard error that its 
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 from pathlib import Path
@@ -22,6 +21,7 @@ from eval.results import Results
 from finllm.errors import UserError, run_command
 from finllm.files import write_text
 from finllm.run_dir import RunDir
+from finllm.terminal import Parser, say
 
 LOWER_IS_BETTER = ("nll_per_token", "perplexity", "bits_per_byte", "repetition")
 
@@ -38,7 +38,8 @@ def export(results: Results, split: str, provenance: dict[str, Any]) -> dict[str
     task = f"{Path(results.dataset['name']).name}_{split}"
     quantile = NormalDist().inv_cdf((1 + results.confidence["level"]) / 2)
     figures: dict[str, Any] = {"alias": task}
-    for name, interval in held.metrics.items():
+    measured = {name: interval for name, interval in held.metrics.items() if interval}
+    for name, interval in measured.items():
         figures[f"{name},none"] = interval.value
         figures[f"{name}_stderr,none"] = (interval.high - interval.low) / (2 * quantile)
     config = {
@@ -47,7 +48,7 @@ def export(results: Results, split: str, provenance: dict[str, Any]) -> dict[str
         "test_split": split,
         "output_type": "loglikelihood",
         "num_fewshot": 0,
-        "metric_list": [{"metric": name, "higher_is_better": name not in LOWER_IS_BETTER} for name in held.metrics],
+        "metric_list": [{"metric": name, "higher_is_better": name not in LOWER_IS_BETTER} for name in measured],
         "generation_kwargs": results.decoding,
         "metadata": {"version": 1, "dataset_hash": results.dataset["hash"], "template": results.template},
     }
@@ -57,7 +58,7 @@ def export(results: Results, split: str, provenance: dict[str, Any]) -> dict[str
         "configs": {task: config},
         "versions": {task: 1},
         "n-shot": {task: 0},
-        "higher_is_better": {task: {name: name not in LOWER_IS_BETTER for name in held.metrics}},
+        "higher_is_better": {task: {name: name not in LOWER_IS_BETTER for name in measured}},
         "n-samples": {task: {"original": held.examples + len(held.left_out), "effective": held.examples}},
         "config": {
             "model": "finllm",
@@ -76,7 +77,7 @@ def export(results: Results, split: str, provenance: dict[str, Any]) -> dict[str
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Write a run's results in lm-evaluation-harness's format.")
+    parser = Parser(description="Write a run's results in lm-evaluation-harness's format.")
     parser.add_argument("run", type=Path, help="a run dir that eval/run.py has evaluated")
     parser.add_argument("--output", type=Path, required=True, help="the JSON file to write")
     parser.add_argument("--split", default="test")
@@ -88,7 +89,7 @@ def main() -> None:
     origin = folder.provenance() if (folder.path / "provenance.json").exists() else {}
     content = export(results, arguments.split, origin)
     write_text(arguments.output, json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
-    print(f"{arguments.output} holds the results of {results.name} in lm-eval's format")
+    say(f"{arguments.output} holds the results of {results.name} in lm-eval's format")
 
 
 if __name__ == "__main__":

@@ -13,7 +13,6 @@ Everything is checked before anything is written. This module imports neither to
 
 from __future__ import annotations
 
-import argparse
 import math
 import sys
 from dataclasses import asdict
@@ -24,9 +23,7 @@ if not __package__:  # run as a file: Python put eval/ on the path, where `stati
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from rich.box import SIMPLE
-from rich.console import Console
 from rich.table import Table
-from rich.text import Text
 
 from eval.evaluated import Run, read_runs
 from eval.report import numbers, tables
@@ -34,8 +31,9 @@ from eval.report.findings import caveats, finding, is_base_of, out_of_order, ref
 from eval.report.page import page
 from eval.statistics.comparison import compare, ranks, recipes
 from eval.statistics.uncertainty import TEST
-from finllm.errors import UserError, run_command
-from finllm.files import write_json, write_text
+from finllm.errors import UserError, run_command, visible
+from finllm.files import json_text, write_together
+from finllm.terminal import Parser, Terminal
 
 
 def rows_of(runs: list[Run], rank_of: dict[str, int | None]) -> list[dict[str, Any]]:
@@ -62,7 +60,7 @@ def rows_of(runs: list[Run], rank_of: dict[str, int | None]) -> list[dict[str, A
     return rows
 
 
-def print_table(rows: list[dict[str, Any]], sentences: list[str], notes: list[str], console: Console) -> None:
+def print_table(rows: list[dict[str, Any]], sentences: list[str], notes: list[str], console: Terminal) -> None:
     """The finding and the columns that fit 80 characters; leaderboard.md has all of them."""
     table = Table(box=SIMPLE)
     for head in ("#", "model", "bits per byte", "to base", "perplexity", "ROUGE-L"):
@@ -71,12 +69,12 @@ def print_table(rows: list[dict[str, Any]], sentences: list[str], notes: list[st
         show = numbers.shown(row)
         bits = f"{show['bits_per_byte']} ± {numbers.half_width(row['metrics']['bits_per_byte'])}"
         cells = [numbers.shown_rank(row, rows), row["name"], bits, show["to_base"], show["perplexity"], show["rougeL"]]
-        table.add_row(*map(Text, cells))
-    console.print(Text(" ".join(sentences)), table, *map(Text, notes), sep="\n")
+        table.add_row(*(visible(cell, lines=False) for cell in cells))
+    console.print(" ".join(sentences), table, *notes, sep="\n")
 
 
 def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="eval/leaderboard.py", description="Compare evaluated runs in one report.")
+    parser = Parser(prog="eval/leaderboard.py", description="Compare evaluated runs in one report.")
     parser.add_argument("runs", nargs="*", type=Path, metavar="RUN", help="run dirs that eval/run.py has evaluated")
     parser.add_argument("--output_dir", type=Path, required=True, help="folder for the three files of the report")
     parser.add_argument("--split", default="test", help="the split to compare on (default: test)")
@@ -91,7 +89,9 @@ def main(arguments: list[str] | None = None) -> None:
     runs = sorted(runs, key=lambda run: rank_of[run.name] or math.inf)  # stable: by bits per byte within a rank
     rows, pooled = rows_of(runs, rank_of), recipes(runs)
     sentences, notes = finding(rows, confidence["level"]) + out_of_order(rows) + spreads(pooled), caveats(runs)
-    floors = max(runs, key=lambda run: run.split.generated).results.audits.get("memorisation", {}).get("baselines", {})
+    floors = (
+        max(runs, key=lambda run: run.split.generated).results.audits.get("memorisation", {}).get("baselines") or {}
+    )
     text = tables.markdown(rows, sentences, notes)
     text += tables.below(rows, comparisons, pooled, floors, confidence["level"])
     html = page(runs, rows, sentences, notes, options.split, comparisons, pooled)
@@ -108,12 +108,11 @@ def main(arguments: list[str] | None = None) -> None:
         "recipes": pooled,
         "baselines": floors,
     }
-    write_json(options.output_dir / "leaderboard.json", content)
-    write_text(options.output_dir / "leaderboard.md", text)
-    write_text(options.output_dir / "index.html", html)
-    console = Console()
+    files = {"leaderboard.json": json_text(content), "leaderboard.md": text, "index.html": html}
+    write_together({options.output_dir / name: each for name, each in files.items()})
+    console = Terminal()
     print_table(rows, sentences, notes, console)
-    console.print(Text(f"report: {options.output_dir / 'index.html'}"), soft_wrap=True)
+    console.print(f"report: {options.output_dir / 'index.html'}", soft_wrap=True)
 
 
 if __name__ == "__main__":

@@ -9,16 +9,17 @@ This module imports no torch.
 
 from __future__ import annotations
 
-import math
+import shlex
 from collections import Counter
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import NoneType
 from typing import Any
 
+from eval import shapes
 from eval.models.language_model import Description
-from finllm.errors import UserError, did_you_mean, raise_problems
+from eval.shapes import COUNT, SHARE, SIZE, Each, Maybe, Number
+from finllm.errors import UserError, at_most, did_you_mean, raise_problems, shortened
 from finllm.files import read_json, read_jsonl, write_json
 from finllm.run_dir import RunDir
 
@@ -37,26 +38,42 @@ GENERATION_METRICS = (
 )
 COUNTS = ("examples", "questions", "tokens", "bytes")
 
-# What each key must hold: a type, a tuple of types, or the keys of an object.
+MOST_NAME, MOST_TEXT = 255, 20_000  # characters: of a folder's name, and of any text in results.json
+NULLABLE = ("rouge1", "rouge2", "rougeL", "rougeLsum", "bleu", "length_ratio")  # see SplitResults
+RANGES = {  # of each metric; what has no upper end here has none
+    **dict.fromkeys(LIKELIHOOD_METRICS, Number(-0.01)),
+    **dict.fromkeys(GENERATION_METRICS, Number(0, 1 + 1e-6)),
+    "token_accuracy": Number(0, 1 + 1e-6),
+    "bleu": Number(0, 100 + 1e-6),
+    "length_ratio": Number(0),
+}
+
+# What each key must hold, see eval/shapes.py
 INTERVAL = {"value": float, "low": float, "high": float}
-SPLIT = {"examples": int, "questions": int, "tokens": int, "bytes": int, "generated": int, "metrics": dict}
+SPLIT = {
+    **dict.fromkeys(("examples", "questions", "tokens", "bytes", "generated"), COUNT),
+    "metrics": dict,
+    "left_out": Maybe(Each(str)),
+}
 RESULTS = {
     "name": str,
     "model": {
         "method": str,
         "base_model": (str, NoneType),
         "tokenizer": str,
-        "total_parameters": int,
-        "trainable_parameters": int,
+        "total_parameters": COUNT,
+        "trainable_parameters": COUNT,
+        "dtype": Maybe(str),
     },
     "dataset": {"name": str, "hash": str},
     "template": {"id": str, "hash": str},
     "splits": dict,
-    "confidence": {"level": float, "method": str, "resamples": int, "seed": int},
-    "signatures": dict,
-    "decoding": {"do_sample": bool, "max_new_tokens": int},
+    "confidence": {"level": Number(0.01, 0.9999), "method": str, "resamples": COUNT, "seed": int},
+    "signatures": Each(str, named=True),
+    "decoding": {"do_sample": bool, "max_new_tokens": COUNT},
     "audits": dict,
-    "seconds": {"score": float, "generate": float},
+    "seconds": {"score": SIZE, "generate": SIZE},
+    "hashes": Maybe(Each(str, named=True)),
 }
 PREDICTION = {
     "id": str,
@@ -67,17 +84,14 @@ PREDICTION = {
     "prompt": str,
     "reference": str,
     "prediction": (str, NoneType),
-    "nll": float,
-    "tokens": int,
-    "correct_tokens": int,
-    "bytes": int,
+    "nll": Number(-0.01),
+    "tokens": COUNT,
+    "correct_tokens": COUNT,
+    "bytes": COUNT,
     "stopped": (bool, NoneType),
-    "prediction_tokens": (int, NoneType),
-    "rouge1": (float, NoneType),
-    "rouge2": (float, NoneType),
-    "rougeL": (float, NoneType),
-    "rougeLsum": (float, NoneType),
-    "bleu": (float, NoneType),
+    "prediction_tokens": (COUNT, NoneType),
+    **dict.fromkeys(("rouge1", "rouge2", "rougeL", "rougeLsum"), (SHARE, NoneType)),
+    "bleu": (RANGES["bleu"], NoneType),
 }
 
 
@@ -99,6 +113,7 @@ class SplitResults:
 
     `metrics` holds all of LIKELIHOOD_METRICS and, when anything was generated, all of GENERATION_METRICS: nll_per_token
     in nats, perplexity, bits_per_byte, BLEU 0 to 100, length_ratio (answer to reference), everything else 0 to 1.
+    What means nothing is None: ROUGE and BLEU where no reference has a word, BLEU where none has four tokens.
     `clean` holds the same for the examples that have no duplicate in the training data; None where there are none, or
     where the training data could not be looked at. `left_out` holds the ids of the examples that are not counted,
     since a model that was evaluated in the same command cannot read or answer them whole.
@@ -109,7 +124,7 @@ class SplitResults:
     tokens: int
     bytes: int
     generated: int
-    metrics: dict[str, Interval]
+    metrics: dict[str, Interval | None]
     clean: SplitResults | None = None
     left_out: list[str] = field(default_factory=list)
 
@@ -120,7 +135,6 @@ class SplitResults:
         return cls(
             **{**_only(content, SPLIT), "metrics": _intervals(content["metrics"])},
             clean=clean and cls.of(clean),
-            left_out=content.get("left_out", []),
         )
 
 
@@ -159,7 +173,7 @@ class Results:
         """Read `eval/results.json`; a missing, broken, incomplete or unknown file is a `UserError` with the fix."""
         RunDir(run_path).refuse_links()
         path = RunDir(run_path).eval / "results.json"
-        fix = f"evaluate the run: python eval/run.py {run_path}"
+        fix = f"evaluate the run: {how_to_evaluate(run_path)}"
         if not path.exists():
             raise UserError(f"{path} does not exist; {fix}")
         try:
@@ -168,10 +182,8 @@ class Results:
         except UserError as error:
             raise UserError(f"{error}; {fix}") from None
         splits = {name: SplitResults.of(split) for name, split in content["splits"].items()}
-        model = content["model"]
-        model = Description(**_only(model, RESULTS["model"]), dtype=model.get("dtype", Description.dtype))
-        hashes = content.get("hashes", {})
-        return cls(**{**_only(content, RESULTS), "model": model, "splits": splits, "hashes": hashes})
+        model = Description(**_only(content["model"], RESULTS["model"]))
+        return cls(**{**_only(content, RESULTS), "model": model, "splits": splits})
 
     @property
     def sees_the_future(self) -> bool:
@@ -182,76 +194,73 @@ class Results:
 def predictions(run_path: Path | str) -> list[dict[str, Any]]:
     """The lines of `eval/predictions.jsonl`, each with every key of its contract, ids unique; else a `UserError`."""
     path = RunDir(run_path).eval / "predictions.jsonl"
-    fix = f"evaluate the run: python eval/run.py {run_path}"
+    fix = f"evaluate the run: {how_to_evaluate(run_path)}"
     try:
         rows = read_jsonl(path)
         problems = [
-            problem for line, row in enumerate(rows, 1) for problem in _problems(row, PREDICTION, f"line {line}")
+            problem for line, row in enumerate(rows, 1) for problem in shapes.problems(row, PREDICTION, f"line {line}")
         ]
         if not problems:
             counts = Counter(row["id"] for row in rows)
             problems = [f"id {id} is on {count} lines" for id, count in counts.items() if count > 1]
             problems += [f"line {line} has no bytes" for line, row in enumerate(rows, 1) if row["bytes"] < 1]
-        if len(problems) > 5:
-            problems[5:] = [f"and {len(problems) - 5} more"]
-        raise_problems(problems, str(path))
+        raise_problems(at_most(problems), str(path))
     except UserError as error:
         raise UserError(f"{error}; {fix}") from None
     return rows
 
 
+def how_to_evaluate(run_path: Path | str, split: str = "test") -> str:
+    """The command that evaluates a run dir or a base model, and replaces what it has of results, damaged or not."""
+    run = RunDir(run_path)
+    words = ["python", "eval/run.py", str(run_path)]
+    if not (run.path / "config.yaml").exists() and (run.path / "provenance.json").exists():  # it was not trained
+        try:
+            base = run.provenance().get("base_model")
+        except UserError:
+            base = None
+        base = base if isinstance(base, str) else "MODEL"
+        words[2:] = ["--model_name_or_path", base, "--dataset_name", "DATASET_DIR", "--output_dir", str(run_path)]
+    words += ["--split", split] if split != "test" else []
+    words += (
+        ["--overwrite"] if any((run.eval / name).exists() for name in ("results.json", "predictions.jsonl")) else []
+    )
+    return shlex.join(words)
+
+
 def _only(content: dict[str, Any], shape: dict[str, Any]) -> dict[str, Any]:
-    return {key: content[key] for key in shape}
+    """The named keys, without those that may be absent or null and are."""
+    return {key: content[key] for key in shape if content.get(key) is not None or not isinstance(shape[key], Maybe)}
 
 
-def _intervals(metrics: dict[str, Any]) -> dict[str, Interval]:
-    return {name: Interval(**_only(interval, INTERVAL)) for name, interval in metrics.items()}
-
-
-def _problems(content: Any, shape: Any, place: str) -> Iterator[str]:
-    """What is wrong with `content`, held against a shape as in RESULTS; other keys are let be."""
-    if isinstance(shape, dict):
-        if not isinstance(content, dict):
-            yield f"{place} is {content!r}, not an object"
-            return
-        for key, inner in shape.items():
-            where = f"{place}.{key}" if place else key
-            if key in content:
-                yield from _problems(content[key], inner, where)
-            else:
-                yield f"{where} is missing"
-        return
-    types = shape if isinstance(shape, tuple) else (shape,)
-    # A whole number will do for a float, but True is neither.
-    if type(content) not in types and not (float in types and type(content) is int):
-        yield f"{place} is {content!r}, not {' or '.join('null' if t is NoneType else t.__name__ for t in types)}"
-    elif isinstance(content, float) and not math.isfinite(content):
-        yield f"{place} is {content}, not a finite number"
+def _intervals(metrics: dict[str, Any]) -> dict[str, Interval | None]:
+    return {name: interval and Interval(**_only(interval, INTERVAL)) for name, interval in metrics.items()}
 
 
 def _problems_of_results(content: dict[str, Any]) -> list[str]:
-    problems = list(_problems(content, RESULTS, ""))
+    problems = list(shapes.problems(content, RESULTS, ""))
     if problems:
         return problems
+    name = content["name"]
+    if not name.strip() or len(name) > MOST_NAME:
+        problems.append(f"name has {len(name.strip()):,} characters, not 1 to {MOST_NAME}")
+    problems += _long_texts(content, "")
     if content["model"]["method"] not in METHODS:
-        problems.append(f"model.method is {content['model']['method']!r}, not one of {', '.join(METHODS)}")
+        problems.append(f"model.method is {shortened(content['model']['method'])}, not one of {', '.join(METHODS)}")
     if content["model"]["total_parameters"] < 1:
         problems.append(f"model.total_parameters is {content['model']['total_parameters']}, not 1 or more")
     for name, audit in content["audits"].items():
         if name not in AUDITS:
             problems.append(f"audits.{name} is no audit{did_you_mean(name, AUDITS)}; there are {', '.join(AUDITS)}")
-        broken = list(_problems(audit, {"passed": bool, "summary": str}, f"audits.{name}"))
+        broken = list(shapes.problems(audit, shapes.AUDIT, f"audits.{name}"))
         problems += broken or _not_finite(audit, f"audits.{name}")
-    hashes = content.get("hashes", {})
-    if not isinstance(hashes, dict) or not all(isinstance(value, str) for value in hashes.values()):
-        problems.append(f"hashes is {hashes!r}, not an object of texts")
     for name, split in content["splits"].items():
         problems += _problems_of_split(split, f"splits.{name}")
     return problems
 
 
 def _problems_of_split(split: dict[str, Any], place: str) -> list[str]:
-    problems = list(_problems(split, SPLIT, place))
+    problems = list(shapes.problems(split, SPLIT, place))
     if problems:
         return problems
     problems += [f"{place}.{count} is {split[count]}, not 1 or more" for count in COUNTS if split[count] < 1]
@@ -261,13 +270,15 @@ def _problems_of_split(split: dict[str, Any], place: str) -> list[str]:
         if metric not in known:
             problems.append(f"{place}.metrics.{metric} is not expected with {split['generated']} generated answers")
             continue
-        broken = list(_problems(interval, INTERVAL, f"{place}.metrics.{metric}"))
+        if interval is None and metric in NULLABLE:
+            continue
+        broken = list(shapes.problems(interval, INTERVAL, f"{place}.metrics.{metric}"))
         problems += broken
+        if not broken:
+            broken = list(shapes.problems(interval["value"], RANGES[metric], f"{place}.metrics.{metric}.value"))
+            problems += broken
         if not broken and interval["low"] > interval["high"]:
             problems.append(f"{place}.metrics.{metric} has low {interval['low']} above high {interval['high']}")
-    left_out = split.get("left_out", [])
-    if not isinstance(left_out, list) or not all(isinstance(id, str) for id in left_out):
-        problems.append(f"{place}.left_out is {left_out!r}, not a list of ids")
     clean = split.get("clean")
     if clean is not None:
         problems += _problems_of_split(clean, f"{place}.clean")
@@ -276,8 +287,19 @@ def _problems_of_split(split: dict[str, Any], place: str) -> list[str]:
     return problems
 
 
+def _long_texts(value: Any, place: str) -> list[str]:
+    """The places of texts that no page could show; answers stand in predictions.jsonl."""
+    if isinstance(value, str):
+        long = len(value) > MOST_TEXT
+        return [f"{place} is a text of {len(value):,} characters, not {MOST_TEXT:,} or fewer"] if long else []
+    inside = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    return [problem for key, each in inside for problem in _long_texts(each, f"{place}.{key}".lstrip("."))]
+
+
 def _not_finite(figure: Any, place: str) -> list[str]:
     """The places of all numbers, at any depth, that are infinite or not a number."""
     if isinstance(figure, dict):
         return [problem for key, inner in figure.items() for problem in _not_finite(inner, f"{place}.{key}")]
-    return list(_problems(figure, float, place)) if isinstance(figure, float) else []
+    if isinstance(figure, list):
+        return [problem for key, inner in enumerate(figure) for problem in _not_finite(inner, f"{place}[{key}]")]
+    return list(shapes.problems(figure, float, place)) if isinstance(figure, float) else []

@@ -25,16 +25,16 @@ if not __package__:  # run as a file: Python put eval/ on the path, where `stati
 
 import finllm  # isort: skip  # noqa: F401  before torch: it sets how threads wait
 
-from rich.console import Console
 from rich.table import Table
-from rich.text import Text
 
 from eval.audits.audit import audit
+from eval.evaluated import predictions_of
 from eval.metrics import bleu, rouge
 from eval.metrics.figures import measure
 from eval.models.fitting import Subject, encoded, examples_of, left_out_of_all
 from eval.models.language_model import Generation, Score
 from eval.models.loading import open_reader, open_run
+from eval.report.numbers import decimals
 from eval.results import Results, SplitResults
 from eval.sharing import Kept, processes, work_shared
 from eval.statistics.uncertainty import LEVEL, METHOD, RESAMPLES, SEED
@@ -45,11 +45,12 @@ from finllm.errors import UserError, run_command
 from finllm.files import cache_dir, sweep, write_json, write_jsonl
 from finllm.provenance import provenance
 from finllm.run_dir import RunDir
+from finllm.terminal import Parser, Terminal, say
 from finllm.text.prompts import TEMPLATE_HASH, TEMPLATE_ID, build_prompt
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Evaluate run dirs, a base model or both.")
+    parser = Parser(description="Evaluate run dirs, a base model or both.")
     parser.add_argument("runs", nargs="*", help="run dirs of recipes/sft.py or of a baseline")
     parser.add_argument("--model_name_or_path", help="a base model too: hub id, folder, .gguf file, built-in name")
     parser.add_argument("--dataset_name", help="dataset dir or source; a run dir brings its own")
@@ -95,6 +96,9 @@ def main() -> None:
         dataset = _dataset(arguments.dataset_name) if arguments.dataset_name else subjects[0].dataset
         load = lambda: load_base(name, arguments.batch_size)  # noqa: E731
         subjects.insert(0, Subject(run, dataset, lambda: base_reader(name), load))
+    for path in (each.run.eval / name for each in subjects for name in ("", "results.json", "predictions.jsonl")):
+        if path.exists() and path.is_dir() != (path.name == "eval"):
+            raise UserError(f"{path} is in the way of what is to be written; move it away")
     done = [each for each in subjects if (each.run.eval / "results.json").exists() and not arguments.overwrite]
     left_out = left_out_of_all([each for each in subjects if arguments.skip_too_long or each not in done], arguments)
     out_of = {each.dataset.hash: left_out.get(each.dataset.hash, set()) for each in subjects}
@@ -123,8 +127,13 @@ def _wanted(subject: Subject, arguments: argparse.Namespace, left_out: set[str])
         "decoding": {"do_sample": False, "max_new_tokens": arguments.max_new_tokens},
         "template": TEMPLATE_HASH,
         "confidence": {"level": LEVEL, "method": METHOD, "resamples": RESAMPLES, "seed": SEED},
-        "signatures": {"rouge": rouge.SIGNATURE, "bleu": bleu.signature()},
+        "signatures": {"rouge": rouge.SIGNATURE, "bleu": bleu.signature(_tokenizer(examples))},
     }
+
+
+def _tokenizer(examples: list[dict[str, str]]) -> str:
+    """BLEU's, of all models evaluated on these examples and of the clean part of them."""
+    return bleu.tokenizer_for(example["output"] for example in examples)
 
 
 def _evaluate(subject: Subject, arguments: argparse.Namespace, left_out: set[str]) -> None:
@@ -177,13 +186,14 @@ def _evaluate(subject: Subject, arguments: argparse.Namespace, left_out: set[str
         for index, example in enumerate(examples)
     ]
     start = time.perf_counter()
-    split = dataclasses.replace(measure(rows), left_out=sorted(left_out))
+    tokenizer = _tokenizer(examples)
+    split = dataclasses.replace(measure(rows, tokenizer), left_out=sorted(left_out))
     training = _training(run, dataset)
     found = audit(model, run, training, examples, rows, pairs, scores, arguments.batch_size)
     copied = found["contamination"].get("contaminated")
     if copied is not None:
         kept = [row for row in rows if row["id"] not in set(copied)]
-        split = dataclasses.replace(split, clean=(measure(kept) if copied else split) if kept else None)
+        split = dataclasses.replace(split, clean=(measure(kept, tokenizer) if copied else split) if kept else None)
     results = Results(
         name=run.path.name,
         model=model.description,
@@ -278,8 +288,9 @@ def _already_evaluated(subject: Subject, wanted: dict[str, Any], split: str) -> 
             other.append(f"{key} {was}, now {now}")
     if other:
         raise UserError(f"{run.eval}/results.json was made with {'; '.join(other)}; pass --overwrite to replace it")
+    predictions_of(run.path, split, held.splits[split])  # damaged ones are no evaluation
     if processes().is_main_process:
-        print(f"{run.path} is evaluated; nothing to do")
+        say(f"{run.path} is evaluated; nothing to do")
 
 
 def _print(results: Results, split: SplitResults, run: RunDir) -> None:
@@ -290,15 +301,16 @@ def _print(results: Results, split: SplitResults, run: RunDir) -> None:
     table.add_column("value", justify="right")
     table.add_column(f"{results.confidence['level']:.0%} interval", justify="right")
     for name, interval in split.metrics.items():
-        table.add_row(name, f"{interval.value:.4f}", f"{interval.low:.4f} – {interval.high:.4f}")
-    console = Console()
+        figures = (interval.value, interval.low, interval.high) if interval else (None,) * 3
+        value, low, high = (decimals(figure, 4) for figure in figures)
+        table.add_row(name, value, f"{low} – {high}" if interval else "–")
+    console = Terminal()
     console.print(table)
     for name, found in results.audits.items():
         mark = "passed" if found["passed"] else "FAILED"
-        console.print(Text(f"{name} {mark}: {found['summary']}"), soft_wrap=True)
+        console.print(f"{name} {mark}: {found['summary']}", soft_wrap=True)
     console.print(
         f"Answers: {run.eval}/predictions.jsonl\nNext: python eval/leaderboard.py {run.path} … --output_dir DIR",
-        highlight=False,
         soft_wrap=True,
     )
 

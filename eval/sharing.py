@@ -22,11 +22,11 @@ from typing import Any
 import torch
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list, gather_object
-from rich.progress import Progress
 
 from eval.models.language_model import Generation, Score
 from finllm.errors import UserError
 from finllm.files import write_text
+from finllm.terminal import progress, say
 
 FOLDER = ".partial"
 STAGES = {"score": Score, "answer": Generation}
@@ -123,11 +123,11 @@ def work_shared(
         for index, values in zip(line["indices"], line["found"], strict=True)
     ]
     if held and process.is_main_process:
-        print(f"{title}: {len(done):,} of {len(order):,} were done before this evaluation was stopped")
+        say(f"{title}: {len(done):,} of {len(order):,} were done before this evaluation was stopped")
     new = []
-    with Progress(disable=not process.is_main_process) as progress:
+    with progress(disable=not process.is_main_process) as bar:
         mine = [batch for batch in batches if tuple(batch) not in known]
-        for batch in progress.track(mine[process.process_index :: process.num_processes], description=title):
+        for batch in bar.track(mine[process.process_index :: process.num_processes], description=title):
             begun = time.perf_counter()
             found = work(batch)
             if len(found) != len(batch):

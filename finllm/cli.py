@@ -6,6 +6,7 @@ import argparse
 import sys
 
 from finllm.errors import run_command
+from finllm.terminal import Parser
 
 HELP = {
     "prepare": "raw rows to a dataset dir: validated, cleaned, split",
@@ -23,9 +24,7 @@ def main() -> None:
 
 
 def _main() -> None:
-    parser = argparse.ArgumentParser(
-        prog="finllm", description="Fine-tune small language models, and believe the result."
-    )
+    parser = Parser(prog="finllm", description="Fine-tune small language models, and believe the result.")
     subparsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     # Only the command that was called gets its arguments: those of another would import torch for nothing.
     called = next((argument for argument in sys.argv[1:] if not argument.startswith("-")), None)

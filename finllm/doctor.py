@@ -23,6 +23,7 @@ from packaging.version import Version
 
 from finllm.errors import UserError
 from finllm.files import SCHEMA_VERSION, cache_dir
+from finllm.terminal import say
 
 GIB = 2**30
 HUB_SECONDS = 3.0
@@ -51,7 +52,7 @@ def run(arguments: argparse.Namespace) -> None:
     ready = all(finding.verdict == "fine" for finding in findings if finding.required)
     if arguments.json:
         content = {"schema_version": SCHEMA_VERSION, "ready": ready, "findings": [asdict(each) for each in findings]}
-        print(json.dumps(content, indent=2, ensure_ascii=False))
+        say(json.dumps(content, indent=2))
     else:
         _print(findings, ready)
     sys.exit(0 if ready else 1)
@@ -171,19 +172,20 @@ def _hub() -> Finding:
 
 
 def _print(findings: list[Finding], ready: bool) -> None:
-    from rich.console import Console
-    from rich.markup import escape
     from rich.table import Table
+    from rich.text import Text
+
+    from finllm.terminal import Terminal
 
     table = Table("what", "found", "verdict")
     for each in findings:
         colour = "green" if each.verdict == "fine" else "red" if each.required else "yellow"
         optional = "" if each.required or each.verdict == "fine" else " (optional)"
-        table.add_row(escape(each.what), escape(each.found), f"[{colour}]{each.verdict}{optional}[/]")
-    console = Console()
+        table.add_row(each.what, each.found, Text(f"{each.verdict}{optional}", colour))
+    console = Terminal()
     console.print(table)
     for each in findings:  # below the table and unwrapped, so that they can be copied
         if each.fix:
-            console.print(f"{each.what}: {each.fix}", markup=False, highlight=False, soft_wrap=True)
+            console.print(f"{each.what}: {each.fix}", soft_wrap=True)
     said = "All that training needs is here." if ready else "Something required is missing or out of range."
     console.print(said)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import errno
+import re
 import sys
 from collections.abc import Callable, Iterable
 
@@ -20,10 +21,47 @@ def raise_problems(problems: Iterable[str], where: str) -> None:
         raise UserError(count + "; ".join(problems))
 
 
+def at_most(problems: list[str], most: int = 5) -> list[str]:
+    """The first problems, and how many more there are."""
+    return problems if len(problems) <= most else [*problems[:most], f"and {len(problems) - most} more"]
+
+
 def did_you_mean(word: str, known: Iterable[str]) -> str:
     """` (did you mean 'lora_r'?)` when a known word is close to this one, else nothing."""
     close = difflib.get_close_matches(word, list(known), n=1)
     return f" (did you mean '{close[0]}'?)" if close else ""
+
+
+def shortened(value: object, most: int = 80) -> str:
+    """`repr` of a value as a message shows it: what is long is cut in its middle."""
+    text = repr(value)
+    return text if len(text) <= most else f"{text[: most // 2]} … {text[-most // 4 :]}"
+
+
+# What a terminal obeys, hides or reads backwards: controls (but line feed and tab), soft hyphens, joiners, fillers and
+# other characters without width, bidirectional marks and overrides, separators, halves of surrogate pairs, tags
+_HIDDEN = (
+    "\x00-\x08\x0b-\x1f\x7f-\x9f\u00ad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180b-\u180f\u200b-\u200f\u2028-\u202e"
+    "\u2060-\u206f\u3164\ufe00-\ufe0f\ufeff\uffa0\ufff0-\ufffb\ud800-\udfff\U0001d173-\U0001d17a\U000e0000-\U000e0fff"
+)
+# After these, joiners and variation selectors are spelling: scripts from Arabic to Mongolian, pictures
+_JOINED = "\u0600-\u0dff\u1000-\u109f\u1780-\u18af\u203c-\u3299\u4e00-\u9fff\U0001f000-\U0001faff"
+_SPELLING = f"[\u200c\u200d](?<=[{_JOINED}\ufe0f].)|[\ufe00-\ufe0f](?<=[{_JOINED}\u200d#*0-9\u00a9\u00ae].)"
+_ESCAPED = re.compile(f"(?!{_SPELLING})[{_HIDDEN}]")
+
+
+def visible(text: str, lines: bool = True) -> str:
+    """Text as a terminal may be given it: what it would obey or hide stands as its code, `\\x1b`, `\\u202e`.
+
+    Without `lines` a line feed does too, so that the text stays on one line.
+    """
+    shown = _ESCAPED.sub(lambda found: _code(found[0]), text)
+    return shown if lines else shown.replace("\n", "\\n")
+
+
+def _code(character: str) -> str:
+    number = ord(character)
+    return f"\\x{number:02x}" if number < 256 else f"\\u{number:04x}" if number < 65536 else f"\\U{number:08x}"
 
 
 def run_command(main: Callable[[], None]) -> None:
@@ -31,13 +69,14 @@ def run_command(main: Callable[[], None]) -> None:
     try:
         main()
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {visible(_bounded(str(error)), lines=False)}", file=sys.stderr)
         sys.exit(2)
     except OSError as error:
         if error.errno not in DISK:
             raise
+        place = visible(str(error.filename or "a file"), lines=False)
         print(
-            f"error: {error.filename or 'a file'} cannot be written: {error.strerror}; nothing is left half-written; "
+            f"error: {place} cannot be written: {error.strerror}; nothing is left half-written; "
             f"{DISK[error.errno]}, then give the same command again, with --resume auto where it is a training run",
             file=sys.stderr,
         )
@@ -45,6 +84,11 @@ def run_command(main: Callable[[], None]) -> None:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         sys.exit(130)
+
+
+def _bounded(message: str) -> str:
+    """A message that quotes what a file holds may be as long as the file: its middle is left out."""
+    return message if len(message) <= 4000 else f"{message[:3000]} … {message[-900:]}"
 
 
 DISK = {  # what the disk may answer, and what helps

@@ -20,7 +20,8 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
-from finllm.errors import UserError, raise_problems
+from finllm.bounded import MOST_JSON_BYTES, each_json_line, kind_of, parse_json, read_text, require_unicode
+from finllm.errors import UserError, at_most, raise_problems, shortened
 
 SCHEMA_VERSION = 1
 
@@ -33,7 +34,15 @@ def cache_dir() -> Path:
 @contextlib.contextmanager
 def atomic_open(path: Path | str, mode: str = "w") -> Iterator[IO]:
     """Open a temporary file beside `path`; on leaving without an error it is synced and takes the place of `path`."""
-    path = Path(path)
+    with _written_beside(Path(path), mode) as (file, temporary):
+        yield file
+        _sync(file)
+        os.replace(temporary, path)  # while the file is open, and so locked
+
+
+@contextlib.contextmanager
+def _written_beside(path: Path, mode: str = "w") -> Iterator[tuple[IO, str]]:
+    """A temporary file beside `path` and its name; it is closed on leaving, and removed where that was by an error."""
     path.parent.mkdir(parents=True, exist_ok=True)
     sweep(path)
     encoding = None if "b" in mode else "utf-8"
@@ -44,11 +53,7 @@ def atomic_open(path: Path | str, mode: str = "w") -> Iterator[IO]:
         os.close(descriptor)
     try:
         with naming(path), open(descriptor, mode, encoding=encoding, newline=None if "b" in mode else "\n") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-            os.chmod(temporary, 0o666 & ~_umask())  # mkstemp makes files that only their owner can read
-            os.replace(temporary, path)  # while the file is open, and so locked
+            yield file, temporary
     except BaseException:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(temporary)
@@ -132,6 +137,31 @@ def _hold(descriptor: int, path: Path | str, or_else: bool = True) -> bool:
         return or_else
 
 
+def _sync(file: IO) -> None:
+    file.flush()
+    os.fchmod(file.fileno(), 0o666 & ~_umask())  # mkstemp makes files that only their owner can read
+    os.fsync(file.fileno())
+
+
+def write_together(texts: dict[Path, str]) -> None:
+    """Write several files that belong together: all are on the disk before the first takes its place.
+
+    A full disk or a folder in the place of a file leaves the old ones. Only a kill between two renames, which follow
+    each other at once, can leave some of both.
+    """
+    for path in texts:
+        if path.is_dir():
+            raise UserError(f"{path} is a folder, and a file of this name is to be written; move it away")
+    with contextlib.ExitStack() as stack:
+        written = {path: stack.enter_context(_written_beside(path)) for path in texts}
+        for path, (file, _) in written.items():
+            with naming(path):
+                file.write(texts[path])
+                _sync(file)
+        for path, (_, temporary) in written.items():
+            os.replace(temporary, path)
+
+
 def _umask() -> int:
     mask = os.umask(0)
     os.umask(mask)
@@ -145,26 +175,24 @@ def write_text(path: Path | str, text: str) -> None:
 
 
 def write_json(path: Path | str, content: dict[str, Any]) -> None:
-    """Write `content` with its `schema_version` first, indented; NaN and infinity are refused."""
+    """Write `content` as `json_text` makes it, whole or not at all."""
+    write_text(path, json_text(content))
+
+
+def json_text(content: dict[str, Any]) -> str:
+    """`content` with its `schema_version` first, indented; NaN and infinity are refused."""
     text = json.dumps({"schema_version": SCHEMA_VERSION, **content}, indent=2, ensure_ascii=False, allow_nan=False)
-    write_text(path, text + "\n")
+    return text + "\n"
 
 
 def read_json(path: Path | str) -> dict[str, Any]:
-    """Read a JSON object of this project; refuses a missing file, broken JSON and an unknown `schema_version`."""
-    path = Path(path)
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"{path} does not exist") from None
-    except json.JSONDecodeError as error:
-        raise UserError(f"{path}, line {error.lineno}: not JSON ({error.msg})") from None
-    except (UnicodeDecodeError, RecursionError, IsADirectoryError) as error:
-        raise UserError(f"{path}: not JSON ({error})") from None
+    """Read a JSON object of this project; refuses a missing file, what finllm/bounded.py refuses, and an unknown
+    `schema_version`."""
+    content = parse_json(read_text(path, MOST_JSON_BYTES), str(path))
     version = content.get("schema_version") if isinstance(content, dict) else None
-    if version != SCHEMA_VERSION:
+    if type(version) is not int or version != SCHEMA_VERSION:
         raise UserError(
-            f"{path} has schema_version {version!r}, this version of finllm reads {SCHEMA_VERSION}; "
+            f"{path} has schema_version {shortened(version)}, this version of finllm reads {SCHEMA_VERSION}; "
             "use the version that wrote it, or make it anew"
         )
     return content
@@ -177,18 +205,9 @@ def write_jsonl(path: Path | str, rows: Iterable[dict[str, Any]]) -> None:
             file.write(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n")
 
 
-def read_jsonl(path: Path | str) -> list[dict[str, Any]]:
-    """Read the JSON objects of a file that this project wrote; a broken line is named."""
-    rows: list[dict[str, Any]] = []
-    try:
-        with open(path, encoding="utf-8") as file:
-            for line in file:
-                rows.append(json.loads(line))
-    except FileNotFoundError:
-        raise UserError(f"{path} does not exist") from None
-    except json.JSONDecodeError as error:
-        raise UserError(f"{path}, line {len(rows) + 1}: not JSON ({error.msg})") from None
-    return rows
+def read_jsonl(path: Path | str) -> list[Any]:
+    """Read the JSON values, one a line, of a file that this project wrote; a broken line is named."""
+    return list(each_json_line(path))
 
 
 def refuse_links(folder: Path) -> None:
@@ -196,6 +215,7 @@ def refuse_links(folder: Path) -> None:
 
     The folder itself may be a link. What is written or removed under a name that leads out is somebody else's.
     """
+    require_unicode(folder)
     root, problems = Path(os.path.realpath(folder)), []
     for place, folders, files in os.walk(folder):
         for path in (Path(place, name) for name in sorted((*folders, *files))):
@@ -205,12 +225,16 @@ def refuse_links(folder: Path) -> None:
                 continue
             if stat.S_ISLNK(mode):
                 if not Path(os.path.realpath(path)).is_relative_to(root):
-                    problems.append(f"{path.relative_to(folder)} is a link to {os.readlink(path)!r}")
+                    problems.append(f"{path.relative_to(folder)} is a link to {os.readlink(path)!r}{_led_to(path)}")
             elif not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
-                problems.append(f"{path.relative_to(folder)} is neither a file nor a folder")
-    if len(problems) > 5:
-        problems[5:] = [f"and {len(problems) - 5:,} more"]
-    raise_problems(problems, f"{folder}, which must hold its files itself; put copies there, or remove them")
+                problems.append(f"{path.relative_to(folder)} is {kind_of(mode)}")
+    raise_problems(at_most(problems), f"{folder}, which must hold its files itself; put copies there, or remove them")
+
+
+def _led_to(link: Path) -> str:
+    """What a link leads to, where that is there and neither a file nor a folder."""
+    mode = os.stat(link).st_mode if os.path.exists(link) else stat.S_IFREG
+    return "" if stat.S_ISREG(mode) or stat.S_ISDIR(mode) else f", {kind_of(mode)}"
 
 
 def sha256_of_file(path: Path) -> str:

@@ -31,7 +31,8 @@ from typing import IO, Any
 
 import yaml
 
-from finllm.errors import UserError, raise_problems
+from finllm.bounded import MOST_JSON_BYTES, parse_json, read_text, read_yaml
+from finllm.errors import UserError, raise_problems, shortened
 from finllm.files import naming, read_json, refuse_links, write_json, write_text
 
 LOCK = ".lock"
@@ -176,7 +177,12 @@ class RunDir:
     def proofs(self) -> list[dict[str, Any]]:
         """What `write_proofs` wrote; nothing for a run from before there were proofs."""
         path = self.path / "proofs.json"
-        return read_json(path)["proofs"] if path.exists() else []
+        if not path.exists():
+            return []
+        proofs = read_json(path).get("proofs")
+        if not isinstance(proofs, list):
+            raise UserError(f"{path}: proofs is {shortened(proofs)}, not a list; {PUT_BACK}")
+        return proofs
 
     def log(self, line: dict[str, Any]) -> None:
         """Add a line to `metrics.jsonl`; the line is one write, so a reader never sees it torn."""
@@ -185,8 +191,9 @@ class RunDir:
 
     def metrics_so_far(self) -> list[dict[str, Any]]:
         """The lines of `metrics.jsonl`, if any, without one at the end that a full disk or a lost machine cut short."""
-        text = self.metrics.read_text(encoding="utf-8") if self.metrics.exists() else ""
-        return [json.loads(line) for line in text[: text.rfind("\n") + 1].splitlines()]
+        text = read_text(self.metrics, MOST_JSON_BYTES) if self.metrics.exists() else ""
+        lines = text[: text.rfind("\n") + 1].splitlines()
+        return [parse_json(line, f"{self.metrics}, line {number}") for number, line in enumerate(lines, 1)]
 
     def finish(self, summary: dict[str, Any]) -> None:
         """Write `summary.json`, which marks the run as complete, and let go of the folder."""
@@ -199,14 +206,10 @@ class RunDir:
         return (self.path / "summary.json").exists()
 
     def config(self) -> dict[str, Any]:
-        path = self.path / "config.yaml"
         try:
-            content = yaml.safe_load(path.read_text(encoding="utf-8"))
-        except (OSError, UnicodeDecodeError, RecursionError, yaml.YAMLError) as error:
-            raise UserError(f"{path} is not YAML: {' '.join(str(error).split())[:300]}; {PUT_BACK}") from None
-        if not isinstance(content, dict):
-            raise UserError(f"{path} holds {str(content)[:60]!r}, not keys and values; {PUT_BACK}")
-        return content
+            return read_yaml(self.path / "config.yaml")
+        except UserError as error:
+            raise UserError(f"{error}; {PUT_BACK}") from None
 
     def language_model(self) -> str | None:
         """The module of a baseline that opens this run's model, from config.yaml; None for a run of recipes/sft.py."""

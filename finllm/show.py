@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
 
-from rich.console import Console
 from rich.text import Text
 
 from finllm.data.dataset_dir import DatasetDir
-from finllm.errors import UserError
+from finllm.errors import UserError, visible
 from finllm.models.find import load_tokenizer, resolve_tokenizer
+from finllm.terminal import Terminal
 from finllm.text.tokens import IGNORED, encode
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+MOST_PARTS = 64  # tokens joined: a row of characters whose edges no token shares
 # What each part looks like, and what the legend calls it
 PROMPT, RESPONSE, END = ("dim", "bold green", "bold black on yellow")
 
@@ -25,7 +31,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Print one row: masked tokens dim, supervised ones green, the supervised EOS marked, token edges underlined."""
+    """Print one row: masked tokens dim, supervised ones green, the supervised EOS marked, token edges underlined.
+
+    Tokens that hold parts of one character are printed as one.
+    """
     rows = DatasetDir(arguments.dataset_dir).split(arguments.split)
     if not 0 <= arguments.index < len(rows):
         raise UserError(f"--index is {arguments.index}, {arguments.split} has rows 0 to {len(rows) - 1}")
@@ -33,14 +42,13 @@ def run(arguments: argparse.Namespace) -> None:
     tokenizer = load_tokenizer(resolve_tokenizer(arguments.tokenizer))
     example = encode(tokenizer, row, arguments.max_length)
     text = Text()
-    for position, (token, label) in enumerate(zip(example["input_ids"], example["labels"], strict=True)):
-        supervised = label != IGNORED
-        if supervised and token == tokenizer.eos_token_id:
+    for number, (tokens, supervised) in enumerate(whole_characters(tokenizer, example)):
+        if supervised and tokens == [tokenizer.eos_token_id]:
             text.append(" EOS ", END)
         else:
-            style = (RESPONSE if supervised else PROMPT) + (" underline" if position % 2 else "")
-            text.append(tokenizer.decode([token]), style)
-    console = Console()
+            style = (RESPONSE if supervised else PROMPT) + (" underline" if number % 2 else "")
+            text.append(visible(tokenizer.decode(tokens)), style)
+    console = Terminal()
     console.print(
         Text.assemble(("masked", PROMPT), "  ", ("learned", RESPONSE), "  ", (" EOS ", END), " learned too\n")
     )
@@ -51,5 +59,20 @@ def run(arguments: argparse.Namespace) -> None:
         + (f", {example['lost']} cut off by max_length" if example["lost"] else "")
         + (f"; training drops this row: {example['unwritable']}" if example["unwritable"] else "")
         + ("; its text spells a control token, and stays text" if example["spells"] else ""),
-        highlight=False,
     )
+
+
+def whole_characters(tokenizer: PreTrainedTokenizerBase, example: dict[str, Any]) -> Iterator[tuple[list[int], bool]]:
+    """Tokens and whether they are supervised, joined until what they say ends with a whole character.
+
+    A byte-level tokenizer may write one character in as many tokens as it has bytes, and one token may hold the end of
+    one character and the beginning of the next. Where `max_length` cuts a character, its part stays as it is.
+    """
+    tokens: list[int] = []
+    labels = [label != IGNORED for label in example["labels"]]
+    for token, supervised, next_one in zip(example["input_ids"], labels, [*labels[1:], None], strict=True):
+        tokens.append(token)
+        partial = len(tokens) < MOST_PARTS and tokenizer.decode(tokens).endswith("\ufffd")
+        if not partial or supervised != next_one:
+            yield tokens, supervised
+            tokens = []

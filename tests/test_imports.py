@@ -18,6 +18,7 @@ ALLOWED = {
 # Within finllm a module imports those of its own room, and of the floors below its own; never from beside or above.
 FLOORS = [
     {"finllm", "errors", "provenance"},
+    {"bounded", "terminal"},
     {"text", "files"},
     {"cpu", "data", "run_dir"},
     {"models"},
@@ -31,8 +32,8 @@ ROOMS = {
 }
 # On top of finllm/ and eval/ stand the ground, what belongs to no room, and the commands.
 ON_TOP = {
-    "finllm": {"__init__", "errors", "files", "provenance", "run_dir", "cli", "doctor", "show"},
-    "eval": {"__init__", "run", "leaderboard", "export", "results", "evaluated", "sharing"},
+    "finllm": {"__init__", "bounded", "terminal", "errors", "files", "provenance", "run_dir", "cli", "doctor", "show"},
+    "eval": {"__init__", "run", "leaderboard", "export", "results", "shapes", "evaluated", "sharing"},
 }
 MOST_LINES = 320
 

@@ -9,12 +9,11 @@ import math
 import types
 import typing
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-import yaml
-
-from finllm.errors import UserError, did_you_mean, raise_problems
+from finllm.bounded import read_yaml
+from finllm.errors import did_you_mean, raise_problems
+from finllm.terminal import Parser
 from finllm.text.credentials import credentials
 
 VARIANTS = ("as_published", "causal", "seq2seq")
@@ -101,7 +100,7 @@ TYPES = typing.get_type_hints(TrainConfig)
 
 def read_config(arguments: list[str], description: str) -> tuple[TrainConfig, bool]:
     """The settings of a command line, and whether it says `--resume auto`; a `UserError` names every problem."""
-    parser = argparse.ArgumentParser(description=description, allow_abbrev=False)
+    parser = Parser(description=description, allow_abbrev=False)
     parser.add_argument("--config", help="YAML file of the keys below; a flag stands over the file")
     parser.add_argument("--resume", choices=["auto"], help="go on with the run in output_dir, or begin it")
     for field in dataclasses.fields(TrainConfig):
@@ -119,7 +118,7 @@ def read_config(arguments: list[str], description: str) -> tuple[TrainConfig, bo
             problems.append(f"unknown flag '{flag}'{did_you_mean(flag[2:], names)}")
         elif not before.startswith("--") or "=" in before:  # else it is the unknown flag's value
             problems.append(f"'{word}' belongs to no flag")
-    from_file = _read_yaml(path) if path else {}
+    from_file = read_yaml(path) if path else {}
     problems += [f"unknown key '{key}'{did_you_mean(str(key), names)}" for key in from_file if key not in names]
     values = {key: value for key, value in {**from_file, **flags}.items() if key in names}
     for key, value in values.items():
@@ -137,20 +136,6 @@ def read_config(arguments: list[str], description: str) -> tuple[TrainConfig, bo
         problems = list(_limits(TrainConfig(**values)))
     raise_problems(problems, where)
     return TrainConfig(**values), resume
-
-
-def _read_yaml(path: str) -> dict[str, Any]:
-    try:
-        content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"--config {path} does not exist") from None
-    except (IsADirectoryError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise UserError(f"--config {path} is not a YAML file: {error}") from None
-    if content is None:
-        return {}
-    if not isinstance(content, dict):
-        raise UserError(f"--config {path} holds a {type(content).__name__}; it must hold lines of 'key: value'")
-    return content
 
 
 def _typed(value: Any, kind: Any) -> Any:

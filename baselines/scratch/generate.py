@@ -4,7 +4,6 @@ python baselines/scratch/generate.py runs/NAME "What is an index fund?" [--input
     [--temperature 0.8 --top_p 0.9 --seed 1] [--num_beams 4] [--no_repeat_ngram_size 3]
 """
 
-import argparse
 import dataclasses
 import sys
 import typing
@@ -19,11 +18,12 @@ from baselines.scratch.lm import load
 from baselines.scratch.sampling import Sampling
 from finllm.errors import raise_problems, run_command
 from finllm.run_dir import RunDir
+from finllm.terminal import Parser, say
 from finllm.text.prompts import build_prompt
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Ask a model of baselines/scratch/train.py.", allow_abbrev=False)
+    parser = Parser(description="Ask a model of baselines/scratch/train.py.", allow_abbrev=False)
     parser.add_argument("run", help="a run dir")
     parser.add_argument("question")
     parser.add_argument("--input", default="", help="a passage that the question is about")
@@ -41,7 +41,7 @@ def main() -> None:
     model = load(RunDir(arguments.run).require_complete(), batch_size=1)
     prompt = build_prompt(arguments.question, arguments.input)
     (answer,) = model.generate([prompt], arguments.max_new_tokens, sampling)
-    print(answer.text)
+    say(answer.text)
 
 
 if __name__ == "__main__":

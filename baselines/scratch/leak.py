@@ -9,7 +9,6 @@ For each run, over the first 64 tokens of some reference answers:
     moved by           the largest change of a log-probability when only the tokens after it are replaced
 """
 
-import argparse
 import math
 import random
 import sys
@@ -22,7 +21,6 @@ import finllm  # isort: skip  # noqa: F401  before torch: it sets how threads wa
 
 import numpy as np
 import torch
-from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
@@ -31,6 +29,7 @@ from baselines.scratch.lm import Pair, ScratchLanguageModel, load
 from finllm.data.dataset_dir import DatasetDir
 from finllm.errors import UserError, run_command
 from finllm.run_dir import RunDir
+from finllm.terminal import Parser, Terminal
 from finllm.text.prompts import build_prompt
 
 ROWS = (
@@ -47,7 +46,7 @@ TOLERANCE = 1e-3  # nats that rounding alone may move a log-probability
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Does a model see the token that it is to predict?")
+    parser = Parser(description="Does a model see the token that it is to predict?")
     parser.add_argument("runs", nargs="+", help="run dirs of baselines/scratch/train.py")
     parser.add_argument("--questions", type=int, default=8, help="how many, the first by id; default 8")
     parser.add_argument("--split", default="test", choices=["train", "validation", "test"])
@@ -71,7 +70,7 @@ def main() -> None:
         columns.append([model.model.config.variant, *figures(model, pairs)])
     for row in zip(ROWS, *columns, strict=True):
         table.add_row(*row)
-    Console(highlight=False).print(table)
+    Terminal().print(table)
 
 
 def figures(model: ScratchLanguageModel, pairs: list[Pair]) -> list[str]:

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 
 import torch
 from accelerate import Accelerator
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as ProgressBar
 
@@ -21,6 +20,7 @@ from baselines.scratch.model import Transformer
 from finllm.cpu.machine import peak_memory_bytes
 from finllm.errors import UserError
 from finllm.run_dir import RunDir
+from finllm.terminal import Terminal
 from finllm.training.stopping import Stop
 
 
@@ -72,7 +72,7 @@ class Training:
         config: TrainConfig,
         run: RunDir,
         accelerator: Accelerator,
-        console: Console,
+        console: Terminal,
         model: Transformer,
         optimizer: torch.optim.Optimizer,
         examples: list[Example],

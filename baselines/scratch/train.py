@@ -20,7 +20,6 @@ import finllm  # isort: skip  # noqa: F401  before torch: it sets how threads wa
 import torch
 from accelerate import Accelerator
 from accelerate.utils import set_seed
-from rich.console import Console
 
 from baselines.scratch.checkpoint import Progress, copy_of, load_checkpoint, patience_used
 from baselines.scratch.config import TrainConfig, read_config
@@ -35,6 +34,7 @@ from finllm.errors import UserError, run_command
 from finllm.files import write_json, write_jsonl, write_text
 from finllm.provenance import provenance
 from finllm.run_dir import RunDir
+from finllm.terminal import Terminal
 from finllm.text.prompts import TEMPLATE_HASH
 from finllm.training import checkpoints
 from finllm.training.going_on import GoingOn
@@ -56,7 +56,7 @@ def train(config: TrainConfig, resume: bool = False) -> None:
     set_seed(config.seed)
     # bf16 is for the steps alone, see Training.step; told nothing, accelerate gives a CPU no second process.
     accelerator = Accelerator(mixed_precision="no", cpu=not torch.accelerator.is_available())
-    console = Console(highlight=False, quiet=not accelerator.is_main_process)
+    console = Terminal(quiet=not accelerator.is_main_process)
     if config.bf16 and not machine.bf16_is_fast():
         raise UserError(
             f"bf16 is true and this {accelerator.device.type} has no arithmetic for it; it needs a CUDA GPU that has "
@@ -158,7 +158,7 @@ def train(config: TrainConfig, resume: bool = False) -> None:
     accelerator.end_training()
 
 
-def cut(split: str, examples: list[Example], config: TrainConfig, console: Console) -> list[Example]:
+def cut(split: str, examples: list[Example], config: TrainConfig, console: Terminal) -> list[Example]:
     """The examples cut to `max_length`; says what was lost, and refuses a split of which nothing is left."""
     kept, truncated, dropped = truncate(examples, config.max_length)
     if truncated or dropped:

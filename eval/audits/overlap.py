@@ -12,6 +12,7 @@ import numpy as np
 from eval.metrics import bleu, rouge
 from finllm.data.near_duplicates import THRESHOLD, WORDS, NearDuplicates
 from finllm.data.split import normalised_question
+from finllm.text.words import pieces
 
 LONG_RUN = 20  # words of one training answer, verbatim, from which an answer counts as memorised
 MOST_MEMORISED = 0.05  # share of the answers
@@ -65,7 +66,7 @@ def _duplicates(
 
     Answers to one question are no repetition of each other's question.
     """
-    long_enough = [i for i, row in enumerate(test) if len(normalised_question(text_of(row)).split()) >= least_words]
+    long_enough = [i for i, row in enumerate(test) if len(pieces(normalised_question(text_of(row)))) >= least_words]
     if not long_enough:
         return set(), set(), set()
     texts = [text_of(test[index]) for index in long_enough]
@@ -96,17 +97,18 @@ def memorisation(rows: Sequence[dict[str, Any]], training: Sequence[dict[str, st
     for row, words in zip(answered, longest, strict=True):
         row["verbatim_words"] = words
     share = sum(words >= LONG_RUN for words in longest) / len(longest)
+    tokenizer = bleu.tokenizer_for(row["reference"] for row in rows)
     baselines = {
-        "copy the question": _score([question_of(row) for row in answered], answered),
-        "nearest training answer": _score(nearest_answers(answered, training), answered),
+        "copy the question": _score([question_of(row) for row in answered], answered, tokenizer),
+        "nearest training answer": _score(nearest_answers(answered, training), answered, tokenizer),
     }
-    own = float(np.mean([row["rougeL"] for row in answered]))
-    floors = " and ".join(f"{scores['rougeL']:.3f} ({name})" for name, scores in baselines.items())
+    own = _shown(_mean([row["rougeL"] for row in answered]))
+    floors = " and ".join(f"{_shown(scores['rougeL'])} ({name})" for name, scores in baselines.items())
     whose = "" if trained else ", not trained on,"
     return {
         "passed": share <= MOST_MEMORISED,
         "summary": f"{100 * share:.3g} % of {len(answered):,} answers hold {LONG_RUN} or more words of one "
-        f"training answer{whose} (longest {max(longest)}, median {median(longest):g}); ROUGE-L is {own:.3f}, "
+        f"training answer{whose} (longest {max(longest)}, median {median(longest):g}); ROUGE-L is {own}, "
         f"that of copying {floors}",
         "longest_words": max(longest),
         "median_words": float(median(longest)),
@@ -117,14 +119,14 @@ def memorisation(rows: Sequence[dict[str, Any]], training: Sequence[dict[str, st
 
 def longest_overlaps(answers: Sequence[str], training: Sequence[str]) -> list[int]:
     """Words of the longest run that each answer shares with any training answer; runs under five words count as 0."""
-    words = [answer.split() for answer in answers]
+    words = [pieces(answer) for answer in answers]
     places: dict[tuple[str, ...], list[tuple[int, int]]] = defaultdict(list)
     for number, answer in enumerate(words):
         for start in range(len(answer) - WORDS + 1):
             places[tuple(answer[start : start + WORDS])].append((number, start))
     longest = [0] * len(answers)
     for text in training:
-        other = text.split()
+        other = pieces(text)
         for begin in range(len(other) - WORDS + 1):
             for number, start in places.get(tuple(other[begin : begin + WORDS]), ()):
                 answer = words[number]
@@ -146,7 +148,7 @@ def nearest_answers(rows: Sequence[dict[str, str]], training: Sequence[dict[str,
     from scipy.sparse import csr_matrix, diags
 
     vocabulary: dict[str, int] = {}
-    questions = [normalised_question(question_of(row)).split() for row in (*training, *rows)]
+    questions = [pieces(normalised_question(question_of(row))) for row in (*training, *rows)]
     columns = [vocabulary.setdefault(word, len(vocabulary)) for words in questions for word in words]
     starts = np.cumsum([0, *map(len, questions)])
     counts = csr_matrix((np.ones(len(columns)), columns, starts), shape=(len(questions), len(vocabulary)))
@@ -159,8 +161,18 @@ def nearest_answers(rows: Sequence[dict[str, str]], training: Sequence[dict[str,
     return [training[number]["output"] for number in nearest]
 
 
-def _score(texts: Sequence[str], rows: Sequence[dict[str, Any]]) -> dict[str, float]:
+def _score(texts: Sequence[str], rows: Sequence[dict[str, Any]], tokenizer: str) -> dict[str, float | None]:
     references = [row["reference"] for row in rows]
     each = [rouge.scores_of(text, reference) for text, reference in zip(texts, references, strict=True)]
-    scores = {type: float(np.mean([score[type] for score in each])) for type in rouge.TYPES}
-    return {**scores, "bleu": bleu.METRIC.corpus_score(list(texts), [references]).score}
+    scores = {type: _mean([score[type] for score in each]) for type in rouge.TYPES}
+    return {**scores, "bleu": bleu.corpus_bleu(texts, references, tokenizer)}
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    """Of those examples whose reference has words; None where there is none."""
+    held = [value for value in values if value is not None]
+    return float(np.mean(held)) if held else None
+
+
+def _shown(value: float | None) -> str:
+    return "not defined (no words in the references)" if value is None else f"{value:.3f}"

@@ -9,21 +9,25 @@ import numpy as np
 from eval.metrics import bleu, perplexity, rouge
 from eval.results import SplitResults
 from eval.statistics.uncertainty import bootstrap
+from finllm.text.words import pieces
 
 
-def measure(rows: list[dict[str, Any]]) -> SplitResults:
-    """All figures of a split. Adds `rouge1` … `rougeLsum` and `bleu` to every row, None where nothing was generated."""
+def measure(rows: list[dict[str, Any]], tokenizer: str | None = None) -> SplitResults:
+    """All figures of a split. Adds `rouge1` … `rougeLsum` and `bleu` to every row, None where nothing was generated or
+    the reference has no word. `tokenizer` is BLEU's; without one the references choose it.
+    """
+    tokenizer = tokenizer or bleu.tokenizer_for(row["reference"] for row in rows)
     likelihood = np.array([[row["nll"], row["tokens"], row["correct_tokens"], row["bytes"]] for row in rows])
     metrics = bootstrap(likelihood, [row["question_id"] for row in rows], lambda sums: perplexity.from_sums(*sums))
     answered = []
     for row in rows:
-        generated = row["prediction"] is not None
-        scores = rouge.scores_of(row["prediction"], row["reference"]) if generated else dict.fromkeys(rouge.TYPES)
-        row.update(scores, bleu=bleu.sentence_bleu(row["prediction"], row["reference"]) if generated else None)
+        answer, generated = (row["prediction"], row["reference"]), row["prediction"] is not None
+        scores = rouge.scores_of(*answer) if generated else dict.fromkeys(rouge.TYPES)
+        row.update(scores, bleu=bleu.sentence_bleu(*answer, tokenizer) if generated else None)
         if generated:
             answered.append(row)
     if answered:
-        statistics = np.array([_statistics(row) for row in answered])
+        statistics = np.array([_statistics(row, tokenizer) for row in answered])
         metrics |= bootstrap(statistics, [row["question_id"] for row in answered], _generation_figures)
     return SplitResults(
         examples=len(rows),
@@ -35,27 +39,31 @@ def measure(rows: list[dict[str, Any]]) -> SplitResults:
     )
 
 
-RATES = (*rouge.TYPES, "stop_rate", "repetition")
-
-
-def _statistics(row: dict[str, Any]) -> list[float]:
-    """What adds up over answers: 1, the rates, words of answer and reference, and BLEU's ten counts."""
+def _statistics(row: dict[str, Any], tokenizer: str) -> list[float]:
+    """What adds up over answers: 1, the rates, lengths of answer and reference in pieces; and of answers whose
+    reference has words: 1, the four ROUGE, whether the reference has four tokens, and BLEU's ten counts."""
     answer, reference = row["prediction"], row["reference"]
-    rates = [*(row[type] for type in rouge.TYPES), row["stopped"], repetition(answer)]
-    return [1, *rates, len(answer.split()), len(reference.split()), *bleu.counts_of(answer, reference)]
+    own = [1, row["stopped"], repetition(answer), len(pieces(answer)), len(pieces(reference))]
+    if row["rougeL"] is None:
+        return [*own, *[0] * 16]
+    counts = bleu.counts_of(answer, reference, tokenizer)
+    return [*own, 1, *(row[type] for type in rouge.TYPES), counts[-1] >= bleu.ORDER, *counts]
 
 
-def _generation_figures(sums: np.ndarray) -> dict[str, float]:
-    count, rates, (words, reference_words), counts = sums[0], sums[1:7], sums[7:9], sums[9:]
+def _generation_figures(sums: np.ndarray) -> dict[str, float | None]:
+    """The figures of summed statistics; None where there is nothing that a figure could be about."""
+    count, stopped, repeated, length, reference_length, worded, *rouges = sums[:10]
     return {
-        **dict(zip(RATES, rates / count, strict=True)),
-        "length_ratio": words / reference_words,
-        "bleu": bleu.from_counts(counts),
+        **{type: value / worded if worded else None for type, value in zip(rouge.TYPES, rouges, strict=True)},
+        "stop_rate": stopped / count,
+        "repetition": repeated / count,
+        "length_ratio": length / reference_length if reference_length else None,
+        "bleu": bleu.from_counts(sums[11:]) if sums[10] else None,
     }
 
 
 def repetition(text: str, n: int = 4) -> float:
     """Share of an answer's word n-grams that it has said before: seq-rep-n of Welleck et al. 2019, section 4."""
-    words = text.split()
+    words = pieces(text)
     grams = [tuple(words[i : i + n]) for i in range(len(words) - n + 1)]
     return 1 - len(set(grams)) / len(grams) if grams else 0.0

@@ -42,7 +42,7 @@ def from_sums(nll: float, tokens: float, correct_tokens: float, bytes: float) ->
         raise ValueError(f"{tokens} tokens and {bytes} bytes: a reference must have at least one of each")
     return {
         "nll_per_token": nll / tokens,
-        "perplexity": math.exp(nll / tokens),
+        "perplexity": math.exp(nll / tokens) if nll / tokens < 700 else math.inf,  # which no result may hold
         "bits_per_byte": nll / (math.log(2) * bytes),
         "token_accuracy": correct_tokens / tokens,
     }

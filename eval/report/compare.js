@@ -66,7 +66,7 @@ async function compare() {
   const texts = await Promise.all(furthest.map(textsOf));
   if (mine !== comparing) return; // other models were chosen while the texts were unpacked
   field("apart").replaceChildren(...furthest.map((number, index) => {
-    const question = html("button", { type: "button", class: "link" }, texts[index].instruction);
+    const question = html("button", { type: "button", class: "link" }, ...beginning(texts[index].instruction));
     question.addEventListener("click", () => showBoth(number));
     const better = apart(number) < 0 ? a : b;
     return html("li", {}, question, html("span", { class: "number" },

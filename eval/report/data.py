@@ -14,9 +14,10 @@ import zlib
 from pathlib import Path
 from typing import Any
 
+from eval import shapes
 from eval.evaluated import Run
 from finllm.data.dataset_dir import DatasetDir, is_dataset_dir
-from finllm.errors import UserError
+from finllm.errors import UserError, raise_problems
 
 CURVE_POINTS = 300  # a training curve with more logged steps is averaged down to about this many points
 PACK = 50  # questions a pack: some 100 KB of text, unpacked in a few milliseconds
@@ -33,7 +34,7 @@ def figures(
 ) -> dict[str, Any]:
     """What the scripts draw, sort and filter by; a model's `scores` are columns in the order of the questions."""
     order = [row["id"] for row in runs[0].predictions]
-    duplicated = {id for run in runs for id in run.results.audits.get("contamination", {}).get("contaminated", ())}
+    duplicated = {id for run in runs for id in run.results.audits.get("contamination", {}).get("contaminated") or ()}
     return {
         "models": [
             {
@@ -107,6 +108,7 @@ def data_card(runs: list[Run]) -> dict[str, Any]:
             continue
         try:
             dataset = DatasetDir(place)
+            raise_problems(shapes.problems(dataset.manifest, shapes.MANIFEST, ""), f"{place}/manifest.json")
         except UserError as error:
             missing = str(error)
             continue

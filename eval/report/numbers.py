@@ -44,7 +44,7 @@ def shown(row: dict[str, Any]) -> dict[str, str]:
     metrics = row["metrics"]
     stop_rate, to_base = metrics.get("stop_rate"), row["bits_per_byte_to_base"]
     return {
-        **{name: decimals(metrics.get(name, {}).get("value"), digits) for name, digits in DIGITS.items()},
+        **{name: decimals((metrics.get(name) or {}).get("value"), digits) for name, digits in DIGITS.items()},
         "stop_rate": f"{100 * stop_rate['value']:.0f} %" if stop_rate else "–",
         "to_base": "–" if to_base is None else f"{to_base:+.3f}".replace("-", "−"),
         "trainable_parameters": count(row["trainable_parameters"]),

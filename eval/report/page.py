@@ -11,6 +11,7 @@ import base64
 import hashlib
 from collections import Counter
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from markupsafe import Markup
 from eval.evaluated import Run
 from eval.report import data
 from eval.report.numbers import decimals, duration, interval_text, shown, shown_rank
+from eval.results import MOST_TEXT
 from finllm.text.credentials import without_credentials
 
 FOLDER = Path(__file__).parent
@@ -55,6 +57,44 @@ def page(
     allowed = f"style-src '{_hash(style)}'; script-src '{_hash(script)}'"
     colours = _colours(rows)
     bits = [row["metrics"]["bits_per_byte"] for row in rows]
+    entries = list(zip(runs, rows, colours, strict=True))
+    return (
+        _environment()
+        .get_template("page.html.j2")
+        .render(
+            runs=entries,
+            rows=rows,
+            ranked=[entry for entry in entries if entry[1]["rank"]],
+            unranked=[entry for entry in entries if not entry[1]["rank"]],
+            sharing=Counter(row["rank"] for row in rows),
+            floors=_floors(runs),
+            audits=[(name, said) for name, said in AUDITS.items() if any(name in run.results.audits for run in runs)],
+            sentences=sentences,
+            notes=notes,
+            recipes=recipes,
+            clean_part=any(run.split.clean and run.split.clean.examples < run.split.examples for run in runs),
+            split=split,
+            tested=bool(comparisons),
+            dataset=Path(runs[0].results.dataset["name"]).name
+            or "dataset",  # the name may be a path of another machine
+            card=data.data_card(runs),
+            scale=(
+                min(min(each["low"], each["value"]) for each in bits),
+                max(max(each["high"], each["value"]) for each in bits),
+            ),
+            origins=[_origin(run) for run in runs],
+            policy=f"default-src 'none'; {allowed}; base-uri 'none'; form-action 'none'",
+            style=Markup(style),
+            script=Markup(script),
+            data=Markup(data.embed(data.figures(runs, rows, colours, comparisons))),
+            packs=[Markup(pack) for pack in data.packs(runs)],
+        )
+    )
+
+
+@cache
+def _environment() -> Environment:
+    """Jinja with our templates, which it compiles once a process."""
     environment = Environment(
         loader=FileSystemLoader(FOLDER),
         autoescape=True,
@@ -63,34 +103,7 @@ def page(
         lstrip_blocks=True,
     )
     environment.globals.update(shown=shown, shown_rank=shown_rank, interval_text=interval_text, decimals=decimals)
-    entries = list(zip(runs, rows, colours, strict=True))
-    return environment.get_template("page.html.j2").render(
-        runs=entries,
-        rows=rows,
-        ranked=[entry for entry in entries if entry[1]["rank"]],
-        unranked=[entry for entry in entries if not entry[1]["rank"]],
-        sharing=Counter(row["rank"] for row in rows),
-        floors=_floors(runs),
-        audits=[(name, said) for name, said in AUDITS.items() if any(name in run.results.audits for run in runs)],
-        sentences=sentences,
-        notes=notes,
-        recipes=recipes,
-        clean_part=any(run.split.clean and run.split.clean.examples < run.split.examples for run in runs),
-        split=split,
-        tested=bool(comparisons),
-        dataset=Path(runs[0].results.dataset["name"]).name or "dataset",  # the name may be a path of another machine
-        card=data.data_card(runs),
-        scale=(
-            min(min(each["low"], each["value"]) for each in bits),
-            max(max(each["high"], each["value"]) for each in bits),
-        ),
-        origins=[_origin(run) for run in runs],
-        policy=f"default-src 'none'; {allowed}; base-uri 'none'; form-action 'none'",
-        style=Markup(style),
-        script=Markup(script),
-        data=Markup(data.embed(data.figures(runs, rows, colours, comparisons))),
-        packs=[Markup(pack) for pack in data.packs(runs)],
-    )
+    return environment
 
 
 def _floors(runs: list[Run]) -> dict[str, dict[str, float]]:
@@ -98,7 +111,7 @@ def _floors(runs: list[Run]) -> dict[str, dict[str, float]]:
     most = max(
         runs, key=lambda run: (bool(run.results.audits.get("memorisation", {}).get("baselines")), run.split.generated)
     )
-    return most.results.audits.get("memorisation", {}).get("baselines", {})
+    return most.results.audits.get("memorisation", {}).get("baselines") or {}
 
 
 def _hash(text: str) -> str:
@@ -130,8 +143,8 @@ def _origin(run: Run) -> dict[str, Any]:
         "Base model hash": held.get("base_model_hash"),
         "Git commit": f"{commit or 'not recorded'}{', with uncommitted changes' if held.get('git_dirty') else ''}",
         "Python": held.get("python"),
-        "Packages": ", ".join(f"{name} {version}" for name, version in held.get("packages", {}).items()),
-        "Hardware": ", ".join(f"{name} {value}" for name, value in held.get("hardware", {}).items()),
+        "Packages": ", ".join(f"{name} {version}" for name, version in (held.get("packages") or {}).items()),
+        "Hardware": ", ".join(f"{name} {value}" for name, value in (held.get("hardware") or {}).items()),
         "Seed": held.get("seed"),
         "Evaluated on": f"{results.dataset['name']}, hash {results.dataset['hash']}",
         "Trained on dataset hash": held.get("dataset_hash") if run.summary else None,
@@ -141,7 +154,16 @@ def _origin(run: Run) -> dict[str, Any]:
         "Evaluation took": f"{score} to score, {generate} to write the answers",
     }
     return {
-        "facts": {name: without_credentials(str(value)) for name, value in facts.items() if value not in (None, "")},
-        "proofs": run.proofs,
-        "config": yaml.safe_dump(config, sort_keys=False, allow_unicode=True) if config else "",
+        "facts": {
+            name: _beginning(without_credentials(str(value)))
+            for name, value in facts.items()
+            if value not in (None, "")
+        },
+        "proofs": [{**proof, "said": _beginning(proof["said"])} for proof in run.proofs],
+        "config": _beginning(yaml.safe_dump(config, sort_keys=False, allow_unicode=True)) if config else "",
     }
+
+
+def _beginning(text: str) -> str:
+    """What a browser can lay out of a text, and how much is left out."""
+    return text if len(text) <= MOST_TEXT else f"{text[:MOST_TEXT]} … {len(text) - MOST_TEXT:,} more characters"

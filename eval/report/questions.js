@@ -64,7 +64,7 @@ async function find(first = null) {
 function answerText(text, reference) {
   if (text === null) return html("p", { class: "text none" }, "not generated");
   if (text === "") return html("p", { class: "text none" }, "an empty answer");
-  const parts = { plain: () => [text], shared: sharedWords, changes: changedWords }[field("words").value];
+  const parts = { plain: () => beginning(text), shared: sharedWords, changes: changedWords }[field("words").value];
   return html("p", { class: "text" }, ...parts(text, reference));
 }
 
@@ -89,8 +89,8 @@ function answersOf(number, texts) {
     ...data.models.flatMap((_, index) => (shownModels.has(index) ? [answerCard(index, number, texts, lowest)] : [])));
   answers.style.setProperty("--columns", Math.ceil(shown / Math.ceil(shown / COLUMNS)));
   return [
-    texts.input ? html("p", { class: "input" }, texts.input) : null,
-    html("div", { class: "reference" }, html("p", { class: "label" }, "Reference"), html("p", { class: "text" }, texts.reference)),
+    texts.input ? html("p", { class: "input" }, ...beginning(texts.input)) : null,
+    html("div", { class: "reference" }, html("p", { class: "label" }, "Reference"), html("p", { class: "text" }, ...beginning(texts.reference))),
     answers,
   ].filter(Boolean);
 }
@@ -100,7 +100,7 @@ function questionCard(number, texts) {
   const range = bits.length ? `${Math.min(...bits).toFixed(2)}–${Math.max(...bits).toFixed(2)}` : "";
   const body = html("div", { class: "body" });
   const card = html("details", { class: "question" },
-    html("summary", {}, html("span", { class: "rank" }, String(number + 1)), html("span", { class: "asked" }, texts.instruction),
+    html("summary", {}, html("span", { class: "rank" }, String(number + 1)), html("span", { class: "asked" }, ...beginning(texts.instruction)),
       duplicated.has(number) ? html("span", { class: "cut" }, "duplicate in training") : null,
       html("span", { class: "range-text", title: "bits per byte, from the best model shown to the worst" }, range)), body);
   const fill = () => {

@@ -5,7 +5,8 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from eval.report.numbers import half_width, shown, shown_rank
+from eval.report.numbers import decimals, half_width, shown, shown_rank
+from finllm.errors import visible
 
 HOW_TO_READ = (
     "Bits per byte of the reference answers, lower is better, ± half the width of the interval; models that share a "
@@ -56,7 +57,7 @@ def below(
         )
     if floors:
         lines = [
-            [name, f"{scores['rouge1']:.3f}", f"{scores['rougeL']:.3f}", f"{scores['bleu']:.1f}"]
+            [name, *(decimals(scores[key], digits) for key, digits in (("rouge1", 3), ("rougeL", 3), ("bleu", 1)))]
             for name, scores in floors.items()
         ]
         sections.append(
@@ -75,8 +76,8 @@ def below(
 
 
 def cell(text: Any) -> str:
-    """Text that Markdown shows as it is."""
-    return re.sub(r"([\\`*_{}\[\]<>|~#$&!])", r"\\\1", " ".join(str(text).split()))
+    """Text that Markdown, and a terminal that prints the file, show as it is."""
+    return re.sub(r"([\\`*_{}\[\]<>|~#$&!])", r"\\\1", visible(" ".join(str(text).split())))
 
 
 def p_text(value: float) -> str:

@@ -90,7 +90,7 @@ def _pooled(runs: list[Run]) -> dict[str, Any]:
     interval = bootstrap(np.stack([nll, size], axis=1), [by_id[0][id]["question_id"] for id in order], _bits)
     metrics = {}
     for name in runs[0].split.metrics:
-        values = [run.split.metrics[name].value for run in runs if name in run.split.metrics]
+        values = [held.value for run in runs if (held := run.split.metrics.get(name))]
         if len(values) == len(runs):
             spread = {"mean": mean(values), "spread": stdev(values), "lowest": min(values), "highest": max(values)}
             metrics[name] = spread

@@ -27,19 +27,24 @@ TEST = "paired sign-flip permutation over questions, Holm's correction"
 
 
 def bootstrap(
-    statistics: np.ndarray, clusters: Sequence[str], figures: Callable[[np.ndarray], dict[str, float]]
-) -> dict[str, Interval]:
+    statistics: np.ndarray, clusters: Sequence[str], figures: Callable[[np.ndarray], dict[str, float | None]]
+) -> dict[str, Interval | None]:
     """Intervals of all figures that `figures` makes of summed statistics.
 
     `statistics` is (examples, k) and adds up over examples; `clusters` names each example's question. Every figure of
-    this project is a function of such sums, so a resample is a weighted sum and no example is looked at again.
+    this project is a function of such sums, so a resample is a weighted sum and no example is looked at again. A figure
+    that is None has no interval; a resample in which it is None is left out of its interval.
     """
     sums = by_question(statistics, clusters)
     resampled = [figures(row) for row in _draws(len(sums)) @ sums]
     tail = _tail(len(sums))
     intervals = {}
     for name, value in figures(sums.sum(0)).items():
-        low, high = np.quantile([figure[name] for figure in resampled], [tail, 1 - tail])
+        if value is None:
+            intervals[name] = None
+            continue
+        held = [figure[name] for figure in resampled if figure[name] is not None]
+        low, high = np.quantile(held, [tail, 1 - tail])
         intervals[name] = Interval(float(value), float(low), float(high))
     return intervals
 

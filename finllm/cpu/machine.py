@@ -16,6 +16,7 @@ import psutil
 import torch
 
 from finllm.errors import UserError
+from finllm.terminal import say
 from finllm.text.credentials import without_credentials_of_flags
 
 # glibc's mallopt parameters, from malloc.h
@@ -97,7 +98,7 @@ def use_all_gpus(processes: int, command: list[str]) -> None:
         return
     arguments = ["--multi_gpu", "--num_processes", str(gpus), *command]
     if LAUNCHED in os.environ:
-        print(f"{gpus} GPUs are here: starting a process for each", flush=True)
+        say(f"{gpus} GPUs are here: starting a process for each", flush=True)
         os.execv(sys.executable, [sys.executable, "-m", "accelerate.commands.launch", *arguments])
     raise UserError(
         f"this machine has {gpus} GPUs and this is one process; for all of them run: accelerate launch "

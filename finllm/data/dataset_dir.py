@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -30,7 +31,7 @@ MANIFEST_KEYS = ("source", "template", "columns", "cleaning", "split", "splits",
 
 def is_dataset_dir(path: Path | str) -> bool:
     """Whether a folder says that it is a dataset dir; `DatasetDir(path)` finds out whether it is a sound one."""
-    return (Path(path) / "manifest.json").is_file()
+    return os.path.isfile(Path(path) / "manifest.json")  # False for a name that no file can have
 
 
 def dataset_hash(split_hashes: Mapping[str, str]) -> str:

@@ -4,7 +4,8 @@
 
 MinHash with locality-sensitive hashing (package datasketch) proposes pairs; their exact Jaccard index then decides, so
 nothing is called a duplicate by chance of hashing. A pair at the threshold is proposed with probability 0.996.
-A text of fewer than five words is one gram, so only its like is its duplicate.
+A text of fewer than five words is one gram, so only its like is its duplicate. Where a script has no blanks between
+words, each character counts as one (finllm/text/words.py).
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from finllm.data.split import normalised_question
+from finllm.text.words import pieces
 
 WORDS, THRESHOLD = 5, 0.5
 BANDS, ROWS = 42, 3  # a pair of index J is proposed with probability 1 − (1 − J³)⁴²
@@ -19,7 +21,7 @@ BANDS, ROWS = 42, 3  # a pair of index J is proposed with probability 1 − (1 �
 
 def grams_of(text: str) -> frozenset[str]:
     """The word 5-grams of a text, folded as questions are: case, punctuation and white space do not count."""
-    words = normalised_question(text).split()
+    words = pieces(normalised_question(text))
     return frozenset(" ".join(words[start : start + WORDS]) for start in range(max(1, len(words) - WORDS + 1)))
 
 

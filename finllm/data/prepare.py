@@ -26,6 +26,7 @@ from finllm.data.split import SPLITS, check_fractions, normalised_question, spli
 from finllm.data.summary import print_summary
 from finllm.errors import UserError
 from finllm.files import atomic_folder, atomic_open, sweep, write_json
+from finllm.terminal import say
 
 TRACKED_BYTES = 10 << 20  # a source of less is read before a progress bar could be
 
@@ -60,7 +61,7 @@ def prepare(
     found = _find(source)
     sha256 = source_hash(found)
     if _holds_the_same(where, found, sha256, settings, overwrite):
-        print(f"{where} already holds this dataset (same source, same settings): left as it is")
+        say(f"{where} already holds this dataset (same source, same settings): left as it is")
     else:
         _build(found, sha256, where, settings, overwrite)
     dataset = DatasetDir(where)
@@ -84,7 +85,7 @@ def resolve(name: Path | str, cache_dir: Path | str) -> DatasetDir:
     sweep(where.resolve())
     if not is_dataset_dir(where):
         _build(source, sha256, where, DEFAULTS)
-        print(f"prepared {source.name} into {where}", file=sys.stderr)
+        say(f"prepared {source.name} into {where}", file=sys.stderr)
     return DatasetDir(where)
 
 

@@ -103,10 +103,11 @@ def track(items: Iterable[Item], description: str, total: int | None = None) -> 
     """Show a progress bar on stderr while `items` are gone through, when it is a terminal and they are many."""
     if not sys.stderr.isatty() or (total is not None and total < MIN_TRACKED):
         return items
-    from rich.console import Console
     from rich.progress import track
 
-    return track(items, description=description, total=total, console=Console(stderr=True), transient=True)
+    from finllm.terminal import Terminal
+
+    return track(items, description=description, total=total, console=Terminal(stderr=True), transient=True)
 
 
 def _readable_files(folder: Path) -> list[Path]:

@@ -9,6 +9,7 @@ from finllm.data.dataset_dir import DatasetDir
 from finllm.data.rows import track
 from finllm.data.split import SPLITS
 from finllm.text.prompts import build_prompt
+from finllm.text.words import pieces
 
 PERCENTILES = {"p5": 0.05, "p50": 0.5, "p95": 0.95, "max": 1.0}
 BATCH = 1000  # texts given to count_tokens at once
@@ -19,12 +20,13 @@ CountTokens = Callable[[list[str]], list[int]]
 def print_summary(dataset: DatasetDir, count_tokens: CountTokens | None = None) -> None:
     """Print rows by cleaning step and by split, and lengths of prompts and responses (all splits together).
 
-    Lengths are in words (what white space parts) and, with `count_tokens`, in tokens; EOS is not counted.
+    Lengths are in words (finllm/text/words.py) and, with `count_tokens`, in tokens; EOS is not counted.
     """
-    from rich.console import Console
     from rich.table import Table
 
-    console = Console(highlight=False, markup=False)
+    from finllm.terminal import Terminal
+
+    console = Terminal()
     manifest = dataset.manifest
 
     def table(title: str, *columns: str) -> Table:
@@ -63,7 +65,7 @@ def percentile(values: list[int], share: float) -> int:
 
 def _lengths(dataset: DatasetDir, count_tokens: CountTokens | None) -> list[tuple[str, list[int]]]:
     """Of all rows, which are read a batch at a time: each length's name and its values."""
-    counts: dict[str, CountTokens] = {"words": lambda texts: [len(text.split()) for text in texts]}
+    counts: dict[str, CountTokens] = {"words": lambda texts: [len(pieces(text)) for text in texts]}
     if count_tokens:
         counts["tokens"] = count_tokens
     lengths: dict[str, list[int]] = {f"{text}, {unit}": [] for unit in counts for text in ("prompt", "response")}

@@ -14,6 +14,7 @@ from trl import ModelConfig, get_peft_config
 from finllm.cpu.machine import memory_bytes
 from finllm.errors import UserError, did_you_mean, raise_problems
 from finllm.models import checked
+from finllm.models.patterns import check_patterns
 
 
 def base_of(model: PreTrainedModel) -> PreTrainedModel:
@@ -42,6 +43,7 @@ def add_adapter(model: PreTrainedModel, arguments: ModelConfig) -> PreTrainedMod
         # TRL makes a list of one name a string, and peft reads a string as a regular expression for whole paths.
         config.target_modules = {config.target_modules}
     layers = _layers(model)  # before peft has wrapped some of them
+    check_patterns(config.to_dict(), model, "the adapter's flags")
     try:
         numbers = sum(map(math.prod, _shapes_made(model, config).values()))
         if 4 * numbers > memory_bytes():
@@ -85,6 +87,7 @@ def load_adapter(base: PreTrainedModel, folder: Path) -> PreTrainedModel:
         raise UserError(
             f"{place}: peft_type is {kind!r}{did_you_mean(str(kind), known)}; peft has {', '.join(sorted(known))}"
         )
+    check_patterns(held, base, str(place))
     try:
         config = PEFT_TYPE_TO_CONFIG_MAPPING[kind].from_pretrained(str(folder), trust_remote_code=False)
         if config.is_prompt_learning:

@@ -126,7 +126,11 @@ def base_model_hash(resolved: str, model: PreTrainedModel | None = None, revisio
     if Path(resolved).is_dir():
         return weights_hash(resolved)
     try:
-        config = model.config if model is not None else AutoConfig.from_pretrained(resolved, revision=revision)
+        config = (
+            model.config
+            if model is not None
+            else AutoConfig.from_pretrained(resolved, revision=revision, trust_remote_code=False)
+        )
     except (OSError, ValueError) as error:
         raise not_loaded(resolved, error) from error
     return f"{resolved}@{config._commit_hash}"

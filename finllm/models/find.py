@@ -11,10 +11,12 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from finllm.bounded import require_regular_files
 from finllm.errors import UserError, did_you_mean, raise_problems
 from finllm.files import atomic_folder, cache_dir, sha256_of_files, sweep
 from finllm.models import checked
 from finllm.run_dir import RunDir
+from finllm.terminal import say
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -43,6 +45,7 @@ def resolve_base_model(name: str, weights: bool = True) -> str:
             raise UserError(
                 f"base model {name} is a folder without config.json; give a folder that save_pretrained made"
             )
+        require_regular_files(path)
         if weights and not list(path.glob("*.safetensors")):
             raise UserError(
                 f"base model {name} holds no .safetensors file, and weights are read from nothing else; convert them "
@@ -116,7 +119,7 @@ def _convert_gguf(file: Path) -> Path:
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
-    print(f"converting {file.name} to safetensors in {folder} (once)", flush=True)
+    say(f"converting {file.name} to safetensors in {folder} (once)", flush=True)
     with atomic_folder(folder) as work:
         dequantised = AutoModelForCausalLM.from_pretrained(
             file.parent, gguf_file=file.name, dtype=torch.float32, trust_remote_code=False

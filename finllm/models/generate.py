@@ -18,6 +18,7 @@ from finllm.errors import UserError
 from finllm.files import read_jsonl, write_jsonl
 from finllm.models.base import load_for_inference, positions_of
 from finllm.models.find import run_of
+from finllm.terminal import say
 from finllm.text.prompts import build_prompt
 from finllm.text.tokens import encode_prompt
 
@@ -81,11 +82,18 @@ def _check_room(model: PreTrainedModel, prompt_tokens: int, max_new_tokens: int)
         )
 
 
+class Streamer(TextStreamer):
+    """transformers' own, whose text a model wrote: it is printed as text."""
+
+    def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
+        say(text, flush=True, end="\n" if stream_end else "")
+
+
 def stream(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompt: str, config: GenerationConfig) -> None:
     """Print one answer as it is written."""
     ids = torch.tensor([encode_prompt(tokenizer, prompt)], device=model.device)
     _check_room(model, ids.shape[1], config.max_new_tokens)
-    streamer = TextStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+    streamer = Streamer(tokenizer, skip_prompt=True, skip_special_tokens=True, clean_up_tokenization_spaces=False)
     model.generate(input_ids=ids, attention_mask=torch.ones_like(ids), generation_config=config, streamer=streamer)
 
 
@@ -123,7 +131,7 @@ def run(arguments: argparse.Namespace) -> None:
         )
         next(bar, None)
         write_jsonl(arguments.output, ({**row, "answer": a.text} for row, a in zip(rows, answers, strict=True)))
-        print(f"{len(answers):,} answers in {arguments.output}")
+        say(f"{len(answers):,} answers in {arguments.output}")
     elif arguments.question:
         stream(model, tokenizer, build_prompt(arguments.question, arguments.input), config)
     else:

@@ -22,6 +22,7 @@ from safetensors.torch import load_file
 
 from finllm.errors import UserError, raise_problems
 from finllm.files import read_json, sha256_of_file, write_json
+from finllm.terminal import say
 
 CHECKSUMS = "checksums.json"
 PREFIX = "checkpoint-"
@@ -80,7 +81,7 @@ def newest(folder: Path) -> Path | None:
         wrong = damage(checkpoint)
         if wrong is None:
             return checkpoint
-        print(f"{checkpoint} is damaged: {wrong}; trying the one before it", file=sys.stderr)
+        say(f"{checkpoint} is damaged: {wrong}; trying the one before it", file=sys.stderr)
     if found:
         raise UserError(
             f"none of the {len(found)} checkpoints in {folder} is whole; remove the folder to start the run again"

@@ -16,13 +16,16 @@ from dataclasses import dataclass, field, fields
 from typing import Any
 
 import torch
-import yaml
+from transformers import integrations
 from trl import ModelConfig, SFTConfig, TrlParser
 
+from finllm.bounded import read_yaml
 from finllm.cpu.machine import bf16_is_fast
 from finllm.errors import UserError, did_you_mean, raise_problems
 from finllm.text.credentials import credentials
 from finllm.training.unsupported import unsupported
+
+REPORTER_EXTRAS = ("tensorboard", "wandb", "trackio")  # extras of pyproject.toml
 
 
 @dataclass
@@ -100,9 +103,17 @@ def parse(arguments: list[str] | None = None) -> tuple[RecipeArguments, Training
     parser = TrlParser([RecipeArguments, TrainingConfig, ModelConfig], allow_abbrev=False)
     path = _config_path(arguments)
     known = {action.dest for action in parser._actions} | {"env"}
+    from_file: dict[str, Any] = {}
     if path is not None:
-        unknown = [key for key in _read_yaml(path) if key not in known]
+        from_file = read_yaml(path)
+        unknown = [key for key in from_file if key not in known]
         raise_problems((f"unknown key {key!r}{did_you_mean(str(key), known)}" for key in unknown), path)
+        settings = dict(from_file)
+        env = settings.pop("env", {})
+        if not isinstance(env, dict):
+            raise UserError(f"{path}: env must map names of environment variables to values")
+        os.environ.update({name: str(value) for name, value in env.items()})
+        parser.set_defaults_with_config(**settings)  # as TRL does, which would read the file without bounds
     flags = [argument.split("=")[0] for argument in arguments if argument.startswith("--")]
     unknown = [flag for flag in flags if flag not in parser._option_string_actions and flag != "--config"]
     raise_problems(
@@ -110,7 +121,8 @@ def parse(arguments: list[str] | None = None) -> tuple[RecipeArguments, Training
         "the command line",
     )
     try:
-        recipe, training, model = parser.parse_args_and_config(arguments)
+        position = arguments.index("--config") if path is not None else len(arguments)
+        recipe, training, model = parser.parse_args_and_config(arguments[:position] + arguments[position + 2 :])
     except (ValueError, ImportError) as error:
         raise UserError(f"{path or 'the command line'}: {' '.join(str(error).split())}") from error
     looking = [
@@ -119,7 +131,7 @@ def parse(arguments: list[str] | None = None) -> tuple[RecipeArguments, Training
         for place in credentials(resolved(recipe, training, model))
     ]
     raise_problems(_impossible(recipe, training, model) + looking, path or "the command line")
-    given = {*(_read_yaml(path) if path else ()), *(flag.removeprefix("--") for flag in flags)}
+    given = {*from_file, *(flag.removeprefix("--") for flag in flags)}
     if model.use_peft:
         # Frozen weights need no optimizer, so none of their last bits: half the memory, and no cast in every product.
         if training.bf16 and "dtype" not in given:
@@ -139,19 +151,6 @@ def _config_path(arguments: list[str]) -> str | None:
     if position == len(arguments):
         raise UserError("--config needs a path to a YAML file")
     return arguments[position]
-
-
-def _read_yaml(path: str) -> dict[str, Any]:
-    try:
-        with open(path, encoding="utf-8") as file:
-            content = yaml.safe_load(file)
-    except FileNotFoundError:
-        raise UserError(f"config {path} does not exist") from None
-    except yaml.YAMLError as error:
-        raise UserError(f"config {path} is not YAML: {' '.join(str(error).split())}") from None
-    if not isinstance(content, dict):
-        raise UserError(f"config {path} must map keys to values, and holds {type(content).__name__}")
-    return content
 
 
 def _impossible(recipe: RecipeArguments, training: TrainingConfig, model: ModelConfig) -> list[str]:
@@ -178,6 +177,7 @@ def _impossible(recipe: RecipeArguments, training: TrainingConfig, model: ModelC
         problems.append(
             "resume needs whole checkpoints and save_only_model leaves the optimizer out; remove one of them"
         )
+    problems += _reporters(training.report_to)
     if training.torch_compile and not _has_compiler():
         problems.append(
             "torch_compile is true and there is no "
@@ -196,6 +196,25 @@ def _impossible(recipe: RecipeArguments, training: TrainingConfig, model: ModelC
         problems.append(f"base_dropout is {recipe.base_dropout}; it must be at least 0 and below 1")
     if training.max_length is not None and training.max_length < 2:
         problems.append(f"max_length is {training.max_length}; it must be at least 2")
+    return problems
+
+
+def _reporters(names: list[str]) -> list[str]:
+    """What is wrong with `report_to`: each callback is made as the trainer will make it, before the data is read."""
+    problems, known = [], integrations.INTEGRATION_TO_CALLBACK
+    for name in names:
+        if name not in known:
+            problems.append(f"report_to is {name!r}, which is none of {', '.join(known)}{did_you_mean(name, known)}")
+            continue
+        try:
+            known[name]()
+        except (ImportError, RuntimeError, ValueError) as error:
+            requirement = f"'finllm[{name}]'" if name in REPORTER_EXTRAS else name.replace("_", "-")
+            reason = str(error).strip().splitlines()[0]
+            problems.append(
+                f"report_to is {name!r} and that cannot be used ({reason}); run pip install {requirement}, or set "
+                "report_to: none"
+            )
     return problems
 
 

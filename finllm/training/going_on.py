@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from finllm.run_dir import RunDir
+from finllm.terminal import say
 from finllm.training import checkpoints
 
 LENGTHS = ("num_train_epochs", "max_steps")
@@ -122,14 +123,14 @@ class GoingOn:
         for key in LENGTHS:
             if self.changes.get(key) == "":
                 step = self.origin["extended"][-1]["step"]
-                print(
+                say(
                     f"{run.path} goes on from step {step:,}: {key} was {held[key]} and is now {config[key]}. From here "
                     f"on the learning rate follows the schedule of the longer run; the first {step:,} steps followed "
                     "that of the shorter one, so it ends elsewhere than a run that was as long from the beginning.",
                     flush=True,
                 )
         if self.changes.get("gradient_accumulation_steps") == "":
-            print(
+            say(
                 f"{run.path} goes on in {self.origin['processes']} processes with as many rows a step; "
                 "sums round in another order and dropout is drawn anew",
                 flush=True,

@@ -32,7 +32,6 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
-from rich.console import Console
 from rich.table import Table
 from torch.autograd.graph import saved_tensors_hooks
 from transformers import AutoModelForCausalLM, set_seed
@@ -49,6 +48,7 @@ from finllm.models.configs import causal_config, check_size, with_layers
 from finllm.models.dropout import set_dropout
 from finllm.models.find import load_tokenizer, resolve_base_model
 from finllm.run_dir import RunDir
+from finllm.terminal import Terminal
 from finllm.text.tokens import tokenize
 from finllm.training.batches import batches_of_epoch
 from finllm.training.config import parse
@@ -293,7 +293,7 @@ def show(plan: Plan) -> None:
         ("peak memory", f"{plan.peak_memory_bytes / 2**30:.1f} of {plan.memory_bytes / 2**30:.1f} GiB"),
     ):
         table.add_row(name, value)
-    console = Console()
+    console = Terminal()
     console.print(table)
     if plan.peak_memory_bytes > plan.memory_bytes:
         fix = "halve per_device_train_batch_size and double gradient_accumulation_steps, or lower max_length"

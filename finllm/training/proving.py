@@ -36,6 +36,7 @@ from finllm.models.proofs import (
     nll_of,
     rounding_of,
 )
+from finllm.terminal import say
 
 SHORT, SHORTER, LONGEST = 64, 48, 384  # tokens of the rows that are looked at
 RELOADED, RELOADED_TOKENS = 4, 128  # validation rows, and tokens of each, that a saved model is tried on
@@ -130,9 +131,9 @@ def _tell(found: list[Proof], rows: str, loss: str) -> None:
     """Say why a slower way is taken than this machine has."""
     joined_one = next((proof for proof in found if "joined" in proof.name and not proof.passed), None)
     if rows == "padded" and joined_one is not None:
-        print(f"rows are padded: {joined_one.said}; the limit is {joined_one.limit:.0e}", flush=True)
+        say(f"rows are padded: {joined_one.said}; the limit is {joined_one.limit:.0e}", flush=True)
     if loss == "logits":
-        print("every loss is made of the model's own logits, since they are not just its head's product", flush=True)
+        say("every loss is made of the model's own logits, since they are not just its head's product", flush=True)
 
 
 def _own_loss(

@@ -9,6 +9,7 @@ import sys
 
 import torch
 
+from finllm.terminal import say
 from finllm.text.credentials import without_credentials_of_flags
 
 
@@ -49,7 +50,7 @@ class Stop:
     def exit(self, step: int, processes: int, says: bool) -> None:
         """End this process with 143 or 130, as the shell expects after SIGTERM and SIGINT."""
         if says:
-            print(f"stopped at step {step:,}; go on with:\n  {resume_command(processes)}", flush=True)
+            say(f"stopped at step {step:,}; go on with:\n  {resume_command(processes)}", flush=True)
         sys.exit(128 + self.signal)
 
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
 
 from finllm.files import read_json, write_text
 from finllm.run_dir import RunDir
+from finllm.terminal import Terminal
 from finllm.text.tokens import LengthReport
 
 SHOWN_DROPS = 3
@@ -16,7 +16,7 @@ SHOWN_DROPS = 3
 
 def print_lengths(reports: dict[str, LengthReport]) -> None:
     """The table of every split: rows, tokens, what `max_length` cut, and which rows were dropped and why."""
-    console = Console()
+    console = Terminal()
     table = Table(title="What will be read and learned", title_justify="left")
     table.add_column("")
     for split in reports:
@@ -35,7 +35,7 @@ def print_lengths(reports: dict[str, LengthReport]) -> None:
     console.print(table)
     for split, report in reports.items():
         for id, reason in report.dropped[:SHOWN_DROPS]:
-            console.print(f"  {split} {id} dropped: {reason}", highlight=False, markup=False, soft_wrap=True)
+            console.print(f"  {split} {id} dropped: {reason}", soft_wrap=True)
         if len(report.dropped) > SHOWN_DROPS:
             console.print(f"  … and {len(report.dropped) - SHOWN_DROPS:,} more rows of {split}")
 
@@ -64,11 +64,9 @@ def print_summary(run: RunDir) -> None:
         ("trainable", f"{summary['trainable_parameters']:,} of {summary['total_parameters']:,} ({share:.2%})"),
     ):
         table.add_row(name, value)
-    console = Console()
+    console = Terminal()
     console.print(table)
-    console.print(
-        f"Loss curves: {run.path}/loss.png\nNext: python eval/run.py {run.path}", highlight=False, soft_wrap=True
-    )
+    console.print(f"Loss curves: {run.path}/loss.png\nNext: python eval/run.py {run.path}", soft_wrap=True)
 
 
 def _nats(loss: float | None) -> str:
@@ -76,7 +74,7 @@ def _nats(loss: float | None) -> str:
 
 
 def already_finished(run: RunDir) -> None:
-    Console().print(f"{run.path} is finished; nothing to do", highlight=False, soft_wrap=True)
+    Terminal().print(f"{run.path} is finished; nothing to do", soft_wrap=True)
 
 
 def proved(run: RunDir) -> str:
