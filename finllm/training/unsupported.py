@@ -13,6 +13,8 @@ from collections.abc import Iterator
 from transformers import Trainer
 from trl import ModelConfig, SFTConfig
 
+from finllm.text.credentials import without_credentials
+
 OWN_BATCHES = "batches are made and dealt out by the recipe, so that a resumed run finds the same ones"
 OWN_LOSS = "the validation loss is Σ nll / Σ tokens of the whole split, and nothing else is computed"
 OWN_ROWS = "rows have `instruction`, `input` and `output`, and are tokenized by the recipe"
@@ -84,6 +86,7 @@ def unsupported(training: SFTConfig, model: ModelConfig) -> Iterator[str]:
     changed = {key: getattr(training, key) for key in _keys(plain) if getattr(training, key) != getattr(plain, key)}
     usual = ModelConfig()
     changed |= {key: getattr(model, key) for key in _keys(usual) if getattr(model, key) != getattr(usual, key)}
+    changed = {key: without_credentials(value) for key, value in changed.items()}  # it is printed
     if changed.get("router_aux_loss_coef") == 0:
         del changed["router_aux_loss_coef"]  # no loss beside the likelihood is what there is
     yield from (f"{key} is {changed[key]!r}; {reason}; remove it" for key, reason in REASONS.items() if key in changed)
