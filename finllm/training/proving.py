@@ -59,6 +59,7 @@ def prove(trainer: Any) -> list[Proof]:
     trainer.model.eval()
     try:
         with trainer.compute_loss_context_manager():
+            _can_be_asked(trainer.model, probe[0]["input_ids"])
             found = [_sees_no_future(trainer.model, [long, probe[0]["input_ids"]])]
             found += _way(trainer, probe)
             found.append(_apart(trainer, documents[:2]))
@@ -82,6 +83,19 @@ def _short_of(row: dict[str, Any]) -> dict[str, list[int]]:
     supervised = next(index for index, label in enumerate(row["labels"]) if index and label != joined.IGNORED)
     end = max(RELOADED_TOKENS, supervised + RELOADED_TOKENS // 4)
     return {name: row[name][:end] for name in ("input_ids", "labels")}
+
+
+@torch.no_grad()
+def _can_be_asked(model, ids: list[int]) -> None:
+    """Refuse a model whose own forward fails on a row, as some do under an adapter on a layer that is no plain one."""
+    try:
+        model(input_ids=torch.tensor([ids], device=next(model.parameters()).device), use_cache=False)
+    except Exception as error:  # of a model and an adapter of somebody else's, any
+        fix = "leave such layers out of lora_target_modules" if isinstance(model, PeftModel) else "take another model"
+        raise UserError(
+            f"{type(base_of(model)).__name__} fails on a row of {len(ids)} tokens: {type(error).__name__}: "
+            f"{' '.join(str(error).split())[:200]}; {fix}"
+        ) from error
 
 
 def _sees_no_future(model, rows: list[list[int]]) -> Proof:

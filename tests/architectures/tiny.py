@@ -45,7 +45,7 @@ ARCHITECTURES: dict[str, dict] = {
 
 
 # Linear layers that LoRA may adapt where it may not have all of them.
-TARGETS = {"mamba": "in_proj", "mamba2": "in_proj"}
+TARGETS = {"mamba": "in_proj", "mamba2": "in_proj", "phimoe": "q_proj"}
 
 
 def config_of(name: str, **others):
