@@ -15,7 +15,7 @@ ROOT = Path(__file__).parents[3]
 COMMAND = """
 import argparse
 from finllm.data import prepare
-from finllm.run import run_command
+from finllm.errors import run_command
 parser = argparse.ArgumentParser(prog="finllm prepare")
 prepare.add_arguments(parser)
 args = parser.parse_args()
