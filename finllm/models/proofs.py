@@ -85,41 +85,49 @@ def tokenizer_fits(tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel) -
 def head_difference(model: PreTrainedModel, ids_BT: Tensor) -> float:
     """The largest difference between the model's own logits and hidden · weightᵀ + bias, as a share of the largest.
 
-    Twice: with the hidden states as they are, and scaled until logits reach `LARGE`, where a soft cap or clamp shows
-    that small random weights would hide. Infinite where the model has no such head, or does not ask its `base_model`
-    as a whole.
+    First, what the head is given must be the `base_model`'s last hidden state. Then the logits that the model makes of
+    it are held against the product twice: of the hidden states as they are, and scaled until logits reach `LARGE`,
+    where a soft cap or clamp shows that small random weights would hide. Infinite where the model has no such head.
     """
     base = base_of(model)
-    head, seen = base.get_output_embeddings(), []
+    head, given = base.get_output_embeddings(), []
     if getattr(head, "weight", None) is None or head.weight.dim() != 2:
         return math.inf
+    try:
+        hidden_BTC = base.base_model(input_ids=ids_BT, use_cache=False).last_hidden_state
+    except (AttributeError, TypeError):
+        return math.inf  # it answers with something else, or wants to be asked otherwise
     scale, worst = 1.0, 0.0
 
-    def scaled(_module, _arguments, output):
-        if getattr(output, "last_hidden_state", None) is not None:
-            output["last_hidden_state"] = output.last_hidden_state * scale
-            seen.append(output.last_hidden_state)
-        return output
+    def scaled(_module, positional):
+        given.append(positional[0] * scale)
+        return (given[-1], *positional[1:])
 
-    handle = base.base_model.register_forward_hook(scaled)
+    handle = head.register_forward_pre_hook(scaled)
     try:
         for _ in range(2):
-            seen.clear()
+            given.clear()
             own_BTV = model(input_ids=ids_BT, use_cache=False).logits.float()
-            if len(seen) != 1 or seen[0].shape[-1] != head.weight.shape[1]:
+            if len(given) != 1 or given[0].shape != hidden_BTC.shape:
                 return math.inf
-            ours_BTV = linear(seen[0].to(head.weight.dtype), head.weight, getattr(head, "bias", None)).float()
+            ours_BTV = linear(given[0].to(head.weight.dtype), head.weight, getattr(head, "bias", None)).float()
             if ours_BTV.shape != own_BTV.shape:
                 return math.inf
+            pairs = ((own_BTV, ours_BTV), (given[0].float(), (hidden_BTC * scale).float()))
+            worst = max(worst, *(_share_apart(own, ours) for own, ours in pairs))
             largest = float(own_BTV.abs().max())
-            apart = float((own_BTV - ours_BTV).abs().max())
-            worst = max(worst, apart / largest if largest else apart)
-            if not largest > 0 or not math.isfinite(apart):
-                return worst if math.isfinite(apart) else math.inf
+            if not largest > 0 or not math.isfinite(worst):
+                break
             scale = LARGE / largest
     finally:
         handle.remove()
     return worst
+
+
+def _share_apart(own: Tensor, ours: Tensor) -> float:
+    """The largest difference as a share of the largest number; infinite where one is no number."""
+    apart, largest = float((own - ours).abs().max()), float(own.abs().max())
+    return apart / (largest or 1.0) if math.isfinite(apart) and math.isfinite(largest) else math.inf
 
 
 @torch.no_grad()

@@ -76,7 +76,11 @@ def main() -> None:
         for method in ("full", "lora"):
             runs[method] = work / f"{number}-{method}"
             targets = tiny.TARGETS.get(name, "all-linear")
-            flags = ["--use_peft", "true", "--lora_target_modules", targets] if method == "lora" else []
+            flags = (
+                ["--use_peft", "true", "--lora_dropout", 0, "--lora_target_modules", targets]
+                if method == "lora"
+                else []
+            )
             status, said = _recipe(
                 "--model_name_or_path", folder, "--dataset_name", work / "data", "--output_dir", runs[method],
                 "--max_steps", 1, "--max_train_samples", 8, "--max_eval_samples", 4, "--bf16", "false",
