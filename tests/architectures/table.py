@@ -55,8 +55,9 @@ def row_of(name: str, folder: Path, runs: dict[str, Path]) -> str:
 def refusal_of(name: str, folder: Path, said: str) -> str:
     """A line of the table for a model that is refused, from what the command said."""
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    reason = said.strip().splitlines()[-1].removeprefix("error: ").replace(str(folder), "it")
-    reason = re.sub(r"(, so |; |: ).*| \(limit.*", "", re.sub(r"\d+\.\d+", "some", reason))
+    reason = said.strip().splitlines()[-1].removeprefix("error: ")
+    reason = reason.replace(f"base model {folder}", "it").replace(str(folder), "it")
+    reason = re.sub(r"(, |; |: log-prob| \(limit).*", "", reason)
     return f"| {name} | `{config['architectures'][0]}` | – | – | refused: {reason} | refused |"
 
 
