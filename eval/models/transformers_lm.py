@@ -193,18 +193,38 @@ class TransformersLM:
                 for row, (_, response) in zip(logits, pairs, strict=True)
             ]
         }
-        if joined.can_join(base := base_of(self.model)):
-            batch = {name: tensor.to(self.model.device) for name, tensor in joined.join(rows).items()}
-            base.set_attn_implementation(joined.NAME)
-            try:
-                inputs = {name: batch[name] for name in ("input_ids", "position_ids", "parts")}
-                logits = self.model(**inputs, use_cache=False).logits
-            finally:
-                base.set_attn_implementation("sdpa")
-            labels = batch["labels"][0, 1:]
-            nll = cross_entropy(logits[0, :-1].float(), labels, reduction="none", ignore_index=joined.IGNORED)
-            found["packed"] = [nll[batch["rows"][0, 1:] == number].sum() for number in range(len(rows))]
+        if self._can_be_packed(rows[0], pairs[0]):
+            found["packed"] = self._packed(rows)
         return {way: torch.stack(values).double().tolist() for way, values in found.items()}
+
+    def _packed(self, rows: list[dict[str, list[int]]]) -> list[torch.Tensor]:
+        """The nll of each row's response, the rows end to end as in training on a CPU."""
+        batch = {name: tensor.to(self.model.device) for name, tensor in joined.join(rows).items()}
+        base = base_of(self.model)
+        own = base.config._attn_implementation
+        base.set_attn_implementation(joined.NAME)
+        try:
+            inputs = {name: batch[name] for name in ("input_ids", "position_ids", "parts")}
+            logits = self.model(**inputs, use_cache=False).logits
+        finally:
+            base.set_attn_implementation(own)
+        labels = batch["labels"][0, 1:]
+        nll = cross_entropy(logits[0, :-1].float(), labels, reduction="none", ignore_index=joined.IGNORED)
+        return [nll[batch["rows"][0, 1:] == number].sum() for number in range(len(rows))]
+
+    def _can_be_packed(self, row: dict[str, list[int]], pair: tuple[list[int], list[int]]) -> bool:
+        """Whether the attention of packed rows is this model's own: a row alone is as likely under both.
+
+        Where it is not, no row is packed in training either (finllm.training.proving).
+        """
+        if not joined.can_join(base_of(self.model)):
+            return False
+        try:
+            alone = float(self._packed([row])[0])
+        except Exception:  # a model's own forward may refuse it by any error
+            return False
+        ((log_probs, _),) = self._in_batches([pair], alike=0)
+        return abs(alone + log_probs.sum()) / len(log_probs) <= rounding_of(self.model)
 
     def generate(self, prompts: Sequence[str], max_new_tokens: int) -> list[Generation]:
         """Greedy, by finllm.models.generate: evaluation asks as users ask."""

@@ -28,11 +28,11 @@ NUMBERS = {name: number for number, names in SMALL for name in names.split()}
 
 # What an architecture needs beside the small numbers; None for a number that its config must not be given.
 PLAIN = """
-apertus arcee biogpt bitnet bloom cohere cohere2 ctrl cwm deepseek_v2 ernie4_5 exaone4 falcon gemma gemma2 gemma3_text
-glm glm4 gpt2 gpt_bigcode gpt_neox gptj gpt_oss granite granitemoe helium hunyuan_v1_dense hyperclovax jetmoe lfm2
-llama mamba minicpm3 ministral mistral mixtral modernbert-decoder mpt nanochat nemotron olmo olmo2 olmo3 olmoe
-openai-gpt opt persimmon phi phi3 phimoe qwen2 qwen2_moe qwen3 qwen3_moe recurrent_gemma rwkv seed_oss smollm3 stablelm
-starcoder2 vaultgemma xglm bert t5
+apertus biogpt bitnet bloom cohere cohere2 ctrl exaone4 falcon gemma gemma2 gemma3_text
+glm gpt2 gpt_bigcode gpt_neox gptj gpt_oss granite granitemoe helium hyperclovax jetmoe lfm2
+llama mamba mistral mixtral modernbert-decoder mpt nanochat nemotron olmo olmo2 olmoe
+openai-gpt opt persimmon phi phi3 qwen2 qwen3 rwkv stablelm
+starcoder2 xglm bert t5
 """
 DECODERS = "bert as a decoder, roberta as a decoder, electra as a decoder, bart"
 ARCHITECTURES: dict[str, dict] = {
@@ -40,12 +40,13 @@ ARCHITECTURES: dict[str, dict] = {
     "codegen": {"num_attention_heads": 4, "n_head": None},
     "gpt_neo": {"attention_types": [[["global", "local"], 1]]},
     "mamba2": {"num_heads": 4},
+    **{name: {"num_key_value_heads": 2} for name in ("deepseek_v2", "minicpm3")},
     **{name: {"is_decoder": True, "is_encoder_decoder": False} for name in DECODERS.split(", ")},
 }
 
 
 # Linear layers that LoRA may adapt where it may not have all of them.
-TARGETS = {"mamba": "in_proj", "mamba2": "in_proj", "phimoe": "q_proj"}
+TARGETS = {"mamba": "in_proj", "mamba2": "in_proj"}
 
 
 def config_of(name: str, **others):

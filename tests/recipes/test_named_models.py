@@ -11,6 +11,7 @@ import yaml
 from transformers import AutoModel, AutoTokenizer, BartConfig, T5Config, ViTConfig
 
 from eval.results import Results
+from finllm.files import write_json
 from finllm.run_dir import RunDir
 
 TINY = ("--max_length", 256, "--per_device_train_batch_size", 4, "--logging_steps", 1, "--eval_strategy", "no",
@@ -112,9 +113,12 @@ def test_unfinished_runs_and_those_of_the_baseline_are_no_base_models(train, gpt
     (unfinished / "config.yaml").write_text(yaml.safe_dump({"model_name_or_path": "gpt2"}))
     done, _ = train("out", model=unfinished)
     assert done.status == 2 and "is not a complete run dir: provenance.json" in done.err and "--resume auto" in done.err
-    (unfinished / "config.yaml").write_text(yaml.safe_dump({"language_model": "baselines.scratch.lm"}))
-    for name in ("provenance.json", "metrics.jsonl", "summary.json"):
-        (unfinished / name).write_text("{}")
+    (unfinished / "config.yaml").write_text(
+        yaml.safe_dump({"language_model": "baselines.scratch.lm", "dataset_name": "d"})
+    )
+    write_json(unfinished / "provenance.json", {"dataset_hash": "0"})
+    write_json(unfinished / "summary.json", {"method": "scratch", "trainable_parameters": 1, "total_parameters": 1})
+    (unfinished / "metrics.jsonl").write_text("")
     shutil.copytree(gpt2_dir, unfinished / "model")
     for name in (unfinished, unfinished / "model"):
         done, _ = train("out", model=name)

@@ -19,7 +19,7 @@ def losses(run: RunDir, key: str = "loss") -> list[float]:
     return [line[key] for line in lines if key in line]
 
 
-ADAPTERS = {"full": (), "lora": ("--use_peft", "true", "--lora_target_modules", "all-linear")}
+ADAPTERS = {"full": (), "lora": ("--use_peft", "true", "--lora_target_modules", "all-linear", "--lora_dropout", "0")}
 VALIDATION_ROWS = {"full": 5, "lora": 1}  # an odd number; then one row, so that the second process has none
 # Each tensor's change may differ by float32's rounding of sums over some hundred tokens, and by that of its storing.
 GRADIENTS_APART, STORED_APART = 1e-5, 2 * torch.finfo(torch.float32).eps
@@ -36,7 +36,7 @@ def flags(gpt2_dir, dataset_dir, folder, method, name, rows, accumulated):
         "--per_device_train_batch_size", rows, "--gradient_accumulation_steps", accumulated, "--max_steps", 2,
         "--max_length", 256, "--logging_steps", 1, "--eval_strategy", "no", "--save_strategy", "no",
         "--optim", "sgd", "--learning_rate", 1, "--lr_scheduler_type", "constant", "--base_dropout", 0,
-        "--lora_dropout", 0, "--bf16", "false", "--use_cpu", "true", "--disable_tqdm", "true",
+        "--bf16", "false", "--use_cpu", "true", "--disable_tqdm", "true",
         "--max_eval_samples", VALIDATION_ROWS[method], "--per_device_eval_batch_size", 2, *ADAPTERS[method],
     )  # fmt: skip
 
