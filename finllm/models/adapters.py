@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+import warnings
 from pathlib import Path
 
 import torch
@@ -141,3 +142,7 @@ def method_of(arguments: ModelConfig) -> str:
     if not arguments.use_peft:
         return "full"
     return "qlora" if arguments.load_in_4bit or arguments.load_in_8bit else "lora"
+
+
+# peft asks transformers by the older name; nobody who runs a command can change that.
+warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated", category=FutureWarning)

@@ -20,7 +20,6 @@ import itertools
 import logging
 import math
 import shutil
-import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -208,5 +207,3 @@ def _masks_are_needed(record: logging.LogRecord) -> bool:
 
 # GPT-2 warns of every padded batch without a mask. That is right for padding on the left; ours stands on the right.
 logging.getLogger("transformers.modeling_utils").addFilter(_masks_are_needed)
-# TRL asks peft, which asks transformers, by the older name; nobody who runs a recipe can change that.
-warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated", category=FutureWarning)
