@@ -51,10 +51,12 @@ def _prepare(parser: argparse.ArgumentParser) -> None:
 def _token_counter(name: str | None):
     if name is None:
         return None
-    from finllm.models.find import load_tokenizer, resolve_tokenizer
+    from finllm.models.find import load_tokenizer, resolve_tokenizer, without_torch
     from finllm.text import tokens
 
-    tokenizer = load_tokenizer(resolve_tokenizer(name))
+    resolved = resolve_tokenizer(name)
+    without_torch()
+    tokenizer = load_tokenizer(resolved)
     return lambda texts: tokens.count_tokens(tokenizer, texts)
 
 

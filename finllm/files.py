@@ -68,7 +68,10 @@ def atomic_folder(place: Path) -> Iterator[Path]:
     while True:
         work = place.with_name(f".{place.name}.{secrets.token_hex(8)}.part")
         work.mkdir()
-        descriptor = os.open(work, os.O_RDONLY)
+        try:
+            descriptor = os.open(work, os.O_RDONLY)
+        except FileNotFoundError:  # another has swept it away between being made and being held
+            continue
         if _hold(descriptor, work):
             break
         os.close(descriptor)

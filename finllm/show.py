@@ -10,7 +10,7 @@ from rich.text import Text
 
 from finllm.data.dataset_dir import DatasetDir
 from finllm.errors import UserError, visible
-from finllm.models.find import load_tokenizer, resolve_tokenizer
+from finllm.models.find import load_tokenizer, resolve_tokenizer, without_torch
 from finllm.terminal import Terminal
 from finllm.text.tokens import IGNORED, encode
 
@@ -35,11 +35,13 @@ def run(arguments: argparse.Namespace) -> None:
 
     Tokens that hold parts of one character are printed as one.
     """
-    rows = DatasetDir(arguments.dataset_dir).split(arguments.split)
+    rows = DatasetDir(arguments.dataset_dir).rows(arguments.split)
     if not 0 <= arguments.index < len(rows):
         raise UserError(f"--index is {arguments.index}, {arguments.split} has rows 0 to {len(rows) - 1}")
     row = rows[arguments.index]
-    tokenizer = load_tokenizer(resolve_tokenizer(arguments.tokenizer))
+    resolved = resolve_tokenizer(arguments.tokenizer)
+    without_torch()
+    tokenizer = load_tokenizer(resolved)
     example = encode(tokenizer, row, arguments.max_length)
     text = Text()
     for number, (tokens, supervised) in enumerate(whole_characters(tokenizer, example)):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import runpy
 import subprocess
@@ -47,8 +48,10 @@ class Done:
 def command(capfd, monkeypatch) -> Callable[..., Done]:
     """`command("recipes/sft.py", "--config", …)`: a script of the checkout, run in this process as python runs it.
 
-    Importing torch and transformers anew for each of some dozens of commands would take minutes.
+    Importing torch and transformers anew for each of some dozens of commands would take minutes. They are imported
+    before the first: a command that only reads texts does without torch, and would leave later ones without it.
     """
+    importlib.import_module("transformers")
 
     def call(script: str, *arguments: object) -> Done:
         monkeypatch.chdir(ROOT)

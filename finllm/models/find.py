@@ -7,7 +7,9 @@ reads texts needs no model, so torch and what builds on it are imported where we
 from __future__ import annotations
 
 import importlib.util
+import logging
 import os
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -179,6 +181,17 @@ def load_tokenizer(resolved: str, revision: str = "main", **special_tokens: str 
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
+
+
+def without_torch() -> None:
+    """Let transformers be imported as where torch is not installed, by a command that reads texts and ends.
+
+    Its tokenizers have no use for torch, which would take two thirds of such a command's time. This process can load no
+    model afterwards. Where either library is imported already, nothing changes.
+    """
+    if sys.modules.keys().isdisjoint({"torch", "transformers"}):
+        sys.modules["torch"] = None  # type: ignore[assignment]  what Python takes for a module that is not there
+        logging.getLogger("transformers").addFilter(lambda record: "PyTorch was not found" not in record.msg)
 
 
 def not_loaded(name: str, error: Exception) -> UserError:

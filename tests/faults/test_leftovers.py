@@ -96,6 +96,25 @@ def test_names_that_others_gave_are_left_alone(tmp_path):
         assert work.is_dir()
 
 
+def test_those_who_make_the_same_folder_at_once_do_not_disturb_each_other(tmp_path, monkeypatch):
+    """A folder lies there before it is locked, and whoever sweeps in that moment takes it for a leftover."""
+    opened = os.open
+
+    def swept_before_it_is_opened(path, *arguments, **how):
+        if Path(path).suffix == ".part" and path not in seen:
+            seen.append(path)
+            if len(seen) % 2:
+                sweep(tmp_path / "folder")
+        return opened(path, *arguments, **how)
+
+    seen = []
+    monkeypatch.setattr(os, "open", swept_before_it_is_opened)
+    with atomic_folder(tmp_path / "folder") as work:
+        (work / "a").write_text("whole")
+        os.rename(work, tmp_path / "folder")
+    assert len(seen) >= 2 and (tmp_path / "folder/a").read_text() == "whole" and not hidden(tmp_path)
+
+
 def test_leftovers_of_evaluation_and_of_the_report_are_swept(command, gpt2_dir, dataset_dir, tmp_path):
     base = ["--model_name_or_path", gpt2_dir, "--dataset_name", dataset_dir, "--output_dir", tmp_path / "base", *FEW]
     for word in ("predictions.jsonl", "results.json"):
