@@ -169,8 +169,8 @@ def _place(path: tuple) -> str:
 # YAML ----------------------------------------------------------------------------------------------------------------
 
 
-class _Loader(yaml.SafeLoader):
-    """YAML without dates: 2026-01-01 is text, as it is in JSON."""
+class _Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):
+    """YAML without dates: 2026-01-01 is text, as it is in JSON. A run's config is read often, in C where there is one."""
 
     yaml_implicit_resolvers = {  # noqa: RUF012
         first: [each for each in resolvers if each[0] != "tag:yaml.org,2002:timestamp"]
@@ -194,10 +194,10 @@ def read_yaml(path: Path | str) -> dict[str, Any]:
             raise UserError(f"{path} must map keys to values and holds {_NAMES.get(node.id, node.id)}")
         _count(node, path, {}, 0)
         content = loader.construct_document(node)
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, RecursionError) as error:
+        if isinstance(error, RecursionError) or "maximum nesting depth" in str(error):
+            raise UserError(f"{path}: lists or mappings lie more than {MOST_DEPTH} deep in one another") from None
         raise UserError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
-    except RecursionError:
-        raise UserError(f"{path}: lists or mappings lie more than {MOST_DEPTH} deep in one another") from None
     except UserError:
         raise
     except (ValueError, OverflowError) as error:  # a number of thousands of digits

@@ -131,26 +131,36 @@ def _share_apart(own: Tensor, ours: Tensor) -> float:
 
 
 @torch.no_grad()
-def future_difference(model: PreTrainedModel, rows: Sequence[Sequence[int]]) -> tuple[float, float]:
-    """By how many nats log-probabilities up to a position move when only tokens after it change, and by rounding.
+def future_difference(
+    model: PreTrainedModel, ids: Sequence[int], kept: int, unseen: float
+) -> tuple[float, float, Tensor]:
+    """By how many nats predictions move when only the tokens after the first `kept` of a row change; and by rounding.
 
-    Of the first row the second half is replaced, of the second the last token, by other tokens that occur in the rows.
-    A row, a copy of it and its changed copy go through the model's own attention in one batch, so that they are
-    computed alike: what moves between the first two is the rounding.
+    The predictions are the whole distributions at the positions that are kept: the last of them predicts the first
+    token that changes, so a model that reads no more than the next token moves too. The row and its changed copy, of
+    the same length and of tokens that occur in it, go through the model's own attention in one batch, so that they are
+    computed alike; where more than `unseen` moves, a third row, the first again, shows what rounding moves. Returned
+    third are the nats of the row's own tokens from the second on, (T-1,), as the model says them.
     """
-    choose, pool = random.Random(0).choice, sorted({id for row in rows for id in row})
-    moved = rounding = 0.0
+    choose, pool = random.Random(0).choice, sorted({*ids})
+    changed = [*ids[:kept], *(choose([other for other in pool if other != id] or [id]) for id in ids[kept:])]
     device = next(model.parameters()).device
-    for row, last in zip(rows, (lambda row: len(row) // 2, lambda row: len(row) - 2), strict=False):
-        kept = last(row) + 1  # tokens that stay
-        if kept < 1 or kept >= len(row) or len(pool) < 2:
-            continue
-        changed = [*row[:kept], *(choose([other for other in pool if other != id]) for id in row[kept:])]
-        batch = torch.tensor([list(row), list(row), changed], device=device)
-        own, copy, other = model(input_ids=batch, use_cache=False).logits[:, :kept].float().log_softmax(-1)
-        moved = max(moved, float((own - other).abs().max().nan_to_num(math.inf)))
-        rounding = max(rounding, float((own - copy).abs().max()))
-    return moved, rounding
+
+    def asked(*rows: Sequence[int]) -> list[Tensor]:
+        logits_BTV = model(input_ids=torch.tensor([list(row) for row in rows], device=device), use_cache=False).logits
+        return [logits_TV.float().log_softmax(-1) for logits_TV in logits_BTV]
+
+    own, other = asked(ids, changed)
+    nll_T = -own[:-1].gather(1, torch.tensor(ids, device=device)[1:, None])[:, 0]
+    moved, rounding = _farthest(own[:kept], other[:kept]), 0.0
+    if moved > unseen:
+        own, other, copy = asked(ids, changed, ids)
+        moved, rounding = _farthest(own[:kept], other[:kept]), _farthest(own[:kept], copy[:kept])
+    return moved, rounding, nll_T
+
+
+def _farthest(own: Tensor, other: Tensor) -> float:
+    return float((own - other).abs().max().nan_to_num(math.inf))
 
 
 def nll_of(model: PreTrainedModel, rows: Sequence[dict[str, list[int]]]) -> Tensor:

@@ -38,8 +38,8 @@ from finllm.models.proofs import (
 )
 from finllm.terminal import say
 
-SHORT, SHORTER, LONGEST = 64, 48, 384  # tokens of the rows that are looked at
-RELOADED, RELOADED_TOKENS = 4, 128  # validation rows, and tokens of each, that a saved model is tried on
+SHORT, SHORTER, SHORTEST, LONGEST = 32, 24, 16, 256  # tokens of the rows that are looked at
+RELOADED, RELOADED_TOKENS = 2, 64  # validation rows, and tokens of each, that a saved model is tried on
 LOOKED_AT = 64  # rows among which a long one is looked for
 UNSEEN = 2e-4  # nats that a log-probability may move with what comes later, and ten times the rounding
 LOSS, COARSE_LOSS = 1e-4, 2e-2  # nats a token that two ways to one loss may be apart
@@ -53,19 +53,16 @@ def prove(trainer: Any) -> list[Proof]:
     `trainer` offers `_likelihood`, `data_collator`, `set_way` and the rows; see finllm.training.trainer.
     """
     documents = list(itertools.islice(_documents(trainer.train_dataset), LOOKED_AT))
-    long = max((document["input_ids"] for document in documents), key=len)[:LONGEST]
+    long = _clipped(max(documents, key=lambda document: len(document["input_ids"])), LONGEST)
     probe = [_clipped(document, length) for document, length in zip(documents[-2:], (SHORT, SHORTER), strict=False)]
     training = trainer.model.training
     trainer.model.eval()
     try:
         with trainer.compute_loss_context_manager():
-            _can_be_asked(trainer.model, probe[0]["input_ids"])
-            found = [_sees_no_future(trainer.model, [long, probe[0]["input_ids"]])]
-            found += _way(trainer, probe)
-            found.append(_apart(trainer, documents[:2]))
+            unseen, long_N = _sees_no_future(trainer.model, long)
+            return [unseen, *_way(trainer, probe, long, long_N)]
     finally:
         trainer.model.train(training)
-    return found
 
 
 def _documents(dataset):
@@ -85,21 +82,21 @@ def _short_of(row: dict[str, Any]) -> dict[str, list[int]]:
     return {name: row[name][:end] for name in ("input_ids", "labels")}
 
 
-@torch.no_grad()
-def _can_be_asked(model, ids: list[int]) -> None:
-    """Refuse a model whose own forward fails on a row, as some do under an adapter on a layer that is no plain one."""
+def _sees_no_future(model, row: dict[str, list[int]]) -> tuple[Proof, Tensor]:
+    """The proof, and the nats of the row's supervised tokens as the model itself says them, (N,).
+
+    Half of the row stays, so the other half is what must not be seen. This is the first that a model is asked here: one
+    whose own forward fails is refused, as some do under an adapter on a layer that is no plain one.
+    """
+    ids, labels_T = row["input_ids"], torch.tensor(row["labels"])
     try:
-        model(input_ids=torch.tensor([ids], device=next(model.parameters()).device), use_cache=False)
+        moved, rounding, nll_T = future_difference(model, ids, len(ids) // 2, UNSEEN)
     except Exception as error:  # of a model and an adapter of somebody else's, any
         fix = "leave such layers out of lora_target_modules" if isinstance(model, PeftModel) else "take another model"
         raise UserError(
             f"{type(base_of(model)).__name__} fails on a row of {len(ids)} tokens: {type(error).__name__}: "
             f"{' '.join(str(error).split())[:200]}; {fix}"
         ) from error
-
-
-def _sees_no_future(model, rows: list[list[int]]) -> Proof:
-    moved, rounding = future_difference(model, rows)
     limit = max(UNSEEN, 10 * rounding)
     if moved > limit:
         raise UserError(
@@ -108,33 +105,35 @@ def _sees_no_future(model, rows: list[list[int]]) -> Proof:
             "causal attention, or set in its config.json what makes it one (is_decoder: true for BERT and its kin)"
         )
     said = f"log-probabilities move by at most {moved:.1g} nats when only later tokens change"
-    return Proof("sees no future", moved, limit, True, said)
+    return Proof("sees no future", moved, limit, True, said), nll_T.cpu()[labels_T[1:] != joined.IGNORED]
 
 
-def _way(trainer: Any, probe: list[dict[str, list[int]]]) -> list[Proof]:
+def _way(trainer: Any, probe: list[dict[str, list[int]]], long: dict[str, list[int]], long_N: Tensor) -> list[Proof]:
     """Take the first way whose loss and gradients are the model's own; what was found on the ways before it too."""
     model, found = trainer.model, []
-    ids = min((row["input_ids"] for row in probe), key=len)
+    ids = min((row["input_ids"] for row in probe), key=len)[:SHORTEST]
     apart = head_difference(model, torch.tensor([ids], device=trainer.args.device))
     plain = apart <= rounding_of(model)
     what = "the last hidden state times the head" if plain else "more than the last hidden state times the head"
     said = f"the logits are {what} ({apart:.1g} of the largest apart)"
     found.append(Proof("head", apart, rounding_of(model), plain, said))
-    own_N = nll_of(model, probe)  # before anything of ours is put in its place
+    own = [nll_of(model, [row]) for row in probe]  # before anything of ours is put in its place
     if trainer.on_cpu:
         kernels.use_in(model)
     for rows, loss in trainer.ways(plain):
-        name = f"loss, {rows} · {loss}"
+        trainer.set_way(rows, loss)
         try:
-            proofs = _own_loss(trainer, probe, own_N, rows, loss, name)
+            proofs = _own_loss(trainer, probe, torch.cat(own), rows, loss)
+            proofs.append(_apart(trainer, [long, probe[-1]], torch.cat([long_N, own[-1].detach().cpu()]), rows))
         except Exception as error:  # a model's own forward may refuse a way by any error; the next way is tried
             reason = (str(error) or type(error).__name__).splitlines()[0][:200]
-            proofs = [Proof(name, None, 0.0, False, f"{rows} rows with {loss} fail: {reason}")]
+            said = f"{rows} rows with {loss} fail: {reason}"
+            proofs = [Proof(f"loss, {rows} · {loss}", None, 0.0, False, said)]
         found += proofs
         if all(proof.passed for proof in proofs):
             _tell(found, rows, loss)
             return found
-    _apart(trainer, probe)  # says what to set where rows are not kept apart
+    _refuse_mixing(trainer, [long, probe[-1]])  # says what to set where rows are not kept apart
     raise UserError(
         f"{type(base_of(model)).__name__} cannot be trained here: no way to the loss gives the model's own: "
         + "; ".join(proof.said for proof in found if not proof.passed)
@@ -150,28 +149,35 @@ def _tell(found: list[Proof], rows: str, loss: str) -> None:
         say("every loss is made of the model's own logits, since they are not just its head's product", flush=True)
 
 
-def _own_loss(
-    trainer: Any, probe: list[dict[str, list[int]]], own_N: Tensor, rows: str, loss: str, name: str
-) -> list[Proof]:
+def _own_loss(trainer: Any, probe: list[dict[str, list[int]]], own_N: Tensor, rows: str, loss: str) -> list[Proof]:
     """The loss and gradients of one way, against those of each row alone through the model's own forward."""
     model = trainer.model
-    trainer.set_way(rows, loss)
-    nll, nll_B, _ = trainer._likelihood(model, trainer._prepare_inputs(trainer.data_collator(trainer.packed(probe))))
+    nll, nll_B, _ = _likelihood(trainer, probe)
     own = own_N.detach().double().sum()
     apart = float((nll_B.double().sum() - own).abs() / len(own_N))
     exact = is_exact(model)
     limit, steepest = (LOSS, GRADIENT) if exact else (COARSE_LOSS, COARSE_GRADIENT)
     said = f"with {rows} rows a token's loss is {apart:.2g} nats from the model's own"
-    proofs = [Proof(name, apart, limit, apart <= limit, said)]
+    proofs = [Proof(f"loss, {rows} · {loss}", apart, limit, apart <= limit, said)]
     if nll.requires_grad and own_N.requires_grad:
         share, worst = gradient_difference(model, own_N, nll)
         said = f"gradients are the model's own within {share:.1g} of each tensor's, the farthest that of {worst}"
-        proofs.append(Proof(name.replace("loss", "gradients", 1), share, steepest, share <= steepest, said))
+        proofs.append(Proof(f"gradients, {rows} · {loss}", share, steepest, share <= steepest, said))
     return proofs
 
 
-def _apart(trainer: Any, pair: list[dict[str, list[int]]]) -> Proof:
-    """Two rows in one batch must be as likely as each alone, on this very model and in the way that was chosen."""
+@torch.no_grad()
+def _apart(trainer: Any, pair: list[dict[str, list[int]]], own_N: Tensor, rows: str) -> Proof:
+    """A long row and a short one in one batch are as likely as the model itself says of each without the other."""
+    limit = LOSS if is_exact(trainer.model) else COARSE_LOSS
+    _, nll_B, _ = _likelihood(trainer, pair)
+    apart = float((nll_B.cpu().double().sum() - own_N.double().sum()).abs() / len(own_N))
+    said = f"a row's loss moves by {apart:.1g} nats a token with its neighbour, {rows}"
+    return Proof(f"rows stay apart, {rows}", apart, limit, apart <= limit, said)
+
+
+def _refuse_mixing(trainer: Any, pair: list[dict[str, list[int]]]) -> None:
+    """Say so where no way works because rows are mixed: in the last one a row's loss moves with its neighbour."""
     limit = LOSS if is_exact(trainer.model) else COARSE_LOSS
     apart = _nats_apart(trainer, pair)
     if apart > limit:
@@ -180,7 +186,11 @@ def _apart(trainer: Any, pair: list[dict[str, list[int]]]) -> Proof:
             f"with its neighbour (limit {limit:.0e}); set "
             + ("packing: false" if trainer.args.packing else "per_device_train_batch_size: 1")
         )
-    return Proof("rows stay apart", apart, limit, True, f"a row's loss moves by {apart:.1g} nats with its neighbour")
+
+
+def _likelihood(trainer: Any, rows: list[dict[str, list[int]]]) -> tuple[Tensor, Tensor, Tensor]:
+    """The summed nll of a batch of `rows` on the way that is set, and per row its nll and its supervised tokens."""
+    return trainer._likelihood(trainer.model, trainer._prepare_inputs(trainer.data_collator(trainer.packed(rows))))
 
 
 @torch.no_grad()
@@ -188,8 +198,7 @@ def _nats_apart(trainer: Any, pair: list[dict[str, list[int]]]) -> float:
     """By how many nats a token the loss of rows in one batch differs from that of each alone."""
     nll, tokens = [], []
     for rows in (pair, *([row] for row in pair)):
-        inputs = trainer._prepare_inputs(trainer.data_collator(trainer.packed(rows)))
-        _, nll_B, tokens_B = trainer._likelihood(trainer.model, inputs)
+        _, nll_B, tokens_B = _likelihood(trainer, rows)
         nll.append(float(nll_B.double().sum()))
         tokens.append(int(tokens_B.sum()))
     return abs(nll[0] - sum(nll[1:])) / max(1, tokens[0])
@@ -200,11 +209,10 @@ def prove_dropout_of(trainer: Any, share: float) -> Proof:
 
     An adapter is off meanwhile, since it has a dropout of its own.
     """
-    rows = [dict(trainer.train_dataset[index]) for index in range(min(2, len(trainer.train_dataset)))]
-    inputs = trainer._prepare_inputs(trainer.data_collator(rows))
+    rows = [_clipped(document, SHORT) for document in itertools.islice(_documents(trainer.train_dataset), 2)]
 
     def loss() -> float:
-        _, nll_B, tokens_B = trainer._likelihood(trainer.model, inputs)
+        _, nll_B, tokens_B = _likelihood(trainer, rows)
         return float(nll_B.double().sum() / tokens_B.sum())
 
     without_adapter = trainer.model.disable_adapter() if isinstance(trainer.model, PeftModel) else nullcontext()

@@ -199,7 +199,7 @@ def test_proofs_stand_in_the_run_dir_the_model_card_and_the_report(sft, command,
     assert done.status == 0, done.err
     proofs = json.loads((run.path / "proofs.json").read_text())["proofs"]
     assert [proof["name"] for proof in proofs] == [
-        "sees no future", "head", "loss, joined · head", "gradients, joined · head", "rows stay apart", "saved model",
+        "sees no future", "head", "loss, joined · head", "gradients, joined · head", "rows stay apart, joined", "saved model",
     ]  # fmt: skip
     assert all(proof["passed"] and proof["figure"] <= proof["limit"] for proof in proofs)
     card = (run.model / "README.md").read_text()
