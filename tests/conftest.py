@@ -8,10 +8,10 @@ import runpy
 import subprocess
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from processes import Done, run_ranks
 
 ROOT = Path(__file__).resolve().parents[1]
 os.environ["HF_HUB_OFFLINE"] = "1"  # before any library of the hub is imported
@@ -33,15 +33,6 @@ def accelerate_begins_anew():
     yield
     if accelerate := sys.modules.get("accelerate.state"):
         accelerate.AcceleratorState._reset_state(reset_partial_state=True)
-
-
-@dataclass(frozen=True)
-class Done:
-    """A command that ended: its exit status, and what it printed."""
-
-    status: int
-    out: str
-    err: str
 
 
 @pytest.fixture
@@ -148,3 +139,18 @@ def dataset_dir(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("data") / "tax"
     prepare(ROOT / "finllm/data/sample/tax.jsonl", folder, validation_fraction=0.15, test_fraction=0.15)
     return folder
+
+
+@pytest.fixture
+def forked(tmp_path) -> Callable[..., Done]:
+    """`forked("eval/run.py", …)`: a process of its own as well, from one that has imported torch and trl.
+
+    With `count`, so many that find each other, as under torchrun. `folder` is where they work, else the checkout.
+    """
+
+    def call(script: str, *arguments: object, count: int = 1, **how) -> Done:
+        place = tmp_path / f".printed{len(list(tmp_path.glob('.printed*')))}"
+        place.mkdir()
+        return run_ranks(count, script, list(arguments), place, **how)
+
+    return call

@@ -6,16 +6,19 @@ import copy
 import math
 import warnings
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
-from trl import ModelConfig, get_peft_config
 
 from finllm.cpu.machine import memory_bytes
 from finllm.errors import UserError, did_you_mean, raise_problems
 from finllm.models import checked
 from finllm.models.patterns import check_patterns
+
+if TYPE_CHECKING:
+    from trl import ModelConfig
 
 
 def base_of(model: PreTrainedModel) -> PreTrainedModel:
@@ -27,6 +30,7 @@ def add_adapter(model: PreTrainedModel, arguments: ModelConfig) -> PreTrainedMod
     """`model` with the adapter that TRL's flags describe (LoRA, DoRA, rsLoRA), its base frozen. Seed before calling."""
     from peft import get_peft_model
     from peft.tuners.tuners_utils import BaseTunerLayer
+    from trl import get_peft_config
 
     modules, parameters = ([name for name, _ in named] for named in (model.named_modules(), model.named_parameters()))
     for key, names in (

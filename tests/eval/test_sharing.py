@@ -1,5 +1,6 @@
 """An evaluation by several processes, counted at the model: each does its part, all is done once, and one writes."""
 
+import functools
 import json
 import os
 from collections import Counter
@@ -12,7 +13,7 @@ from finllm.text.prompts import build_prompt
 
 
 @pytest.fixture
-def counted(shell, gpt2_dir, dataset_dir, tmp_path, monkeypatch):
+def counted(shell, forked, gpt2_dir, dataset_dir, tmp_path, monkeypatch):
     """Evaluate by so many processes; the run dir, and what each rank scored, answered and wrote.
 
     One thread a process: how a matrix product is cut among threads may change its last bit. No GPU, and no word to
@@ -25,9 +26,9 @@ def counted(shell, gpt2_dir, dataset_dir, tmp_path, monkeypatch):
 
     def call(count, *arguments):
         log, path = tmp_path / f"{count}.jsonl", tmp_path / str(count) / "base"
-        launcher = ("python",) if count == 1 else ("torchrun", "--standalone", "--nproc-per-node", count)
-        done = shell(
-            *launcher, "tests/eval/counted_run.py", log, "never", "--model_name_or_path", gpt2_dir, "--dataset_name",
+        run = forked if count == 1 else functools.partial(shell, "torchrun", "--standalone", "--nproc-per-node", count)
+        done = run(
+            "tests/eval/counted_run.py", log, "never", "--model_name_or_path", gpt2_dir, "--dataset_name",
             dataset_dir, "--split", "train", "--output_dir", path, "--batch_size", 2, "--max_new_tokens", 8, *arguments,
         )  # fmt: skip
         assert done.status == 0, done.err

@@ -8,7 +8,7 @@ import signal
 import zlib
 from pathlib import Path
 
-from killable import Moment, run
+from processes import Moment, run
 
 from finllm.files import read_jsonl, sha256_of_files
 from finllm.run_dir import RunDir

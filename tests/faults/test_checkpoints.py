@@ -6,7 +6,7 @@ import shutil
 
 import pytest
 from fine_runs import assert_same, state_of
-from killable import Moment
+from processes import Moment
 
 from finllm.training import checkpoints
 

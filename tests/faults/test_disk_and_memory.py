@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from fine_runs import Fine, assert_same
-from killable import Moment
+from processes import Moment
 from safetensors.torch import load_file, save_file
 
 from finllm.errors import UserError

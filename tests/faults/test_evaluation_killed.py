@@ -5,7 +5,7 @@ import shutil
 from collections import Counter
 
 import pytest
-from killable import run
+from processes import run
 from safetensors.torch import load_file, save_file
 
 from finllm.data.dataset_dir import DatasetDir

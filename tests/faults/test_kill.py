@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from fine_runs import STEPS, assert_same
-from killable import Moment
+from processes import Moment
 
 from finllm.run_dir import RunDir
 
@@ -27,7 +27,7 @@ VARIANTS = {
 }
 
 
-@pytest.mark.parametrize("kills", [20, pytest.param(200, marks=pytest.mark.soak)])
+@pytest.mark.parametrize("kills", [10, pytest.param(200, marks=pytest.mark.soak)])
 def test_runs_killed_at_random_moments_and_resumed_are_the_same(fine, kills):
     whole, begin = fine.whole(), time.monotonic()
     assert fine.train("timed") == 0, fine.printed("timed")

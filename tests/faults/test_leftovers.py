@@ -9,7 +9,7 @@ import signal
 from pathlib import Path
 
 import pytest
-from killable import Moment, run, start, wait_for
+from processes import Moment, run, start, wait_for
 
 from finllm.files import atomic_folder, atomic_open, sweep
 

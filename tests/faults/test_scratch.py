@@ -6,7 +6,7 @@ import signal
 
 import pytest
 from fine_runs import assert_same
-from killable import Moment, run
+from processes import Moment, run
 
 from finllm.run_dir import RunDir
 from finllm.training import checkpoints

@@ -7,7 +7,7 @@ import signal
 import psutil
 import pytest
 from fine_runs import assert_same, state_of
-from killable import LIMIT, Moment, run, start, wait_for
+from processes import LIMIT, Moment, run, start, wait_for
 
 from finllm.training import checkpoints
 

@@ -223,10 +223,9 @@ def test_a_checkpoint_that_would_be_in_another_epoch_now_is_refused(sft):
 
 
 def test_another_number_of_processes_is_refused_with_the_settings_that_train_the_same_and_those_do(
-    command, shell, llama_dir, dataset_dir, tmp_path, monkeypatch
+    command, forked, llama_dir, dataset_dir, tmp_path
 ):
     """One process that accumulates two batches, gone on with in two processes: the rows of each step are the same."""
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
 
     def flags(name, accumulated, *more):
         return (
@@ -242,13 +241,12 @@ def test_another_number_of_processes_is_refused_with_the_settings_that_train_the
         assert done.status == 0, done.err
     whole, run = RunDir(tmp_path / "whole"), halted(RunDir(tmp_path / "run"))
     assert run.provenance()["processes"] == 1 and whole.summary()["steps"] == 4
-    two = ("torchrun", "--standalone", "--nproc-per-node", 2)
     before = held(run)
-    done = shell(*two, *flags("run", 2, *RESUME))
+    done = forked(*flags("run", 2, *RESUME), count=2)
     assert done.status != 0 and held(run) == before
     assert "processes was 1 and is now 2; a step had 8 rows and would have 16: start 1" in done.err
     assert "set gradient_accumulation_steps to 1, which trains the same" in done.err
-    done = shell(*two, *flags("run", 1, *RESUME))
+    done = forked(*flags("run", 1, *RESUME), count=2)
     assert done.status == 0, done.err
     assert "goes on in 2 processes" in done.out
     assert run.summary()["epochs"] == whole.summary()["epochs"] == 2.0 and run.summary()["steps"] == 4

@@ -3,8 +3,6 @@
 import re
 import shlex
 import shutil
-import subprocess
-import sys
 
 import pytest
 import yaml
@@ -81,7 +79,9 @@ def test_a_full_run_is_taken_wherever_a_base_model_is(command, train, dataset_di
     assert done.status == 0 and (tmp_path / "random" / "config.json").exists(), done.err
 
 
-def test_an_adapter_is_asked_by_either_name_and_is_a_base_once_it_is_merged(command, train, dataset_dir, tmp_path):
+def test_an_adapter_is_asked_by_either_name_and_is_a_base_once_it_is_merged(
+    command, train, dataset_dir, tmp_path, monkeypatch
+):
     done, run = train("lora", *LORA)
     assert done.status == 0, done.err
     answers = [command("finllm/cli.py", "generate", name, "Why?", "--max_new_tokens", 4).out
@@ -101,7 +101,9 @@ def test_an_adapter_is_asked_by_either_name_and_is_a_base_once_it_is_merged(comm
             assert f"python eval/run.py {run.path}" in done.err and f"finllm generate {run.path}" in done.err
         assert not (tmp_path / "out").exists()
     merge = shlex.split(re.search(r"name that: (python -c .*)", done.err)[1])
-    subprocess.run([sys.executable, *merge[1:]], cwd=tmp_path, check=True)
+    assert merge[:2] == ["python", "-c"]
+    monkeypatch.chdir(tmp_path)
+    exec(merge[2], {})
     done, on = train("on", model=tmp_path / "merged", steps=1)
     assert done.status == 0, done.err
     assert on.summary()["first_validation_loss"] == pytest.approx(run.summary()["final_validation_loss"], rel=1e-4)

@@ -41,20 +41,6 @@ def flags(gpt2_dir, dataset_dir, folder, method, name, rows, accumulated):
     )  # fmt: skip
 
 
-@pytest.fixture(scope="module")
-def on_two(shell, gpt2_dir, dataset_dir, tmp_path_factory):
-    """A folder with a run of each method on two processes."""
-    folder = tmp_path_factory.mktemp("two")
-    runs = [[*map(str, flags(gpt2_dir, dataset_dir, folder, method, "two", 4, 1))] for method in ADAPTERS]
-    (folder / "flags.json").write_text(json.dumps(runs))
-    script = "tests/recipes/recipes_on_two_ranks.py"
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("OMP_NUM_THREADS", "1")
-        done = shell("torchrun", "--standalone", "--nproc-per-node", 2, script, folder / "flags.json")
-    assert done.status == 0, done.err
-    return folder
-
-
 def weights_before(method: str, gpt2_dir) -> dict[str, torch.Tensor]:
     if method == "full":
         return load_file(gpt2_dir / "model.safetensors")
@@ -65,18 +51,19 @@ def weights_before(method: str, gpt2_dir) -> dict[str, torch.Tensor]:
 
 @pytest.mark.parametrize("method", ADAPTERS)
 def test_two_processes_and_accumulation_give_the_losses_and_weights_of_one(
-    command, on_two, gpt2_dir, dataset_dir, tmp_path, monkeypatch, method
+    command, forked, gpt2_dir, dataset_dir, tmp_path, method
 ):
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
     for name, rows, accumulated in (("one", 8, 1), ("accumulated", 4, 2)):
         done = command("recipes/sft.py", *flags(gpt2_dir, dataset_dir, tmp_path, method, name, rows, accumulated))
         assert done.status == 0, done.err
+    done = forked("recipes/sft.py", *flags(gpt2_dir, dataset_dir, tmp_path, method, "two", 4, 1), count=2)
+    assert done.status == 0, done.err
 
     one = RunDir(tmp_path / f"{method}-one")
     file = "model.safetensors" if method == "full" else "adapter_model.safetensors"
     before, expected = weights_before(method, gpt2_dir), load_file(one.model / file)
     assert len(losses(one)) == 2
-    for run in (RunDir(tmp_path / f"{method}-accumulated"), RunDir(on_two / f"{method}-two")):
+    for run in (RunDir(tmp_path / f"{method}-accumulated"), RunDir(tmp_path / f"{method}-two")):
         assert losses(run) == pytest.approx(losses(one), rel=1e-5), run.path
         assert losses(run, "validation_loss") == pytest.approx(losses(one, "validation_loss"), rel=1e-5), run.path
         assert len(losses(run, "validation_loss")) == 2
@@ -89,10 +76,10 @@ def test_two_processes_and_accumulation_give_the_losses_and_weights_of_one(
         assert {key: value for key, value in apart.items() if value > 1} == {}, run.path
 
 
-def test_fsdp2_shards_checkpoints_and_consolidates_on_two_ranks(shell, gpt2_dir, tmp_path):
+def test_fsdp2_shards_checkpoints_and_consolidates_on_two_ranks(forked, gpt2_dir, tmp_path):
     """accelerate runs no FSDP on a CPU, so torch's `fully_shard` is tried directly."""
     script = "tests/recipes/fully_shard_on_two_ranks.py"
-    done = shell("torchrun", "--standalone", "--nproc-per-node", 2, script, gpt2_dir, tmp_path / "out")
+    done = forked(script, gpt2_dir, tmp_path / "out", count=2)
     assert done.status == 0, done.err
     found = json.loads((tmp_path / "out" / "found.json").read_text())
     assert found["sharded"] and found["parameters_a_rank"] < 0.6 * found["parameters"]

@@ -179,16 +179,16 @@ def test_a_saved_model_that_is_not_the_trained_one_is_refused(method, sft, monke
 
 def test_an_adapter_whose_base_is_drawn_anew_at_every_load_is_refused(sft, monkeypatch):
     """PiSSA by a randomised decomposition: loaded beside the trained one it looks right, on a fresh base it is not."""
-    import finllm.models.adapters as adapters
+    import trl
 
-    known = adapters.get_peft_config
+    known = trl.get_peft_config
 
     def pissa(arguments):
         config = known(arguments)
         config.init_lora_weights = "pissa_niter_1"
         return config
 
-    monkeypatch.setattr(adapters, "get_peft_config", pissa)
+    monkeypatch.setattr(trl, "get_peft_config", pissa)
     adapter = ("--use_peft", "true", "--lora_target_modules", "all-linear", "--lora_r", "4")
     done, run = sft(*FLOAT32, *adapter, steps=1)
     assert done.status == 2 and "is not the one that was trained" in done.err and not run.complete
@@ -199,7 +199,8 @@ def test_proofs_stand_in_the_run_dir_the_model_card_and_the_report(sft, command,
     assert done.status == 0, done.err
     proofs = json.loads((run.path / "proofs.json").read_text())["proofs"]
     assert [proof["name"] for proof in proofs] == [
-        "sees no future", "head", "loss, joined · head", "gradients, joined · head", "rows stay apart, joined", "saved model",
+        "sees no future", "head", "loss, joined · head", "gradients, joined · head", "rows stay apart, joined",
+        "saved model",
     ]  # fmt: skip
     assert all(proof["passed"] and proof["figure"] <= proof["limit"] for proof in proofs)
     card = (run.model / "README.md").read_text()

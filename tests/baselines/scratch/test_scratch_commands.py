@@ -1,29 +1,23 @@
 """The commands as users run them: a folder of their own, a process of their own."""
 
 import json
-import os
-import subprocess
-import sys
+import tempfile
 from pathlib import Path
 
 import pytest
 import yaml
+from processes import run_ranks
 
 CHECKOUT = Path(__file__).resolve().parents[3]
 SCRIPT = "baselines/scratch/train.py"
 RUN_DIR = ["README.md", "config.json", "model.safetensors", "tokenizer.model", "tokenizer_report.json"]
 
 
-def process(folder, *arguments, module=False):
-    script = ["-m", "baselines.scratch.train"] if module else [str(CHECKOUT / "baselines/scratch/train.py")]
-    if str(arguments[0]).endswith(".py"):
-        script, arguments = [str(CHECKOUT / arguments[0])], arguments[1:]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "200"}
-    if module:
-        environment["PYTHONPATH"] = str(CHECKOUT)
-    return subprocess.run(
-        [sys.executable, *script, *map(str, arguments)], cwd=folder, env=environment, capture_output=True, text=True
-    )
+def process(folder, *arguments, script=SCRIPT, count=1):
+    """The script in a process of its own that works in `folder`."""
+    with tempfile.TemporaryDirectory() as printed:
+        how = {"folder": folder, "environment": {"COLUMNS": "200"}}
+        return run_ranks(count, script, list(arguments), Path(printed), **how)
 
 
 @pytest.fixture(scope="module")
@@ -39,8 +33,8 @@ def place(dataset, tmp_path_factory):
     }
     (folder / "small.yaml").write_text(yaml.safe_dump(settings))
     done = process(folder, "--config", "small.yaml")
-    assert done.returncode == 0, done.stderr
-    assert "python eval/run.py runs/small" in done.stdout
+    assert done.status == 0, done.err
+    assert "python eval/run.py runs/small" in done.out
     return folder
 
 
@@ -65,8 +59,10 @@ def test_the_run_dir_is_complete(place, dataset):
 
 
 def test_config_yaml_runs_again_as_a_module_to_the_same_weights(place):
-    done = process(place, "--config", "runs/small/config.yaml", "--output_dir", "runs/other", module=True)
-    assert done.returncode == 0, done.stderr
+    done = process(
+        place, "--config", "runs/small/config.yaml", "--output_dir", "runs/other", script="-m baselines.scratch.train"
+    )
+    assert done.status == 0, done.err
     first, second = (place / "runs" / name / "model/model.safetensors" for name in ("small", "other"))
     assert first.read_bytes() == second.read_bytes()
 
@@ -79,12 +75,8 @@ def test_a_finished_run_says_so(place, command):
 
 def test_two_processes_take_the_steps_of_one(place):
     """The same losses to float32's rounding: a batch is shared out, its loss is the mean over all its tokens."""
-    launcher = Path(sys.executable).parent / "torchrun"
-    script = CHECKOUT / "baselines/scratch/train.py"
-    arguments = ["--standalone", "--nproc-per-node", "2", script, "--config", "small.yaml", "--output_dir", "runs/two"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run([launcher, *arguments], cwd=place, env=environment, capture_output=True, text=True)
-    assert done.returncode == 0 and "on 2 x cpu" in done.stdout, done.stderr
+    done = process(place, "--config", "small.yaml", "--output_dir", "runs/two", count=2)
+    assert done.status == 0 and "on 2 x cpu" in done.out, done.err
     one, two = (
         [json.loads(line) for line in (place / "runs" / name / "metrics.jsonl").read_text().splitlines()]
         for name in ("small", "two")
@@ -96,8 +88,10 @@ def test_two_processes_take_the_steps_of_one(place):
 
 
 def test_generate_answers(place):
-    done = process(place, "baselines/scratch/generate.py", "runs/small", "What is a bond?", "--max_new_tokens", "5")
-    assert done.returncode == 0 and done.stdout.strip(), done.stderr
+    done = process(
+        place, "runs/small", "What is a bond?", "--max_new_tokens", "5", script="baselines/scratch/generate.py"
+    )
+    assert done.status == 0 and done.out.strip(), done.err
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from foreign import changed, written
+from processes import run
 from safetensors import safe_open
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -20,16 +21,13 @@ TRAIN = ("--max_steps", 1, "--max_length", 256, "--disable_tqdm", "true", "--sav
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory, gpt2_dir, dataset_dir) -> Path:
-    """A folder with a finished run in `full` and one of an adapter in `lora`, made by the recipe in one process."""
+    """A folder with a finished run in `full` and one of an adapter in `lora`, made by the recipe."""
     folder = tmp_path_factory.mktemp("runs")
-    code = "import runpy, sys\nfor more in {}:\n    sys.argv = ['recipes/sft.py', *more]\n" \
-           "    runpy.run_path('recipes/sft.py', run_name='__main__')"  # fmt: skip
     common = ["--model_name_or_path", gpt2_dir, "--dataset_name", dataset_dir, *TRAIN]
     lora = ["--use_peft", "true", "--lora_target_modules", "all-linear", "--lora_r", 4]
-    both = [[*map(str, common), *map(str, more), "--output_dir", str(folder / name)]
-            for name, more in (("full", ()), ("lora", lora))]  # fmt: skip
-    path = {**os.environ, "PYTHONPATH": str(ROOT)}
-    subprocess.run([sys.executable, "-c", code.format(both)], cwd=ROOT, env=path, check=True, capture_output=True)
+    for name, more in (("full", ()), ("lora", lora)):
+        printed = tmp_path_factory.mktemp("printed") / name
+        assert run("recipes/sft.py", [*common, *more, "--output_dir", folder / name], printed) == 0, printed.read_text()
     return folder
 
 
