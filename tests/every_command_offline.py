@@ -7,6 +7,7 @@ All but `finllm doctor`, which is asked whether the hub can be reached.
 A line for each attempt to reach another machine goes into the file ATTEMPTS, with the command and who made it.
 """
 
+import importlib
 import os
 import runpy
 import socket
@@ -58,6 +59,7 @@ COMMANDS = [
 ]  # fmt: skip
 
 if __name__ == "__main__":
+    importlib.import_module("transformers")  # whole, before a command that does without torch imports the rest of it
     assert "HF_HUB_OFFLINE" not in os.environ
     os.chdir(ROOT)
     for script, *arguments in COMMANDS:

@@ -13,7 +13,8 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -48,10 +49,55 @@ class Proof:
 
 
 def is_exact(model: torch.nn.Module) -> bool:
-    """Whether this model computes in float32 here and now: its weights, and no autocast around it."""
+    """Whether this model computes in float32 here and now: its weights, and no autocast around it.
+
+    Weights in 4 bits are read as what they stand for, so of them it is the numbers that they become.
+    """
     parameters = list(model.parameters())
     autocast = torch.is_autocast_enabled(parameters[0].device.type)
-    return not autocast and all(parameter.dtype in (torch.float32, torch.float64) for parameter in parameters)
+    fine = (torch.float32, torch.float64)
+    return (
+        not autocast
+        and all(parameter.dtype in fine or _in_4_bits(parameter) for parameter in parameters)
+        and all(module.compute_dtype in fine for module in _computing_as_told(model))
+    )
+
+
+def _in_4_bits(parameter: Tensor) -> bool:
+    return hasattr(parameter, "quant_state")  # of bitsandbytes; its storage may be of any type
+
+
+def _computing_as_told(model: torch.nn.Module) -> list[torch.nn.Module]:
+    """bitsandbytes' layers of 4 bits, which turn them into numbers of their `compute_dtype`."""
+    return [module for module in model.modules() if isinstance(getattr(module, "compute_dtype", None), torch.dtype)]
+
+
+@contextmanager
+def in_float32(model: torch.nn.Module) -> Iterator[None]:
+    """Inside, the model computes in float32: no autocast, and coarser weights as what they stand for, exactly.
+
+    Afterwards they are what they were, since every number of bfloat16 and float16 is one of float32. Weights in 8 bits
+    stay as they are, see `is_exact`.
+    """
+    tensors = [*model.parameters(), *model.buffers()]
+    coarse = [
+        (tensor, tensor.dtype)
+        for tensor in tensors
+        if tensor.dtype in (torch.bfloat16, torch.float16) and not _in_4_bits(tensor)
+    ]
+    told = [(module, module.compute_dtype) for module in _computing_as_told(model)]
+    try:
+        for tensor, _ in coarse:
+            tensor.data = tensor.data.float()
+        for module, _ in told:
+            module.compute_dtype = torch.float32
+        with torch.autocast(tensors[0].device.type, enabled=False):
+            yield
+    finally:
+        for tensor, dtype in coarse:
+            tensor.data = tensor.data.to(dtype)
+        for module, dtype in told:
+            module.compute_dtype = dtype
 
 
 def rounding_of(model: torch.nn.Module) -> float:
@@ -85,9 +131,9 @@ def tokenizer_fits(tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel) -
 def head_difference(model: PreTrainedModel, ids_BT: Tensor) -> float:
     """The largest difference between the model's own logits and hidden · weightᵀ + bias, as a share of the largest.
 
-    First, what the head is given must be the `base_model`'s last hidden state. Then the logits that the model makes of
-    it are held against the product twice: of the hidden states as they are, and scaled until logits reach `LARGE`,
-    where a soft cap or clamp shows that small random weights would hide. Infinite where the model has no such head.
+    What the head is given must be the `base_model`'s last hidden state, and the logits that the model makes of it must
+    be the product. Both are looked at scaled, so that logits reach `LARGE`: there a soft cap or clamp shows that small
+    random weights would hide. Infinite where the model has no such head.
     """
     base = base_of(model)
     head, given = base.get_output_embeddings(), []
@@ -97,7 +143,10 @@ def head_difference(model: PreTrainedModel, ids_BT: Tensor) -> float:
         hidden_BTC = base.base_model(input_ids=ids_BT, use_cache=False).last_hidden_state
     except (AttributeError, TypeError):
         return math.inf  # it answers with something else, or wants to be asked otherwise
-    scale, worst = 1.0, 0.0
+    largest = float(_product(hidden_BTC, head).abs().max())
+    if not math.isfinite(largest):
+        return math.inf
+    scale = LARGE / (largest or LARGE)
 
     def scaled(_module, positional):
         given.append(positional[0] * scale)
@@ -105,23 +154,19 @@ def head_difference(model: PreTrainedModel, ids_BT: Tensor) -> float:
 
     handle = head.register_forward_pre_hook(scaled)
     try:
-        for _ in range(2):
-            given.clear()
-            own_BTV = model(input_ids=ids_BT, use_cache=False).logits.float()
-            if len(given) != 1 or given[0].shape != hidden_BTC.shape:
-                return math.inf
-            ours_BTV = linear(given[0].to(head.weight.dtype), head.weight, getattr(head, "bias", None)).float()
-            if ours_BTV.shape != own_BTV.shape:
-                return math.inf
-            pairs = ((own_BTV, ours_BTV), (given[0].float(), (hidden_BTC * scale).float()))
-            worst = max(worst, *(_share_apart(own, ours) for own, ours in pairs))
-            largest = float(own_BTV.abs().max())
-            if not largest > 0 or not math.isfinite(worst):
-                break
-            scale = LARGE / largest
+        own_BTV = model(input_ids=ids_BT, use_cache=False).logits.float()
     finally:
         handle.remove()
-    return worst
+    if len(given) != 1 or given[0].shape != hidden_BTC.shape:
+        return math.inf
+    ours_BTV = _product(given[0], head)
+    if ours_BTV.shape != own_BTV.shape:
+        return math.inf
+    return max(_share_apart(own_BTV, ours_BTV), _share_apart(given[0].float(), (hidden_BTC * scale).float()))
+
+
+def _product(hidden_BTC: Tensor, head: torch.nn.Module) -> Tensor:
+    return linear(hidden_BTC.to(head.weight.dtype), head.weight, getattr(head, "bias", None)).float()
 
 
 def _share_apart(own: Tensor, ours: Tensor) -> float:
@@ -146,21 +191,20 @@ def future_difference(
     changed = [*ids[:kept], *(choose([other for other in pool if other != id] or [id]) for id in ids[kept:])]
     device = next(model.parameters()).device
 
-    def asked(*rows: Sequence[int]) -> list[Tensor]:
-        logits_BTV = model(input_ids=torch.tensor([list(row) for row in rows], device=device), use_cache=False).logits
-        return [logits_TV.float().log_softmax(-1) for logits_TV in logits_BTV]
+    def asked(*rows: Sequence[int]) -> Tensor:
+        return model(input_ids=torch.tensor([list(row) for row in rows], device=device), use_cache=False).logits
+
+    def farthest(own: Tensor, other: Tensor) -> float:
+        own, other = (logits_TV[:kept].float().log_softmax(-1) for logits_TV in (own, other))
+        return float((own - other).abs().max().nan_to_num(math.inf))
 
     own, other = asked(ids, changed)
-    nll_T = -own[:-1].gather(1, torch.tensor(ids, device=device)[1:, None])[:, 0]
-    moved, rounding = _farthest(own[:kept], other[:kept]), 0.0
+    nll_T = cross_entropy(own[:-1].float(), torch.tensor(ids, device=device)[1:], reduction="none")
+    moved, rounding = farthest(own, other), 0.0
     if moved > unseen:
         own, other, copy = asked(ids, changed, ids)
-        moved, rounding = _farthest(own[:kept], other[:kept]), _farthest(own[:kept], copy[:kept])
+        moved, rounding = farthest(own, other), farthest(own, copy)
     return moved, rounding, nll_T
-
-
-def _farthest(own: Tensor, other: Tensor) -> float:
-    return float((own - other).abs().max().nan_to_num(math.inf))
 
 
 def nll_of(model: PreTrainedModel, rows: Sequence[dict[str, list[int]]]) -> Tensor:
@@ -174,11 +218,12 @@ def nll_of(model: PreTrainedModel, rows: Sequence[dict[str, list[int]]]) -> Tens
     return torch.cat(found)
 
 
-def gradient_difference(model: torch.nn.Module, own: Tensor, ours: Tensor) -> tuple[float, str]:
+def gradient_difference(model: torch.nn.Module, own: Tensor, ours: Tensor, least: float) -> tuple[float, str]:
     """How far the gradients of two sums of nats are apart, as a share of the own one's; of which tensor.
 
     Every trainable tensor is looked at. The difference is formed in place, so one gradient is held and no copy. A
-    tensor whose gradient is rounding (a key's bias under softmax has none) is measured by a thousandth of the whole's.
+    tensor whose gradient is rounding (a key's bias under softmax has none) is measured by the share `least` of the norm
+    of all of them together.
     """
     parameters = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
     held = [parameter.grad for _, parameter in parameters]
@@ -191,8 +236,8 @@ def gradient_difference(model: torch.nn.Module, own: Tensor, ours: Tensor) -> tu
     finally:
         for _, parameter in parameters:
             parameter.grad = None
-    least = max(1e-3 * math.sqrt(sum(norm**2 for norm in norms.values())), 1e-30)
-    apart = {name: norm / max(norms[name], least) for name, norm in apart.items()}
+    floor = max(least * math.sqrt(sum(norm**2 for norm in norms.values())), 1e-30)
+    apart = {name: norm / max(norms[name], floor) for name, norm in apart.items()}
     name = max(apart, key=lambda name: math.inf if math.isnan(apart[name]) else apart[name])
     return (math.inf if math.isnan(apart[name]) else apart[name]), name
 

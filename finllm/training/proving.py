@@ -32,19 +32,22 @@ from finllm.models.proofs import (
     future_difference,
     gradient_difference,
     head_difference,
+    in_float32,
     is_exact,
     nll_of,
     rounding_of,
 )
 from finllm.terminal import say
 
-SHORT, SHORTER, SHORTEST, LONGEST = 32, 24, 16, 256  # tokens of the rows that are looked at
-RELOADED, RELOADED_TOKENS = 2, 64  # validation rows, and tokens of each, that a saved model is tried on
+SHORT, SHORTER, LONGEST = 24, 16, 96  # tokens of the rows that are looked at
+RELOADED_TOKENS = 64  # of the validation row that a saved model is tried on
 LOOKED_AT = 64  # rows among which a long one is looked for
 UNSEEN = 2e-4  # nats that a log-probability may move with what comes later, and ten times the rounding
-LOSS, COARSE_LOSS = 1e-4, 2e-2  # nats a token that two ways to one loss may be apart
-RELOADED_COARSE = 2e-3  # and one way on the same weights, where it rounds coarsely
-GRADIENT, COARSE_GRADIENT = 1e-3, 0.2  # of a tensor's own gradient
+LOSS = 1e-4  # nats a token that two ways to one loss may be apart in float32
+COARSE_LOSS, COARSE_PROBE = 2e-2, 0.1  # and where they round coarsely, with a long row and with short ones alone
+RELOADED_COARSE = 2e-3  # and one way on the same weights
+GRADIENT, COARSE_GRADIENT = 1e-3, 0.2  # of a tensor's own gradient, or of so much of the whole where it is smaller:
+SMALL, COARSE_SMALL = 1e-3, 0.1
 
 
 def prove(trainer: Any) -> list[Proof]:
@@ -58,11 +61,29 @@ def prove(trainer: Any) -> list[Proof]:
     training = trainer.model.training
     trainer.model.eval()
     try:
-        with trainer.compute_loss_context_manager():
+        with in_float32(trainer.model):
             unseen, long_N = _sees_no_future(trainer.model, long)
-            return [unseen, *_way(trainer, probe, long, long_N)]
+            found = [unseen, *_way(trainer, probe, long, long_N)]
+        with trainer.compute_loss_context_manager():
+            return found if is_exact(trainer.model) else [*found, *_coarsely(trainer, probe)]
     finally:
         trainer.model.train(training)
+
+
+def _coarsely(trainer: Any, probe: list[dict[str, list[int]]]) -> list[Proof]:
+    """The way that was taken, once more in the precision that the run computes in."""
+    rows, loss = ("joined" if trainer.joins_rows else "padded", "logits" if trainer.uses_own_logits else "head")
+    trainer.set_way("padded", loss)  # the model's own attention, each row alone
+    own_N = nll_of(trainer.model, probe)
+    trainer.set_way(rows, loss)
+    proofs = _own_loss(trainer, probe, own_N, f"{rows} · {loss}, as it trains", rows)
+    if failed := [proof for proof in proofs if not proof.passed]:
+        raise UserError(
+            f"{type(base_of(trainer.model)).__name__} is trained here in a precision that is not good enough: "
+            f"{'; '.join(f'{proof.said} (limit {proof.limit:g})' for proof in failed)}; set bf16: false and dtype: "
+            "float32"
+        )
+    return proofs
 
 
 def _documents(dataset):
@@ -111,7 +132,7 @@ def _sees_no_future(model, row: dict[str, list[int]]) -> tuple[Proof, Tensor]:
 def _way(trainer: Any, probe: list[dict[str, list[int]]], long: dict[str, list[int]], long_N: Tensor) -> list[Proof]:
     """Take the first way whose loss and gradients are the model's own; what was found on the ways before it too."""
     model, found = trainer.model, []
-    ids = min((row["input_ids"] for row in probe), key=len)[:SHORTEST]
+    ids = min((row["input_ids"] for row in probe), key=len)
     apart = head_difference(model, torch.tensor([ids], device=trainer.args.device))
     plain = apart <= rounding_of(model)
     what = "the last hidden state times the head" if plain else "more than the last hidden state times the head"
@@ -123,7 +144,7 @@ def _way(trainer: Any, probe: list[dict[str, list[int]]], long: dict[str, list[i
     for rows, loss in trainer.ways(plain):
         trainer.set_way(rows, loss)
         try:
-            proofs = _own_loss(trainer, probe, torch.cat(own), rows, loss)
+            proofs = _own_loss(trainer, probe, torch.cat(own), f"{rows} · {loss}", rows)
             proofs.append(_apart(trainer, [long, probe[-1]], torch.cat([long_N, own[-1].detach().cpu()]), rows))
         except Exception as error:  # a model's own forward may refuse a way by any error; the next way is tried
             reason = (str(error) or type(error).__name__).splitlines()[0][:200]
@@ -149,20 +170,20 @@ def _tell(found: list[Proof], rows: str, loss: str) -> None:
         say("every loss is made of the model's own logits, since they are not just its head's product", flush=True)
 
 
-def _own_loss(trainer: Any, probe: list[dict[str, list[int]]], own_N: Tensor, rows: str, loss: str) -> list[Proof]:
+def _own_loss(trainer: Any, probe: list[dict[str, list[int]]], own_N: Tensor, way: str, rows: str) -> list[Proof]:
     """The loss and gradients of one way, against those of each row alone through the model's own forward."""
     model = trainer.model
     nll, nll_B, _ = _likelihood(trainer, probe)
     own = own_N.detach().double().sum()
     apart = float((nll_B.double().sum() - own).abs() / len(own_N))
     exact = is_exact(model)
-    limit, steepest = (LOSS, GRADIENT) if exact else (COARSE_LOSS, COARSE_GRADIENT)
+    limit, steepest, small = (LOSS, GRADIENT, SMALL) if exact else (COARSE_PROBE, COARSE_GRADIENT, COARSE_SMALL)
     said = f"with {rows} rows a token's loss is {apart:.2g} nats from the model's own"
-    proofs = [Proof(f"loss, {rows} · {loss}", apart, limit, apart <= limit, said)]
+    proofs = [Proof(f"loss, {way}", apart, limit, apart <= limit, said)]
     if nll.requires_grad and own_N.requires_grad:
-        share, worst = gradient_difference(model, own_N, nll)
+        share, worst = gradient_difference(model, own_N, nll, small)
         said = f"gradients are the model's own within {share:.1g} of each tensor's, the farthest that of {worst}"
-        proofs.append(Proof(f"gradients, {rows} · {loss}", share, steepest, share <= steepest, said))
+        proofs.append(Proof(f"gradients, {way}", share, steepest, share <= steepest, said))
     return proofs
 
 
@@ -209,7 +230,7 @@ def prove_dropout_of(trainer: Any, share: float) -> Proof:
 
     An adapter is off meanwhile, since it has a dropout of its own.
     """
-    rows = [_clipped(document, SHORT) for document in itertools.islice(_documents(trainer.train_dataset), 2)]
+    rows = [_clipped(document, SHORTER) for document in itertools.islice(_documents(trainer.train_dataset), 2)]
 
     def loss() -> float:
         _, nll_B, tokens_B = _likelihood(trainer, rows)
@@ -218,7 +239,7 @@ def prove_dropout_of(trainer: Any, share: float) -> Proof:
     without_adapter = trainer.model.disable_adapter() if isinstance(trainer.model, PeftModel) else nullcontext()
     training = trainer.model.training
     trainer.model.train()
-    with without_adapter, torch.no_grad(), trainer.compute_loss_context_manager():
+    with without_adapter, torch.no_grad(), in_float32(trainer.model):
         limit = LOSS if is_exact(trainer.model) else COARSE_LOSS
         moved = prove_dropout(base_of(trainer.model), share, loss, limit)
     trainer.model.train(training)
@@ -232,23 +253,24 @@ def prove_saved(trainer: Any, saved: Path, load_saved: Callable[[Path], PreTrain
 
     Beside the trained one it would stand on a base that training or an adapter's start may have changed.
     """
-    rows = [_short_of(trainer.eval_dataset[index]) for index in range(min(RELOADED, len(trainer.eval_dataset)))]
+    rows = [_short_of(trainer.eval_dataset[0])] if len(trainer.eval_dataset) else []
     way = ("joined" if trainer.joins_rows else "padded", "logits" if trainer.uses_own_logits else "head")
     trainer.set_way("padded", way[1])
-    trained, nll = trainer.accelerator.unwrap_model(trainer.model).eval(), []
+    # Without accelerate's autocast in its forward; this is the last that the trained one is asked.
+    trained, nll = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False).eval(), []
     loaded = load_saved(saved)
     if not getattr(loaded, "quantization_method", None):
         loaded.to(trainer.args.device)
-    with trainer.compute_loss_context_manager():
-        for model in (trained, loaded.eval()):
+    for model in (trained, loaded.eval()):
+        with in_float32(model):
             nll.append(nll_of(model, rows).double())
-        limit = LOSS if is_exact(trained) else RELOADED_COARSE
+            limit = LOSS if is_exact(model) else RELOADED_COARSE
     trainer.set_way(*way)
     before, after = (float(each.mean()) for each in nll)
     apart = float((nll[0] - nll[1]).abs().mean())
     if not apart <= limit:
         raise UserError(
-            f"the model just saved to {saved} is not the one that was trained: {len(rows)} validation rows have "
+            f"the model just saved to {saved} is not the one that was trained: a validation row has "
             f"{after:.6f} nats a token when it is loaded anew and {before:.6f} before saving (limit {limit:.0e} a "
             "token); its checkpoints are kept. A start that is drawn anew at every load cannot be saved so"
         )
