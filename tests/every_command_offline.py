@@ -59,7 +59,8 @@ COMMANDS = [
 ]  # fmt: skip
 
 if __name__ == "__main__":
-    importlib.import_module("transformers")  # whole, before a command that does without torch imports the rest of it
+    for library in ("finllm", "transformers"):  # whole, before a command that does without torch imports the rest of it
+        importlib.import_module(library)
     assert "HF_HUB_OFFLINE" not in os.environ
     os.chdir(ROOT)
     for script, *arguments in COMMANDS:
