@@ -2,48 +2,94 @@
 
 import json
 import os
-import shlex
 import subprocess
 import sys
+import tempfile
+from multiprocessing.connection import Client, Listener
 from pathlib import Path
+from threading import Thread
+
+import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-LONGEST = 1800  # seconds, far above what a machine under load takes
+# What stands in BIN for python, accelerate and finllm: it hands its command to the test, which has imported torch.
+PROGRAM = """#!{python}
+import sys
+from multiprocessing.connection import Client
+
+with Client({address!r}) as test:
+    test.send(sys.argv)
+    status, out, err = test.recv()
+sys.stdout.write(out)
+sys.stderr.write(err)
+sys.exit(status)
+"""
 
 
-def test_make_demo_compares_any_base_without_a_network_and_twice_does_nothing(command, gpt2_dir, tmp_path):
-    # A proxy that nobody answers: whatever reaches for the network fails.
-    dead = "http://127.0.0.1:9"
-    environment = {**os.environ, "HTTP_PROXY": dead, "HTTPS_PROXY": dead, "ALL_PROXY": dead}
-    environment.pop("HF_HUB_OFFLINE", None)
-    demo = [
-        "make", "demo", f"BASE={gpt2_dir}", f"DEMO={tmp_path}/demo", f"BIN={Path(sys.executable).parent}",
-        "--assume-old=setup", "SHORT=--max_steps 2 --eval_steps 2", "SHORT_SCRATCH=--max_steps 4 --eval_steps 4",
-        "EVALUATION=--max_generated 2 --max_new_tokens 4 --max_examples 12",
-    ]  # fmt: skip
-    how = {"cwd": ROOT, "env": environment, "capture_output": True, "text": True, "timeout": LONGEST, "check": False}
-    done = subprocess.run(demo, **how)
-    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
+@pytest.fixture
+def make_demo(command, gpt2_dir, tmp_path, monkeypatch):
+    """Run `make demo` on few steps; its exit status and output, and the commands that it ran."""
+    for name in ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")  # which nobody answers: whatever reaches for the network fails
+    binaries = tmp_path / "bin"
+    binaries.mkdir()
+    with tempfile.TemporaryDirectory() as folder:  # a socket's path is short
+        address = f"{folder}/test"
+        for program in ("python", "accelerate", "finllm"):
+            (binaries / program).write_text(PROGRAM.format(python=sys.executable, address=address))
+            (binaries / program).chmod(0o755)
+
+        def call():
+            demo = [
+                "make", "demo", f"BASE={gpt2_dir}", f"DEMO={tmp_path}/demo", f"BIN={binaries}", "--assume-old=setup",
+                "SHORT=--max_steps 2 --eval_steps 2", "SHORT_SCRATCH=--max_steps 4 --eval_steps 4",
+                "EVALUATION=--max_generated 2 --max_new_tokens 4 --max_examples 12",
+            ]  # fmt: skip
+            commands, printed = [], tmp_path / "printed"
+            with Listener(address) as listener, printed.open("w") as output:
+                make = subprocess.Popen(demo, cwd=ROOT, env=dict(os.environ), stdout=output, stderr=subprocess.STDOUT)
+                Thread(target=lambda: (make.wait(), _end(address)), daemon=True).start()
+                while (given := _answered(listener, command)) is not None:
+                    commands.append(given)
+            return make.returncode, printed.read_text(), commands
+
+        yield call
+
+
+def _end(address: str) -> None:
+    with Client(address) as test:
+        test.send(None)
+
+
+def _answered(listener: Listener, command) -> list[str] | None:
+    """Run the command that the next program hands over; None where make has ended."""
+    with listener.accept() as program:
+        if (given := program.recv()) is None:
+            return None
+        name, *arguments = given
+        if name.endswith("accelerate"):
+            arguments = arguments[arguments.index("recipes/sft.py") :]
+        elif name.endswith("finllm"):
+            arguments = ["finllm/cli.py", *arguments]
+        done = command(*arguments)
+        program.send((done.status, done.out, done.err))
+        return given
+
+
+def test_make_demo_compares_any_base_without_a_network_and_twice_does_nothing(make_demo, tmp_path):
+    status, printed, commands = make_demo()
+    assert status == 0, printed[-6000:]
+    assert len(commands) == 8
     board = tmp_path / "demo" / "leaderboard"
     models = {model["name"] for model in json.loads((board / "leaderboard.json").read_text())["models"]}
     assert models == {"base", "full", "lora", "as_published", "causal", "seq2seq"}
     written = (board / "leaderboard.md").read_text().replace("\\_", "_")
     assert all(f"| {name} |" in written for name in models)
-    assert str(board / "index.html") in done.stdout
+    assert str(board / "index.html") in printed
 
-    # Again: the same commands, one after the other as make prints them, in processes that are cheaper to start.
-    printed = subprocess.run([demo[0], "--dry-run", *demo[1:]], **how).stdout
-    again = [shlex.split(line) for line in printed.splitlines()]
     written = {path: path.stat().st_mtime_ns for path in (tmp_path / "demo").rglob("*") if path.is_file()}
-    said = ""
-    for program, *arguments in again:
-        if program.endswith("accelerate"):
-            arguments = arguments[arguments.index("recipes/sft.py") :]
-        elif program.endswith("finllm"):
-            arguments = ["finllm/cli.py", *arguments]
-        done = command(*arguments)
-        assert done.status == 0, done.err
-        said += done.out
-    assert len(again) == 8 and said.count("nothing to do") >= 11
+    status, printed, again = make_demo()
+    assert status == 0, printed[-6000:]
+    assert printed.count("nothing to do") >= 11 and again == commands
     changed = {path for path, time in written.items() if path.stat().st_mtime_ns != time}
     assert {path.parent for path in changed} <= {board}

@@ -256,8 +256,9 @@ def prove_saved(trainer: Any, saved: Path, load_saved: Callable[[Path], PreTrain
     rows = [_short_of(trainer.eval_dataset[0])] if len(trainer.eval_dataset) else []
     way = ("joined" if trainer.joins_rows else "padded", "logits" if trainer.uses_own_logits else "head")
     trainer.set_way("padded", way[1])
-    # Without accelerate's autocast in its forward; this is the last that the trained one is asked.
-    trained, nll = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False).eval(), []
+    # As it is without accelerate: no autocast in its forward, not compiled. It is asked nothing after this.
+    bare = {"keep_fp32_wrapper": False, "keep_torch_compile": False}
+    trained, nll = trainer.accelerator.unwrap_model(trainer.model, **bare).eval(), []
     loaded = load_saved(saved)
     if not getattr(loaded, "quantization_method", None):
         loaded.to(trainer.args.device)
