@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
 import os
 from dataclasses import dataclass
@@ -179,8 +180,8 @@ def load_run_model(run: RunDir) -> tuple[PreTrainedModel, PreTrainedTokenizerBas
 
 def load_saved(folder: Path, base: str | None, arguments: ModelConfig) -> PreTrainedModel:
     """What training saved in a folder: full weights, or an adapter put on the resolved `base`, freshly loaded."""
-    if not arguments.use_peft:
-        return load_base_model(str(folder), arguments)
+    if not arguments.use_peft:  # as it was saved: what trains may be more precise than the `dtype` it was loaded in
+        return load_base_model(str(folder), dataclasses.replace(arguments, dtype="auto"))
     return load_adapter(load_base_model(base, arguments), folder)
 
 

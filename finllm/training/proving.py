@@ -64,7 +64,7 @@ def prove(trainer: Any) -> list[Proof]:
         with in_float32(trainer.model):
             unseen, long_N = _sees_no_future(trainer.model, long)
             found = [unseen, *_way(trainer, probe, long, long_N)]
-        with trainer.compute_loss_context_manager():
+        with trainer.accelerator.autocast():  # as its forward will have it once it is prepared
             return found if is_exact(trainer.model) else [*found, *_coarsely(trainer, probe)]
     finally:
         trainer.model.train(training)

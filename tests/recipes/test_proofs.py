@@ -9,6 +9,7 @@ from safetensors.torch import load_file, save_file
 from torch.nn.functional import cross_entropy
 from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2LMHeadModel, GPT2Model
 
+from finllm.models.base import load_run_model
 from finllm.models.find import load_tokenizer
 from finllm.text.tokens import encode
 from finllm.training.trainer import SupervisedTrainer
@@ -209,3 +210,27 @@ def test_proofs_stand_in_the_run_dir_the_model_card_and_the_report(sft, command,
     assert command("eval/leaderboard.py", run.path, "--output_dir", tmp_path / "board").status == 0
     page = (tmp_path / "board" / "index.html").read_text()
     assert all(f"<li>{proof['said'].replace(chr(39), '&#39;')}</li>" in page for proof in proofs)
+
+
+ADAPTER = ("--use_peft", "true", "--lora_target_modules", "all-linear")
+
+
+@pytest.mark.parametrize("precision", [("--bf16", "true"), ("--bf16", "true", *ADAPTER)], ids=["full", "lora"])
+def test_a_run_in_bfloat16_is_proved_in_float32_and_once_more_as_it_computes(precision, sft, monkeypatch):
+    """In bfloat16 alone a model that reads its neighbours a little would pass for one that rounds."""
+    monkeypatch.setattr("finllm.training.config.bf16_is_fast", lambda: True)
+    done, run = sft(*precision, steps=1)
+    assert done.status == 0, done.err
+    proofs = proofs_of(run)
+    exact = ("head", "loss, joined · head", "rows stay apart, joined", "saved model")
+    assert all(proofs[name]["figure"] <= proofs[name]["limit"] <= 1e-4 for name in exact)
+    roughly = proofs["loss, joined · head, as it trains"]
+    assert proofs["loss, joined · head"]["figure"] < roughly["figure"] < roughly["limit"]
+
+
+def test_a_full_model_that_was_loaded_in_bfloat16_is_read_as_it_was_trained(sft):
+    """On a CPU what trains is float32; read again in the dtype that loaded it, it would be another model."""
+    done, run = sft("--bf16", "false", "--dtype", "bfloat16", steps=1)
+    assert done.status == 0, done.err
+    saved = proofs_of(run)
+    assert saved["saved model"]["figure"] < 1e-5 and load_run_model(run)[0].dtype == torch.float32

@@ -142,24 +142,40 @@ def test_rows_end_to_end_train_as_padded_ones_do(sft, llama_dir, tmp_path):
         assert torch.allclose(weights[0][name], weights[1][name], rtol=1e-5, atol=1e-6), name
 
 
-def test_a_model_that_mixes_neighbours_is_found_out_before_training(sft, monkeypatch):
+@pytest.fixture
+def mixing(monkeypatch):
+    """Let GPT-2 carry something from each position to all after it, in sequences of more than so many tokens."""
+
+    def call(tokens):
+        def mix(module, args, output):
+            if output.last_hidden_state.shape[1] > tokens:
+                output.last_hidden_state = output.last_hidden_state.cumsum(1)
+            return output
+
+        before = GPT2Model.__init__
+
+        def init(self, *args, **kwargs):
+            before(self, *args, **kwargs)
+            self.register_forward_hook(mix)
+
+        monkeypatch.setattr(GPT2Model, "__init__", init)
+
+    return call
+
+
+def test_a_model_that_mixes_neighbours_is_found_out_before_training(sft, mixing):
     """Joined rows become padded ones where something else than attention carries from row to row."""
-
-    def mix(module, args, output):
-        output.last_hidden_state = output.last_hidden_state.cumsum(1)
-        return output
-
-    before = GPT2Model.__init__
-
-    def init(self, *args, **kwargs):
-        before(self, *args, **kwargs)
-        self.register_forward_hook(mix)
-
-    monkeypatch.setattr(GPT2Model, "__init__", init)
+    mixing(0)
     done, _ = sft(steps=1)
     assert done.status == 0 and "rows are padded: with joined rows a token's loss is" in done.out
     done, _ = sft("--packing", "true", output_dir=_.path.with_name("packed"), steps=1)
     assert done.status == 2 and "does not keep the rows of a batch apart" in done.err and "packing: false" in done.err
+
+
+def test_so_is_one_that_mixes_them_in_long_sequences_alone(sft, mixing):
+    mixing(100)
+    done, _ = sft(*FLOAT32, steps=1)
+    assert done.status == 0 and "rows are padded: a row's loss moves by" in done.out
 
 
 def test_a_token_budget_makes_the_batches(sft):
