@@ -189,7 +189,10 @@ class TransformersLM:
         logits = self.model(**padded, position_ids=positions, use_cache=False).logits
         found = {
             "padded on the left": [
-                cross_entropy(row[-len(response) - 1 : -1].float(), row.new_tensor(response).long(), reduction="sum")
+                # Ids as they are: as numbers of the logits' bfloat16, 49151 would be 49152.
+                cross_entropy(
+                    row[-len(response) - 1 : -1].float(), torch.tensor(response, device=row.device), reduction="sum"
+                )
                 for row, (_, response) in zip(logits, pairs, strict=True)
             ]
         }

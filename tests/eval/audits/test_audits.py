@@ -177,6 +177,17 @@ def test_padding_on_the_left_and_packing_change_nothing(folder, request):
     assert lm.otherwise(pairs)["padded on the left"] == found["padded on the left"]  # the attention is put back
 
 
+def test_the_ids_of_a_response_are_looked_up_as_they_are_in_bfloat16(gpt2_dir):
+    """bfloat16 has eight bits: no odd number above 256 is one of its own."""
+    lm = small_model(gpt2_dir, 0)
+    lm.model.to(torch.bfloat16)
+    with torch.no_grad():
+        lm.model.get_output_embeddings().weight.mul_(20)  # which tells one token from the next
+    pairs = [([1, 2, 3], list(range(first, 600, 30))) for first in (257, 259)]
+    expected = [-log_probs.sum() for log_probs in lm.log_probs(pairs)]
+    assert lm.otherwise(pairs)["padded on the left"] == pytest.approx(expected, rel=2e-2)
+
+
 def test_a_model_that_another_padding_moves_is_noticed(gpt2_dir):
     lm, data = small_model(gpt2_dir, 0), rows(ANSWERS)
     pairs = [lm.encode(row["prompt"], row["reference"]) for row in data]
