@@ -59,13 +59,14 @@ COMMANDS = [
 ]  # fmt: skip
 
 if __name__ == "__main__":
+    sys.path[0] = str(ROOT)  # in whose place tests/finllm would be found
     for library in ("finllm", "transformers"):  # whole, before a command that does without torch imports the rest of it
         importlib.import_module(library)
     assert "HF_HUB_OFFLINE" not in os.environ
     os.chdir(ROOT)
     for script, *arguments in COMMANDS:
         now = f"{script} {arguments[0]}"
-        sys.argv, sys.path[0] = [script, *map(str, arguments)], str(ROOT)
+        sys.argv = [script, *map(str, arguments)]
         print("#", now, flush=True)
         try:
             runpy.run_path(str(ROOT / script), run_name="__main__")
