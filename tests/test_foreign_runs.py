@@ -19,7 +19,7 @@ FEW = ("--max_examples", 2, "--max_generated", 1, "--max_new_tokens", 2)
 
 
 @pytest.fixture
-def made(tmp_path_factory, command, gpt2_dir, dataset_dir):
+def made(tmp_path_factory, command, forked, gpt2_dir, dataset_dir):
     """Copies of three small runs, evaluated; each made once for all tests."""
     store = tmp_path_factory.getbasetemp() / "foreign_runs"
 
@@ -29,7 +29,8 @@ def made(tmp_path_factory, command, gpt2_dir, dataset_dir):
             script, *more = {"full": sft, "lora": (*sft, *LORA), "scratch": ("baselines/scratch/train.py", *SCRATCH)}[
                 name
             ]
-            done = command(script, *more, "--dataset_name", dataset_dir, "--output_dir", store / name)
+            # In processes of their own: accelerate holds one precision a process, and these differ in it.
+            done = forked(script, *more, "--dataset_name", dataset_dir, "--output_dir", store / name)
             assert done.status == 0, done.err
             assert (done := command("eval/run.py", store / name, *FEW)).status == 0, done.err
         shutil.copytree(store / name, to)
