@@ -27,7 +27,7 @@ from finllm.models.base import (
 from finllm.models.configs import causal_config
 from finllm.models.find import load_tokenizer, resolve_base_model
 from finllm.models.generate import answer_all, decoding
-from finllm.models.proofs import head_difference, rounding_of
+from finllm.models.proofs import head_difference, in_float32, rounding_of
 from finllm.run_dir import RunDir
 from finllm.text.tokens import encode_prompt, encode_response, tokenizer_hash
 
@@ -156,8 +156,9 @@ class TransformersLM:
         """
         if self._plain_head is None:
             ids = [*pairs[0][0], *pairs[0][1]][:PROVED_TOKENS]
-            apart = head_difference(self.model, torch.tensor([ids], device=self.model.device))
-            self._plain_head = apart <= rounding_of(self.model)
+            with in_float32(self.model):
+                apart = head_difference(self.model, torch.tensor([ids], device=self.model.device))
+                self._plain_head = apart <= rounding_of(self.model)
         head = base_of(self.model).get_output_embeddings()
         if not self._plain_head or not is_plain(head, nn.Linear):  # or adapted, quantised or hooked
             return None
@@ -222,12 +223,13 @@ class TransformersLM:
         """
         if not joined.can_join(base_of(self.model)):
             return False
-        try:
-            alone = float(self._packed([row])[0])
-        except Exception:  # a model's own forward may refuse it by any error
-            return False
-        ((log_probs, _),) = self._in_batches([pair], alike=0)
-        return abs(alone + log_probs.sum()) / len(log_probs) <= rounding_of(self.model)
+        with in_float32(self.model):
+            try:
+                alone = float(self._packed([row])[0])
+            except Exception:  # a model's own forward may refuse it by any error
+                return False
+            ((log_probs, _),) = self._in_batches([pair], alike=0)
+            return abs(alone + log_probs.sum()) / len(log_probs) <= rounding_of(self.model)
 
     def generate(self, prompts: Sequence[str], max_new_tokens: int) -> list[Generation]:
         """Greedy, by finllm.models.generate: evaluation asks as users ask."""

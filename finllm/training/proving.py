@@ -39,7 +39,7 @@ from finllm.models.proofs import (
 )
 from finllm.terminal import say
 
-SHORT, SHORTER, LONGEST = 24, 16, 96  # tokens of the rows that are looked at
+SHORT, SHORTER, LONGEST = 24, 16, 384  # tokens of the rows that are looked at
 RELOADED_TOKENS = 64  # of the validation row that a saved model is tried on
 LOOKED_AT = 64  # rows among which a long one is looked for
 UNSEEN = 2e-4  # nats that a log-probability may move with what comes later, and ten times the rounding
@@ -64,6 +64,8 @@ def prove(trainer: Any) -> list[Proof]:
         with in_float32(trainer.model):
             unseen, long_N = _sees_no_future(trainer.model, long)
             found = [unseen, *_way(trainer, probe, long, long_N)]
+            if any(len(document["input_ids"]) > LONGEST for document in documents[:2]):
+                _refuse_mixing(trainer, documents[:2])  # whole, which is dear where rows are long, and done there alone
         with trainer.accelerator.autocast():  # as its forward will have it once it is prepared
             return found if is_exact(trainer.model) else [*found, *_coarsely(trainer, probe)]
     finally:
@@ -198,7 +200,7 @@ def _apart(trainer: Any, pair: list[dict[str, list[int]]], own_N: Tensor, rows: 
 
 
 def _refuse_mixing(trainer: Any, pair: list[dict[str, list[int]]]) -> None:
-    """Say so where no way works because rows are mixed: in the last one a row's loss moves with its neighbour."""
+    """Refuse a model of which, on the way that is set, a row's loss moves with its neighbour; say what to set."""
     limit = LOSS if is_exact(trainer.model) else COARSE_LOSS
     apart = _nats_apart(trainer, pair)
     if apart > limit:

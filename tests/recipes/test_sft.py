@@ -173,9 +173,16 @@ def test_a_model_that_mixes_neighbours_is_found_out_before_training(sft, mixing)
 
 
 def test_so_is_one_that_mixes_them_in_long_sequences_alone(sft, mixing):
-    mixing(100)
+    mixing(256)  # TINY's max_length: the longest row alone is not mixed, and with another after it it is
     done, _ = sft(*FLOAT32, steps=1)
     assert done.status == 0 and "rows are padded: a row's loss moves by" in done.out
+
+
+def test_rows_longer_than_the_proof_of_the_way_looks_at_are_tried_whole(sft, mixing, monkeypatch):
+    monkeypatch.setattr("finllm.training.proving.LONGEST", 64)
+    mixing(256)
+    done, run = sft(*FLOAT32, steps=1)
+    assert done.status == 2 and "does not keep the rows of a batch apart" in done.err and not run.complete
 
 
 def test_a_token_budget_makes_the_batches(sft):
