@@ -18,6 +18,10 @@ os.environ["HF_HUB_OFFLINE"] = "1"  # before any library of the hub is imported
 if "PYTEST_XDIST_WORKER" in os.environ:
     # Several of pytest's workers share the cores: one thread each, told before torch counts them itself.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
+# What the suite asserts is of a CPU, on every machine: a GPU is seen by the processes of its own tests alone.
+# pytest's workers inherit what is set here, and so read what was there before from a name of its own.
+GPUS = os.environ.setdefault("FINLLM_TESTS_ON", os.environ.get("CUDA_VISIBLE_DEVICES", "all"))
+os.environ["CUDA_VISIBLE_DEVICES"] = ""
 LONGEST = 1800  # seconds that a process may take: a machine under load is slow, and one that hangs hangs for ever
 
 
@@ -64,12 +68,28 @@ def command(capfd, monkeypatch) -> Callable[..., Done]:
 def shell() -> Callable[..., Done]:
     """`shell("python", "recipes/sft.py", …)`: a process of its own in the checkout, with this Python."""
 
-    def call(program: str, *arguments: object, timeout: int = LONGEST) -> Done:
+    def call(program: str, *arguments: object, timeout: int = LONGEST, environment: dict | None = None) -> Done:
         path = str(Path(sys.executable).parent / program)
         done = subprocess.run(
-            [path, *map(str, arguments)], cwd=ROOT, capture_output=True, text=True, timeout=timeout, check=False
-        )
+            [path, *map(str, arguments)], cwd=ROOT, capture_output=True, text=True, timeout=timeout, check=False,
+            env=environment,
+        )  # fmt: skip
         return Done(done.returncode, done.stdout, done.stderr)
+
+    return call
+
+
+@pytest.fixture(scope="session")
+def on_gpu(shell) -> Callable[..., Done]:
+    """`on_gpu("recipes/sft.py", …)`: a process of its own that sees the GPUs of this machine."""
+    if not list(Path("/dev").glob("nvidia[0-9]*")):
+        pytest.skip("there is no CUDA device: no /dev/nvidia0")
+    environment = {name: value for name, value in os.environ.items() if name != "CUDA_VISIBLE_DEVICES"}
+    if GPUS != "all":
+        environment["CUDA_VISIBLE_DEVICES"] = GPUS
+
+    def call(script: str, *arguments: object) -> Done:
+        return shell("python", *script.split(), *arguments, environment=environment)
 
     return call
 

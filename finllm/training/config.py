@@ -178,12 +178,8 @@ def _impossible(recipe: RecipeArguments, training: TrainingConfig, model: ModelC
             "resume needs whole checkpoints and save_only_model leaves the optimizer out; remove one of them"
         )
     problems += _reporters(training.report_to)
-    if training.torch_compile and not _has_compiler():
-        problems.append(
-            "torch_compile is true and there is no "
-            + ("Triton, which writes its kernels" if torch.cuda.is_available() else "C++ compiler (c++, g++ or $CXX)")
-            + "; install it or remove torch_compile"
-        )
+    if training.torch_compile and (missing := _what_compiling_lacks()):
+        problems.append(f"torch_compile is true and {missing}; install it or remove torch_compile")
     if training.bf16 and not torch.cuda.is_available() and not bf16_is_fast():
         problems.append("bf16 is true and this CPU has no bfloat16 instructions (some 100 times slower); remove it")
     for name in ("max_train_samples", "max_eval_samples", "early_stopping_patience"):
@@ -218,11 +214,20 @@ def _reporters(names: list[str]) -> list[str]:
     return problems
 
 
-def _has_compiler() -> bool:
-    """Whether torch.compile's default backend has what it compiles with."""
-    if torch.cuda.is_available():
-        return importlib.util.find_spec("triton") is not None
-    return any(shutil.which(name) for name in (os.environ.get("CXX"), "g++", "c++", "clang++") if name)
+def _what_compiling_lacks() -> str:
+    """What torch.compile's default backend needs and this machine has not; nothing where it compiles."""
+    if not torch.cuda.is_available():
+        found = any(shutil.which(name) for name in (os.environ.get("CXX"), "g++", "c++", "clang++") if name)
+        return "" if found else "there is no C++ compiler (c++, g++ or $CXX)"
+    if importlib.util.find_spec("triton") is None:
+        return "there is no Triton, which writes its kernels"
+    try:  # Triton needs a C compiler and Python's headers besides, and finds out when it writes its first kernel
+        torch.compile(torch.sin)(torch.zeros(2, device="cuda"))
+    except RuntimeError as error:
+        return f"a first kernel was not compiled ({str(error).strip().splitlines()[0]})"
+    finally:
+        torch._dynamo.reset()
+    return ""
 
 
 def resolved(*arguments: RecipeArguments | TrainingConfig | ModelConfig) -> dict[str, Any]:

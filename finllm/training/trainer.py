@@ -56,8 +56,9 @@ class SupervisedTrainer(ResumableTrainer):
         super().__init__(model=model, args=args, compute_metrics=_exact_loss, **arguments)
         add_supervised_head(base_of(self.model))
         for parameter in model.parameters():
-            # SFTTrainer casts QLoRA's adapters to bfloat16, which most CPUs multiply a hundred times slower.
-            if parameter.requires_grad and self.on_cpu:
+            # SFTTrainer casts QLoRA's adapters to bfloat16, where a step of 1e-4 is rounded away from a weight of 0.1,
+            # and which most CPUs multiply a hundred times slower. A whole model on a GPU is as `dtype` says.
+            if parameter.requires_grad and (self.on_cpu or getattr(model, "peft_config", None)):
                 parameter.data = parameter.data.float()
         self._padding_collator = self.data_collator
         self._own_attention = base_of(self.model).config._attn_implementation
@@ -115,14 +116,15 @@ class SupervisedTrainer(ResumableTrainer):
         assert not return_outputs, "no logits are kept"
         nll, nll_B, tokens_B = self._likelihood(model, inputs)
         if self.model.training:
-            summed = float(nll_B.sum())
+            counted = inputs["lengths"] if self.joins_rows else inputs.get("attention_mask", inputs["input_ids"].ne(-1))
+            sums = torch.stack([nll_B.sum(), counted.sum().float(), tokens_B.sum().float()])  # counts below 2 ** 24
+            summed, tokens, supervised = sums.tolist()  # one wait for a GPU, not three
             if not math.isfinite(summed):  # before backward, so the weights stay as the last step left them
                 raise UserError(
                     f"the training loss is {summed} in step {self.state.global_step + 1} and was not applied; "
                     f"{self._milder()}"
                 )
-            counted = inputs["lengths"] if self.joins_rows else inputs.get("attention_mask", inputs["input_ids"].ne(-1))
-            self.count(int(counted.sum()), int(tokens_B.sum()), summed)
+            self.count(int(tokens), int(supervised), summed)
         divisor = tokens_B.sum() if num_items_in_batch is None else num_items_in_batch
         loss = nll / torch.as_tensor(divisor).clamp(min=1)
         if self.args.average_tokens_across_devices and num_items_in_batch is not None:
@@ -139,17 +141,15 @@ class SupervisedTrainer(ResumableTrainer):
             # Its noise falls with the length of a sequence, and this one is many rows: as strong as on them padded.
             strength = math.sqrt(batch["input_ids"].shape[1] / int(inputs["lengths"].max()))
             base_of(self.model).get_input_embeddings().neftune_noise_alpha = strength * self.args.neftune_noise_alpha
-        if self.on_cpu or self.uses_own_logits:
-            own = self.uses_own_logits
-            output = model(**batch, labels=labels, use_cache=False, supervised_head=True, own_logits=own)
-            nll, nll_N, mask = output.nll, output.nll_N, output.mask
-        else:
+        if not (self.on_cpu or self.uses_own_logits):
             output = model(**batch, labels=labels, use_cache=False, fused_lm_head=True)
-            nll, nll_N, mask = -output.log_probs.sum(), -output.log_probs[output.label_mask], output.label_mask
-        rows_N = inputs["rows"][:, 1:][mask] if self.joins_rows else mask.nonzero()[:, 0]
-        zeros_B = torch.zeros(len(inputs["lengths"]) if self.joins_rows else len(mask), device=mask.device)
-        nll_B = zeros_B.index_add(0, rows_N, nll_N.detach().float())
-        return nll, nll_B, zeros_B.long().index_add(0, rows_N, torch.ones_like(rows_N))
+            nll_BxT = -output.log_probs.detach().float().where(output.label_mask, 0.0)
+            return -output.log_probs.sum(), nll_BxT.sum(1), output.label_mask.sum(1)
+        output = model(**batch, labels=labels, use_cache=False, supervised_head=True, own_logits=self.uses_own_logits)
+        rows_N = inputs["rows"][:, 1:][output.mask] if self.joins_rows else output.mask.nonzero()[:, 0]
+        zeros_B = torch.zeros(len(inputs["lengths"] if self.joins_rows else labels), device=labels.device)
+        nll_B = zeros_B.index_add(0, rows_N, output.nll_N.detach().float())
+        return output.nll, nll_B, zeros_B.long().index_add(0, rows_N, torch.ones_like(rows_N))
 
     def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
         """Per row its nll and its supervised tokens; transformers gathers them and drops repeated rows."""

@@ -140,7 +140,7 @@ class Page(HTMLParser):
             self.raw.append("")
 
     def handle_data(self, data):
-        if self.cdata_elem:
+        if self.cdata_elem in ("script", "style"):  # newer Pythons read <title> so, too
             self.raw[-1] += data
         else:
             self.parts.append(data)
