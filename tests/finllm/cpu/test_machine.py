@@ -12,7 +12,7 @@ from finllm.cpu import machine
 from finllm.errors import UserError
 
 FAULTS = """
-import ctypes, json, resource, sys
+import ctypes, json, resource, statistics, sys
 import finllm, torch
 from finllm.cpu import machine
 
@@ -26,12 +26,15 @@ def step():
     return a.add(1).mul_(2).sum()
 for _ in range(15):  # the heap grows for some steps, until every buffer finds room in it
     step()
-before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-for _ in range(5):
+faults = []
+for _ in range(9):
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
     step()
-print(json.dumps({"kept": kept, "faults": resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before}))
+    faults.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+# The median: what other threads hold at the time can have the heap grow by one buffer more in any one step.
+print(json.dumps({"kept": kept, "faults": statistics.median(faults)}))
 """
-FAULTS_OF_STEPS = 5 * 80 * 2**20 // resource.getpagesize()  # five times two buffers of 40 MiB
+FAULTS_OF_A_STEP = 80 * 2**20 // resource.getpagesize()  # two buffers of 40 MiB
 
 KEPT_SHAPES = 64  # as finllm/__init__.py sets it
 NEW_SHAPES = 600
@@ -90,7 +93,7 @@ def test_freed_memory_is_used_again_without_page_faults(shell):
     if not kept["kept"]:
         assert default["kept"] is None  # another allocator than glibc's: nothing is promised
         return
-    assert default["faults"] > FAULTS_OF_STEPS / 2
+    assert default["faults"] > FAULTS_OF_A_STEP / 2
     assert kept["faults"] < default["faults"] / 20
 
 
