@@ -54,6 +54,7 @@ def rows_of(runs: list[Run], rank_of: dict[str, int | None]) -> list[dict[str, A
                 "reference_is_its_base": bool(base and is_base_of(base, run)),
                 "bits_per_byte_to_base": bits.value - base.split.metrics["bits_per_byte"].value if base else None,
                 "audits": run.results.audits,
+                "unranked": run.results.unranked,
                 **{key: run.summary.get(key) for key in cost},
             }
         )

@@ -23,7 +23,23 @@ from finllm.errors import UserError, at_most, did_you_mean, raise_problems, shor
 from finllm.files import read_json, read_jsonl, write_json
 from finllm.run_dir import RunDir
 
-AUDITS = ("causality", "contamination", "stopping", "memorisation", "template", "sanity")
+AUDITS = (
+    "causality",
+    "reproducibility",
+    "likelihood",
+    "padding",
+    "question",
+    "contamination",
+    "stopping",
+    "memorisation",
+    "template",
+)
+# What is wrong with the figure that models are ranked by, where one of these audits fails.
+UNRANKED = {
+    "causality": "it sees the future",
+    "reproducibility": "its likelihood is not reproducible",
+    "likelihood": "its score is not the likelihood that was audited",
+}
 METHODS = ("base", "full", "lora", "qlora", "scratch")
 LIKELIHOOD_METRICS = ("nll_per_token", "perplexity", "bits_per_byte", "token_accuracy")
 GENERATION_METRICS = (
@@ -186,9 +202,16 @@ class Results:
         return cls(**{**_only(content, RESULTS), "model": model, "splits": splits})
 
     @property
+    def unranked(self) -> str | None:
+        """Why this model is not ranked, in words; None for one that is. Results without an audit are as they say."""
+        failed = [name for name in UNRANKED if not self.audits.get(name, {"passed": True})["passed"]]
+        if self.audits.get("reproducibility", {}).get("random"):  # then nothing else can be looked at
+            failed = ["reproducibility"]
+        return UNRANKED[failed[0]] if failed else None
+
+    @property
     def sees_the_future(self) -> bool:
-        """Whether the causality audit found that a token's score depends on later ones: such a model is not ranked."""
-        return not self.audits.get("causality", {"passed": True})["passed"]
+        return self.unranked is not None
 
 
 def predictions(run_path: Path | str) -> list[dict[str, Any]]:

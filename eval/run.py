@@ -189,7 +189,7 @@ def _evaluate(subject: Subject, arguments: argparse.Namespace, left_out: set[str
     tokenizer = _tokenizer(examples)
     split = dataclasses.replace(measure(rows, tokenizer), left_out=sorted(left_out))
     training = _training(run, dataset)
-    found = audit(model, run, training, examples, rows, pairs, scores, arguments.batch_size)
+    found = audit(model, run, training, examples, rows, pairs, scores)
     copied = found["contamination"].get("contaminated")
     if copied is not None:
         kept = [row for row in rows if row["id"] not in set(copied)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 
 import numpy as np
 import torch
@@ -14,12 +15,10 @@ from baselines.scratch.losses import cross_entropy, next_token_pairs
 from baselines.scratch.model import Transformer
 from baselines.scratch.sampling import Sampling
 from baselines.scratch.tokenizer import BOS, EOS, Tokenizer
-from eval.models.language_model import Description, Generation, Score
+from eval.models.language_model import Description, Generation, Pair, Score
 from finllm.errors import UserError
 from finllm.models.find import weights_hash
 from finllm.run_dir import RunDir
-
-Pair = tuple[list[int], list[int]]  # ids of a prompt and of its response
 
 
 def load(run: RunDir, batch_size: int) -> ScratchLanguageModel:
@@ -76,6 +75,25 @@ class ScratchLanguageModel:
     def log_probs(self, pairs: Sequence[Pair]) -> list[np.ndarray]:
         """The log-probability of each response token, of one forward pass over prompt and response."""
         return [-nll for nll, _ in self.predict(pairs)]
+
+    @torch.inference_mode()
+    def distributions(self, pairs: Sequence[Pair], positions: Sequence[int]) -> list[np.ndarray]:
+        """As eval.models.language_model says; the last position of a decoder is not one that training asks."""
+        variant, device = self.model.config.variant, self.model.tokens.weight.device
+        found: dict[int, np.ndarray] = {}
+        for indices in self._batches([len(prompt) + len(response) for prompt, response in pairs]):
+            batch = [lay_out(*pairs[index], variant) for index in indices]
+            ids_BT, _, source_BS = collate(batch, device)
+            hidden_BTC = self.model.hidden(ids_BT, self.model.read(source_BS))
+            before = [0 if variant == "seq2seq" else len(pairs[index][0]) - 1 for index in indices]
+            where = [start + positions[index] for start, index in zip(before, indices, strict=True)]
+            logits_BV = self.model.logits(hidden_BTC[torch.arange(len(indices)), where])
+            found |= zip(indices, logits_BV.float().log_softmax(-1).cpu().double().numpy(), strict=True)
+        return [found[index] for index in range(len(pairs))]
+
+    def in_float32(self) -> AbstractContextManager[None]:
+        """As ever."""
+        return nullcontext()
 
     def otherwise(self, pairs: Sequence[Pair]) -> dict[str, list[float]]:
         """No other way: these models take positions from tokens alone, and are padded on the right everywhere."""

@@ -1,8 +1,9 @@
 """All audits of a model: whether its figures may be believed.
 
 Each audit returns `{"passed": bool, "summary": one sentence with the figures, …figures}`, as results.json holds it.
-What a likelihood depends on is looked at in eval/audits/likelihood.py, texts against training texts in
-eval/audits/overlap.py. No torch here: models are asked through eval/models/language_model.py.
+Whether a likelihood sees the future is looked at in eval/audits/causality.py, what else it depends on in
+eval/audits/likelihood.py, texts against training texts in eval/audits/overlap.py. No torch here: models are asked
+through eval/models/language_model.py.
 """
 
 from __future__ import annotations
@@ -11,7 +12,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from eval.audits import overlap
-from eval.audits.likelihood import causality, sanity
+from eval.audits.causality import causality
+from eval.audits.likelihood import likelihood, padding, question, reproducibility
 from eval.models.language_model import LanguageModel, Score
 from eval.results import AUDITS
 from finllm.run_dir import RunDir
@@ -29,11 +31,18 @@ def audit(
     rows: list[dict[str, Any]],
     pairs: list[tuple[list[int], list[int]]],
     scores: dict[int, Score],
-    batch_size: int,
 ) -> dict[str, dict[str, Any]]:
     """All audits of one model. Those of texts fail where the data that the run was trained on is not here any more."""
     trained = run.complete
-    found = {"causality": causality(model, pairs, scores)}
+    found = {"reproducibility": reproducibility(model, pairs)}
+    if found["reproducibility"]["random"]:
+        noise = "not looked at: the same call twice gives other figures"
+        found["causality"] = {"passed": False, "summary": noise, "unnormalised": 0.0}
+    else:
+        alone = found["reproducibility"]["depends_on_neighbours"]
+        found["causality"] = causality(model, rows, pairs, alone)
+    unnormalised, reproducible = found["causality"].pop("unnormalised"), found["reproducibility"]["passed"]
+    found["likelihood"] = likelihood(model, pairs, scores, unnormalised, reproducible)
     if training is None:
         said = "the data that this run was trained on is not here (its folder is gone or holds other data), so nothing "
         gone = {"passed": False, "summary": said + "can be said of copies"}
@@ -44,7 +53,8 @@ def audit(
     max_length = run.config().get("max_length") if trained else None
     found["stopping"] = stopping(model, training if trained else None, max_length, rows)
     found["template"] = template(trained, run.provenance().get("template_hash") if trained else None)
-    found["sanity"] = sanity(model, rows, pairs, scores, batch_size)
+    found["padding"] = padding(model, pairs, scores)
+    found["question"] = question(model, rows, pairs, scores)
     return {name: found[name] for name in AUDITS}
 
 

@@ -1,111 +1,154 @@
-"""What a likelihood depends on: not on later tokens, not on the batch, and more on its own question than on another.
+"""What a likelihood depends on beside what was written before: chance, the batch, padding, the question.
 
-No torch here: models are asked through eval/models/language_model.py. One model costs `FORWARD_ROWS` short examples
-more, in 7 to 12 forward passes at a batch size of 16.
+No torch here: models are asked through eval/models/language_model.py. What it must never depend on, what comes after,
+is looked at in eval/audits/causality.py.
 """
 
 from __future__ import annotations
 
-import random
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from scipy.stats import permutation_test
 
+from eval.audits import causality as causal
 from eval.metrics import rouge
-from eval.models.language_model import LanguageModel, Score
+from eval.models.language_model import LanguageModel, Pair, Score
 
 # How far a log-probability may move by rounding alone, in nats. Rows of one shape are computed alike; a cut one is not.
 TOLERANCE = {"float32": 2e-4, "float64": 1e-6}
-COARSE_TOLERANCE = 0.1  # bfloat16, float16
-CAUSALITY_EXAMPLES, SHUFFLED_EXAMPLES, ALONE_EXAMPLES = 2, 6, 3
-FORWARD_ROWS = CAUSALITY_EXAMPLES * 5 + SHUFFLED_EXAMPLES + 3 * ALONE_EXAMPLES
+COARSE_TOLERANCE = 0.1  # bfloat16, float16, int8
+ALONE_TEXTS, QUESTIONS, OTHERWISE_TEXTS = 3, 12, 3
+LEVEL = 0.05
 
 
 def tolerance(model: LanguageModel) -> float:
-    """Nats by which rounding may move one log-probability of this model."""
+    """Nats by which rounding may move one log-probability of this model as it computes."""
     return TOLERANCE.get(model.description.dtype, COARSE_TOLERANCE)
 
 
-def sample(pairs: Sequence[tuple[list[int], list[int]]], size: int) -> list[int]:
+def by_length(pairs: Sequence[Pair]) -> list[int]:
+    """Positions of the examples, shortest first."""
+    return sorted(range(len(pairs)), key=lambda index: len(pairs[index][0]) + len(pairs[index][1]))
+
+
+def sample(pairs: Sequence[Pair], size: int) -> list[int]:
     """Positions of `size` examples from the shorter ones: above the lower quartile in tokens, so cheap and ordinary."""
-    order = sorted(range(len(pairs)), key=lambda index: len(pairs[index][0]) + len(pairs[index][1]))
+    order = by_length(pairs)
     start = min(len(order) // 4, max(0, len(order) - size))
     return order[start : start + size]
 
 
-def causality(
-    model: LanguageModel, pairs: Sequence[tuple[list[int], list[int]]], scores: Sequence[Score]
-) -> dict[str, Any]:
-    """Change all response tokens after t, or cut them off: the log-probabilities up to t must not move.
+def reproducibility(model: LanguageModel, pairs: Sequence[Pair]) -> dict[str, Any]:
+    """The same text has the same likelihood at every call, and whatever stands beside it in the batch.
 
-    response    a  b  c  d  EOS
-    t = 1       a  b  x  y  z      replaced: at the first token, in the middle, at the last but one
-    t = 2       a  b  c            cut: a model that knows how long the answer will be moves too
-                └──┘ compared
-
-    All rows go through the model together. The audit also fails where `score`, which makes the figures, is not the sum
-    of these log-probabilities: it would then have looked at another computation.
+    A short, a median and the longest text go through the model together, so that two of them are padded; once more; and
+    each alone. In float32: dropout that was left on is to be told from rounding.
     """
-    generator = random.Random(0)
-    chosen = [index for index in sample(pairs, CAUSALITY_EXAMPLES) if len(pairs[index][1]) > 1]
-    pool = sorted({token for index in chosen for part in pairs[index] for token in part[:-1]})
-    rows, compared = [], []  # compared: (row, row of the original, last position to compare)
-    for index in chosen:
-        prompt, response = pairs[index]
-        original, last = len(rows), len(response) - 1
-        rows.append((prompt, response))
-        for t in sorted({0, last // 2, last - 1}):
-            others = [generator.choice([other for other in pool if other != token]) for token in response[t + 1 :]]
-            compared.append((len(rows), original, t))
-            rows.append((prompt, response[: t + 1] + others))
-        compared.append((len(rows), original, last // 2))
-        rows.append((prompt, response[: last // 2 + 1]))
-    found = model.log_probs(rows)
-    moved = [float(np.abs(found[row][: t + 1] - found[original][: t + 1]).max()) for row, original, t in compared]
-    originals = dict.fromkeys(original for _, original, _ in compared)
-    sums = [
-        abs(scores[index].nll + float(found[original].sum())) / len(pairs[index][1])
-        for index, original in zip(chosen, originals, strict=True)
-    ]
-    limit = tolerance(model)
-    largest, apart = float(np.max(moved)), float(np.max(sums))  # NaN stays NaN, and is not passed
-    blind, honest = bool(largest <= limit), bool(apart <= limit)
-    if not blind:
-        said = f"log-probabilities move by up to {largest:.3g} nats when only later tokens change: it sees the future"
-    elif not honest:
-        said = (
-            f"score and the sum of log_probs differ by {apart:.3g} nats a token: two computations, one of them audited"
-        )
+    order = by_length(pairs)
+    some = [pairs[index] for index in dict.fromkeys([order[0], order[len(order) // 2], order[-1]])]
+    with model.in_float32():
+        first, again = model.log_probs(some), model.log_probs(some)
+        alone = [model.log_probs([pair])[0] for pair in some]
+    limit = causal.tolerance(model)
+    repeated = float(np.max(np.abs(np.concatenate(first) - np.concatenate(again))))
+    beside = float(np.max(np.abs(np.concatenate(first) - np.concatenate(alone))))
+    random, moved = not repeated <= limit, not beside <= limit
+    if random:
+        said = f"the same call twice moves log-probabilities by up to {repeated:.3g} nats: dropout or other noise is on"
+    elif moved:
+        said = f"what stands beside a text in its batch moves its log-probabilities by up to {beside:.3g} nats"
     else:
-        said = f"log-probabilities move by at most {largest:.1g} nats when later tokens change or are cut off"
+        most = max(repeated, beside)
+        said = f"log-probabilities move by at most {most:.1g} nats at a second call and without neighbours"
     return {
-        "passed": blind and honest,
-        "summary": f"{said} ({len(compared)} changes in {len(chosen)} examples, tolerance {limit:g})",
-        "largest_difference": largest if np.isfinite(largest) else None,
-        "score_difference": apart if np.isfinite(apart) else None,
+        "passed": not random and not moved,
+        "summary": f"{said} ({len(some)} texts, tolerance {limit:g})",
+        "repeated_difference": repeated if np.isfinite(repeated) else None,
+        "neighbours_difference": beside if np.isfinite(beside) else None,
+        "random": random,
+        "depends_on_neighbours": moved and not random,
         "tolerance": limit,
-        "changes": len(compared),
     }
 
 
-def sanity(
+def likelihood(
     model: LanguageModel,
-    rows: Sequence[dict[str, Any]],
-    pairs: Sequence[tuple[list[int], list[int]]],
+    pairs: Sequence[Pair],
     scores: Sequence[Score],
-    batch_size: int,
+    unnormalised: float | None,
+    reproducible: bool = True,
 ) -> dict[str, Any]:
-    """References must be likelier after their own question than after another, and a batch must change nothing.
+    """What `score` reported is the sum of `log_probs`, the computation that the audits look at; and Σ p is 1.
 
-    Nor must padding on the other side or packing, where a model is run so elsewhere (`LanguageModel.otherwise`).
+    Compared on the longest, the median and random texts, as the model computes. `unnormalised`: how far the causality
+    audit found the log of Σ p from 0; None where it was no number.
+    """
+    some = causal.texts_to_look_at(pairs)
+    found = model.log_probs([pairs[index] for index in some])
+    apart = float(
+        np.max(
+            [
+                abs(scores[index].nll + float(log_probs.sum())) / len(log_probs)
+                for index, log_probs in zip(some, found, strict=True)
+            ]
+        )
+    )
+    counted = all(scores[index].tokens == len(pairs[index][1]) for index in some)
+    limit = tolerance(model)
+    same, whole = apart <= limit, unnormalised is not None and unnormalised <= causal.tolerance(model)
+    if not same:
+        said = (
+            f"score and the sum of log_probs differ by {apart:.3g} nats a token: two computations, one of them audited"
+        )
+    elif not counted:
+        said = "score counts other tokens than the responses have"
+    elif not whole:
+        said = "the probabilities of all tokens do not sum to 1" + (
+            f" (their log is {unnormalised:.3g})" if unnormalised is not None else ""
+        )
+    else:
+        said = f"score is the sum of the audited log-probabilities within {apart:.1g} nats a token, and Σ p is 1"
+    return {
+        "passed": bool(same and whole and counted),
+        "summary": f"{said} ({len(some)} texts, tolerance {limit:g})",
+        "score_difference": apart if np.isfinite(apart) else None,
+        "unnormalised": unnormalised,
+        "tolerance": limit,
+    }
 
-    `rows` are those of predictions.jsonl, with their answers where there are any, `scores` what the whole run gave them
-    in batches of `batch_size`; some are scored again alone.
+
+def padding(model: LanguageModel, pairs: Sequence[Pair], scores: Sequence[Score]) -> dict[str, Any]:
+    """Padding on the other side and packing change nothing, where a model is run so elsewhere (`otherwise`)."""
+    some = sample(pairs, OTHERWISE_TEXTS)
+    said, figures, passed = [], {}, True
+    for way, nll in model.otherwise([pairs[i] for i in some]).items():
+        apart = float(
+            np.max([abs(scores[i].nll - other) / scores[i].tokens for i, other in zip(some, nll, strict=True)])
+        )
+        same = bool(apart <= tolerance(model))
+        passed &= same
+        figures[f"{way.replace(' ', '_')}_difference"] = apart if np.isfinite(apart) else None
+        verb = "changes nothing" if same else "CHANGES the likelihood"
+        said.append(f"scoring {way} {verb} ({apart:.1g} nats a token)")
+    return {"passed": passed, "summary": "; ".join(said) or "this model is run in one way alone", **figures}
+
+
+def question(
+    model: LanguageModel, rows: Sequence[dict[str, Any]], pairs: Sequence[Pair], scores: Sequence[Score]
+) -> dict[str, Any]:
+    """Whether references are likelier after their own question than after another's.
+
+    Fails where they are surely less likely, by a paired permutation test over questions (Fisher 1935): prompts and
+    responses then do not belong together. A model that was barely trained looks at its question so little that nothing
+    is told, and that is said.
+
+    `rows` are those of predictions.jsonl; of those with answers the ROUGE-L against another's reference stands beside.
     """
     chosen, seen = [], set()
     for index in sample(pairs, len(pairs)):
-        if rows[index]["question_id"] not in seen and len(chosen) < SHUFFLED_EXAMPLES:
+        if rows[index]["question_id"] not in seen and len(chosen) < QUESTIONS:
             seen.add(rows[index]["question_id"])
             chosen.append(index)
     said, figures, passed = [], {}, True
@@ -117,18 +160,18 @@ def sanity(
         if index != other and len(pairs[other][0]) + len(pairs[index][1]) <= longest
     ]
     if swapped:
-        chosen, others = map(list, zip(*swapped, strict=True))
-        shuffled = model.score([rows[i]["prompt"] for i in others], [rows[i]["reference"] for i in chosen])
-        tokens = sum(scores[index].tokens for index in chosen)
-        figures["nll_per_token"] = sum(scores[index].nll for index in chosen) / tokens
-        figures["shuffled_nll_per_token"] = sum(score.nll for score in shuffled) / tokens
-        better = figures["nll_per_token"] < figures["shuffled_nll_per_token"]
-        passed &= bool(better)
-        verb = "are likelier" if better else "are NOT likelier"
-        said.append(
-            f"{len(chosen)} references {verb} after their own questions than after others "
-            f"({figures['nll_per_token']:.3f} and {figures['shuffled_nll_per_token']:.3f} nats a token)"
+        own, others = map(list, zip(*swapped, strict=True))
+        shuffled = model.score([rows[i]["prompt"] for i in others], [rows[i]["reference"] for i in own])
+        worse = np.array(
+            [(there.nll - scores[i].nll) / scores[i].tokens for i, there in zip(own, shuffled, strict=True)]
         )
+        if np.isfinite(worse).all():
+            passed, sentence, tested = _told(worse)
+            figures |= tested
+            said.append(sentence)
+        else:
+            passed = False
+            said.append("the likelihood of a reference after another question is no finite number")
     answered = [row for row in rows if row["prediction"] is not None]
     if len({row["question_id"] for row in answered}) > 1:
         figures |= _shuffled_rouge(answered)
@@ -136,20 +179,19 @@ def sanity(
             f"ROUGE-L is {figures['rougeL']:.3f} against the answers' own references and "
             f"{figures['shuffled_rougeL']:.3f} against those of other questions"
         )
-    some = sample(pairs, ALONE_EXAMPLES)
-    ways = model.otherwise([pairs[i] for i in some])
-    if batch_size > 1 and len(rows) > 1:
-        ways["alone"] = [model.score([rows[i]["prompt"]], [rows[i]["reference"]])[0].nll for i in some]
-    for way, nll in ways.items():
-        apart = float(
-            np.max([abs(scores[i].nll - other) / scores[i].tokens for i, other in zip(some, nll, strict=True)])
-        )
-        same = bool(apart <= tolerance(model))
-        passed &= same
-        figures[f"{way.replace(' ', '_')}_difference"] = apart if np.isfinite(apart) else None
-        verb = "changes nothing" if same else "CHANGES the likelihood"
-        said.append(f"scoring {way} instead of in batches of {batch_size} {verb} ({apart:.1g} nats a token)")
-    return {"passed": passed, "summary": "; ".join(said) or "one example alone allows no control", **figures}
+    return {"passed": passed, "summary": "; ".join(said) or "one question alone allows no control", **figures}
+
+
+def _told(worse: np.ndarray) -> tuple[bool, str, dict[str, Any]]:
+    """Whether it is not surely negative, how that is said, and the figures. `worse`: nats a token, by question."""
+    p_value = float(permutation_test((worse,), np.mean, permutation_type="samples", rng=0).pvalue)
+    told, gained = p_value < LEVEL, float(worse.mean())
+    verb = "are likelier" if gained > 0 else "are LESS likely"
+    said = (
+        f"{len(worse)} references {verb if told else 'cannot be told to be likelier or less likely'} after their own "
+        f"questions than after others (by {gained:.3g} nats a token, p = {p_value:.2g})"
+    )
+    return not told or gained > 0, said, {"nats_gained": gained, "p_value": p_value, "questions": len(worse)}
 
 
 def _shuffled_rouge(answered: Sequence[dict[str, Any]]) -> dict[str, float]:

@@ -1,23 +1,27 @@
-"""What any model must offer to be evaluated: four methods. Evaluation knows nothing else of a model.
+"""What any model must offer to be evaluated. Evaluation knows nothing else of a model.
 
 prompt        Below is … ### Response:\n │ An ETF is a fund … │ EOS │
 encode        prompt's ids               │ response's ids ─────── │
 log_probs                                │ one a response token ─ │   each given all ids before it
+distributions                            │ one a token of the vocabulary, at one position
 score                                    │ − their sum: nll ───── │   the response and its EOS, nothing else
 generate                                 │ until EOS or max_new_tokens
 
-`score` and `generate` make the figures. `encode` and `log_probs` open the same computation to the audits, which change
-ids after a position and look whether the log-probabilities before it move.
+`score` and `generate` make the figures. `encode`, `log_probs` and `distributions` open the same computation to the
+audits, which cut texts off, replace what follows, and look whether the log-probabilities before it move.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
     import numpy as np
+
+Pair = tuple[list[int], list[int]]  # ids of a prompt and of its response
 
 
 @dataclass(frozen=True)
@@ -58,20 +62,30 @@ class LanguageModel(Protocol):
 
     description: Description
 
-    def encode(self, prompt: str, response: str) -> tuple[list[int], list[int]]:
+    def encode(self, prompt: str, response: str) -> Pair:
         """Token ids of the prompt, and of the response with its EOS, exactly as `score` reads them.
 
         A response that the tokenizer cannot write (a character becomes the unknown token) is a `UserError`.
         """
 
-    def log_probs(self, pairs: Sequence[tuple[list[int], list[int]]]) -> list[np.ndarray]:
+    def log_probs(self, pairs: Sequence[Pair]) -> list[np.ndarray]:
         """For each (prompt ids, response ids) the log-probability of each response token, in nats.
 
         A float64 array of shape (tokens of the response,) a pair: of each token given the prompt and the response
         before it, from one forward pass over the whole, so that a model that sees the future shows it.
         """
 
-    def otherwise(self, pairs: Sequence[tuple[list[int], list[int]]]) -> dict[str, list[float]]:
+    def distributions(self, pairs: Sequence[Pair], positions: Sequence[int]) -> list[np.ndarray]:
+        """For each pair the log-probability of every token at one position of the response, 0 to its length, in nats.
+
+        A float64 array of shape (vocabulary,) a pair: given the prompt and the response before that position, from one
+        forward pass over the whole pair. At the response's length nothing follows: the same that `generate` draws from.
+        """
+
+    def in_float32(self) -> AbstractContextManager[None]:
+        """Inside, the model computes in float32, coarser weights as the numbers that they stand for."""
+
+    def otherwise(self, pairs: Sequence[Pair]) -> dict[str, list[float]]:
         """The nll of each pair's response by every other way that this model is run in; none of them may differ.
 
         The name of a way, such as "padded on the left", and a nll for each pair. Empty where there is no other way.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 
 import numpy as np
 import torch
@@ -11,7 +12,7 @@ from torch import nn
 from torch.nn.functional import cross_entropy, linear
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from eval.models.language_model import Description, Generation, Score
+from eval.models.language_model import Description, Generation, Pair, Score
 from finllm.cpu import joined
 from finllm.cpu.loss import BLOCK, CHUNK, aligned_head, is_plain, logits_at
 from finllm.errors import UserError
@@ -26,7 +27,7 @@ from finllm.models.base import (
 )
 from finllm.models.configs import causal_config
 from finllm.models.find import load_tokenizer, resolve_base_model
-from finllm.models.generate import answer_all, decoding
+from finllm.models.generate import answer_all, decoding, may_be_padded_left
 from finllm.models.proofs import head_difference, in_float32, rounding_of
 from finllm.run_dir import RunDir
 from finllm.text.tokens import encode_prompt, encode_response, tokenizer_hash
@@ -51,7 +52,7 @@ class TransformersReader:
         self.tokenizer = load_tokenizer(folders[0])
         self.positions = positions_of(self.config) or math.inf
 
-    def encode(self, prompt: str, response: str) -> tuple[list[int], list[int]]:
+    def encode(self, prompt: str, response: str) -> Pair:
         """As `LanguageModel.encode`."""
         return encode_pair(self.tokenizer, self.name, prompt, response)
 
@@ -64,9 +65,7 @@ class TransformersReader:
         return {**dict(zip(("weights", "base"), weights, strict=False)), "tokenizer": tokenizer_hash(self.tokenizer)}
 
 
-def encode_pair(
-    tokenizer: PreTrainedTokenizerBase, name: str, prompt: str, response: str
-) -> tuple[list[int], list[int]]:
+def encode_pair(tokenizer: PreTrainedTokenizerBase, name: str, prompt: str, response: str) -> Pair:
     """Ids of prompt and response. An unknown token in the response is a `UserError`: it would be scored as text."""
     ids = encode_response(tokenizer, response)
     unknown = tokenizer.unk_token_id
@@ -88,16 +87,35 @@ class TransformersLM:
         self.model, self.tokenizer, self.description, self.batch_size = model, tokenizer, description, batch_size
         self._plain_head: bool | None = None  # found out on the first texts
 
-    def encode(self, prompt: str, response: str) -> tuple[list[int], list[int]]:
+    def encode(self, prompt: str, response: str) -> Pair:
         """As `LanguageModel.encode`."""
         return encode_pair(self.tokenizer, self.description.tokenizer, prompt, response)
 
-    def log_probs(self, pairs: Sequence[tuple[list[int], list[int]]]) -> list[np.ndarray]:
+    def log_probs(self, pairs: Sequence[Pair]) -> list[np.ndarray]:
         """As eval.models.language_model says; float64 of what was computed in float32.
 
         Rows of any lengths go together, so that an audit sees a model that sees its padding.
         """
         return [log_probs for log_probs, _ in self._in_batches(pairs, alike=0)]
+
+    @torch.inference_mode()
+    def distributions(self, pairs: Sequence[Pair], positions: Sequence[int]) -> list[np.ndarray]:
+        """As eval.models.language_model says; `batch_size` rows at a time, in the order given."""
+        check_length(self.model, max(len(prompt) + len(response) for prompt, response in pairs))
+        head, found = self._head(pairs), []
+        for start in range(0, len(pairs), self.batch_size):
+            batch = pairs[start : start + self.batch_size]
+            input_ids = self._padded(batch)
+            asked = torch.zeros_like(input_ids, dtype=torch.bool)
+            for row, (prompt, _) in enumerate(batch):
+                asked[row, len(prompt) - 1 + positions[start + row]] = True
+            logits = self._logits(input_ids, asked, head)(slice(None)).float()
+            found += [*logits.log_softmax(-1).double().cpu().numpy()]
+        return found
+
+    def in_float32(self) -> AbstractContextManager[None]:
+        """Memory for float32 copies of coarser weights is needed meanwhile."""
+        return in_float32(self.model)
 
     def score(self, prompts: Sequence[str], responses: Sequence[str]) -> list[Score]:
         """The likelihood of each whole response and its EOS; no text is cut."""
@@ -108,7 +126,7 @@ class TransformersLM:
         ]
 
     @torch.inference_mode()
-    def _in_batches(self, pairs: Sequence[tuple[list[int], list[int]]], alike: float) -> list[tuple[np.ndarray, int]]:
+    def _in_batches(self, pairs: Sequence[Pair], alike: float) -> list[tuple[np.ndarray, int]]:
         """Of each pair its log-probabilities and how many tokens were the likeliest.
 
         The shortest row of a batch is at least `alike` times as long as its longest.
@@ -129,15 +147,13 @@ class TransformersLM:
                 found[index] = row
         return found
 
-    def _one_batch(self, pairs: list[tuple[list[int], list[int]]], head: Head | None) -> list[tuple[np.ndarray, int]]:
-        width = max(len(prompt) + len(response) for prompt, response in pairs)
-        input_ids = torch.full((len(pairs), width), self.tokenizer.pad_token_id)
-        predicts = torch.zeros(len(pairs), width, dtype=torch.bool)  # the positions whose next token is of a response
+    def _one_batch(self, pairs: list[Pair], head: Head | None) -> list[tuple[np.ndarray, int]]:
+        input_ids = self._padded(pairs)
+        predicts = torch.zeros_like(input_ids, dtype=torch.bool)  # the positions whose next token is of a response
         for row, (prompt, response) in enumerate(pairs):
-            input_ids[row, : len(prompt) + len(response)] = torch.tensor(prompt + response)
             predicts[row, len(prompt) - 1 : len(prompt) - 1 + len(response)] = True
         labels_N = torch.tensor([token for _, response in pairs for token in response], device=self.model.device)
-        logits_of = self._logits(input_ids.to(self.model.device), predicts.to(self.model.device), head)
+        logits_of = self._logits(input_ids, predicts, head)
         log_probs, correct = [], []
         for start in range(0, len(labels_N), CHUNK):
             chunk = slice(start, start + CHUNK)
@@ -149,7 +165,14 @@ class TransformersLM:
         by_row = zip(torch.cat(log_probs).split(lengths), torch.cat(correct).split(lengths), strict=True)
         return [(found.cpu().numpy(), int(right.sum())) for found, right in by_row]
 
-    def _head(self, pairs: Sequence[tuple[list[int], list[int]]]) -> Head | None:
+    def _padded(self, pairs: Sequence[Pair]) -> torch.Tensor:
+        """Ids on the model's device, padded on the right."""
+        width = max(len(prompt) + len(response) for prompt, response in pairs)
+        rows = [[*prompt, *response] for prompt, response in pairs]
+        filled = [row + [self.tokenizer.pad_token_id] * (width - len(row)) for row in rows]
+        return torch.tensor(filled, device=self.model.device)
+
+    def _head(self, pairs: Sequence[Pair]) -> Head | None:
         """The model's head, its products aligned; None where its logits are more than the product with it.
 
         That is proved on the first tokens of the first text, since no list of models knows the next one.
@@ -163,7 +186,8 @@ class TransformersLM:
         if not self._plain_head or not is_plain(head, nn.Linear):  # or adapted, quantised or hooked
             return None
         weight, bias = aligned_head(head.weight, head.bias, head.weight.dtype)
-        return lambda hidden_NC: linear(hidden_NC, weight, bias)[:, : len(head.weight)]
+        # Some models keep their hidden states in float32 beside weights in bfloat16 (mamba's residual stream).
+        return lambda hidden_NC: linear(hidden_NC.to(weight.dtype), weight, bias)[:, : len(head.weight)]
 
     def _logits(
         self, input_ids: torch.Tensor, predicts: torch.Tensor, head: Head | None
@@ -177,29 +201,32 @@ class TransformersLM:
         return lambda part: logits_NV[part]
 
     @torch.inference_mode()
-    def otherwise(self, pairs: Sequence[tuple[list[int], list[int]]]) -> dict[str, list[float]]:
-        """Padded on the left, as `generate` pads; and packed, as rows are trained on where the model allows it."""
+    def otherwise(self, pairs: Sequence[Pair]) -> dict[str, list[float]]:
+        """Padded on the left where `generate` pads so; and packed, as rows are trained on where the model allows it."""
         rows = [
             {"input_ids": prompt + response, "labels": [joined.IGNORED] * len(prompt) + response}
             for prompt, response in pairs
         ]
+        found = {}
+        if may_be_padded_left(self.model, self.tokenizer, [row["input_ids"] for row in rows]):
+            found["padded on the left"] = self._padded_left(rows, pairs)
+        if self._can_be_packed(rows[:2], pairs[:2]):
+            found["packed"] = self._packed(rows)
+        return {way: torch.stack(values).double().tolist() for way, values in found.items()}
+
+    def _padded_left(self, rows: list[dict[str, list[int]]], pairs: Sequence[Pair]) -> list[torch.Tensor]:
         padded = self.tokenizer.pad(
             {"input_ids": [row["input_ids"] for row in rows]}, padding_side="left", return_tensors="pt"
         ).to(self.model.device)
         positions = (padded.attention_mask.cumsum(-1) - 1).clamp(min=0)
         logits = self.model(**padded, position_ids=positions, use_cache=False).logits
-        found = {
-            "padded on the left": [
-                # Ids as they are: as numbers of the logits' bfloat16, 49151 would be 49152.
-                cross_entropy(
-                    row[-len(response) - 1 : -1].float(), torch.tensor(response, device=row.device), reduction="sum"
-                )
-                for row, (_, response) in zip(logits, pairs, strict=True)
-            ]
-        }
-        if self._can_be_packed(rows[0], pairs[0]):
-            found["packed"] = self._packed(rows)
-        return {way: torch.stack(values).double().tolist() for way, values in found.items()}
+        return [
+            # Ids as they are: as numbers of the logits' bfloat16, 49151 would be 49152.
+            cross_entropy(
+                row[-len(response) - 1 : -1].float(), torch.tensor(response, device=row.device), reduction="sum"
+            )
+            for row, (_, response) in zip(logits, pairs, strict=True)
+        ]
 
     def _packed(self, rows: list[dict[str, list[int]]]) -> list[torch.Tensor]:
         """The nll of each row's response, the rows end to end as in training on a CPU."""
@@ -216,20 +243,22 @@ class TransformersLM:
         nll = cross_entropy(logits[0, :-1].float(), labels, reduction="none", ignore_index=joined.IGNORED)
         return [nll[batch["rows"][0, 1:] == number].sum() for number in range(len(rows))]
 
-    def _can_be_packed(self, row: dict[str, list[int]], pair: tuple[list[int], list[int]]) -> bool:
-        """Whether the attention of packed rows is this model's own: a row alone is as likely under both.
+    def _can_be_packed(self, rows: list[dict[str, list[int]]], pairs: Sequence[Pair]) -> bool:
+        """Whether the attention of packed rows is this model's own, and its positions are those that it is given.
 
-        Where it is not, no row is packed in training either (finllm.training.proving).
+        Two rows are as likely end to end as each by itself; else no row is packed in training either
+        (finllm.training.proving).
         """
         if not joined.can_join(base_of(self.model)):
             return False
         with in_float32(self.model):
             try:
-                alone = float(self._packed([row])[0])
+                packed = self._packed(rows)
             except Exception:  # a model's own forward may refuse it by any error
                 return False
-            ((log_probs, _),) = self._in_batches([pair], alike=0)
-            return abs(alone + log_probs.sum()) / len(log_probs) <= rounding_of(self.model)
+            own = [log_probs for log_probs, _ in self._in_batches(pairs, alike=0)]
+            apart = [abs(float(nll) + each.sum()) / len(each) for nll, each in zip(packed, own, strict=True)]
+            return max(apart) <= rounding_of(self.model)
 
     def generate(self, prompts: Sequence[str], max_new_tokens: int) -> list[Generation]:
         """Greedy, by finllm.models.generate: evaluation asks as users ask."""
@@ -250,7 +279,7 @@ def load(run: RunDir, batch_size: int) -> TransformersLM:
         tokenizer=summary["base_model"],
         total_parameters=summary["total_parameters"],
         trainable_parameters=summary["trainable_parameters"],
-        dtype=_dtype(model),
+        dtype=dtype_of(model),
     )
     return TransformersLM(model, tokenizer, description, batch_size)
 
@@ -258,7 +287,7 @@ def load(run: RunDir, batch_size: int) -> TransformersLM:
 def load_base(name: str, batch_size: int) -> TransformersLM:
     """An untouched base model."""
     model, tokenizer = load_for_inference(name)
-    description = Description("base", name, name, count_parameters(model).total, 0, _dtype(model))
+    description = Description("base", name, name, count_parameters(model).total, 0, dtype_of(model))
     return TransformersLM(model, tokenizer, description, batch_size)
 
 
@@ -275,7 +304,9 @@ def base_reader(name: str) -> TransformersReader:
     return TransformersReader([resolve_base_model(name)], "main", name)
 
 
-def _dtype(model: PreTrainedModel) -> str:
-    """float32, bfloat16 or float16; for quantised weights what their products are computed in."""
+def dtype_of(model: PreTrainedModel) -> str:
+    """float32, bfloat16 or float16; for weights in 4 bits what their products are computed in; for 8 bits int8."""
     settings = getattr(model.config, "quantization_config", None)
+    if getattr(settings, "load_in_8bit", False):
+        return "int8"
     return str(getattr(settings, "bnb_4bit_compute_dtype", model.dtype)).removeprefix("torch.")

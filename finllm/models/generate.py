@@ -1,7 +1,8 @@
 """Batched generation: one implementation for users and for evaluation.
 
 Prompts are sorted by length, so a batch holds little padding, and padded on the left, so every answer begins right
-after its prompt (transformers#21080). Results come back in the order they were asked for.
+after its prompt (transformers#21080). A model that such padding moves (its positions count padding, or its state takes
+it in) is given prompts of one length at a time. Results come back in the order they were asked for.
 """
 
 from __future__ import annotations
@@ -10,14 +11,16 @@ import argparse
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
-from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase, TextStreamer
+from transformers import BatchEncoding, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase, TextStreamer
 
 from finllm.errors import UserError
 from finllm.files import read_jsonl, write_jsonl
 from finllm.models.base import load_for_inference, positions_of
 from finllm.models.find import run_of
+from finllm.models.proofs import in_float32, rounding_of
 from finllm.terminal import say
 from finllm.text.prompts import build_prompt
 from finllm.text.tokens import encode_prompt
@@ -59,11 +62,18 @@ def answer_all(
     ids = [encode_prompt(tokenizer, prompt) for prompt in prompts]
     _check_room(model, max(map(len, ids), default=0), config.max_new_tokens)
     answers: list[Answer | None] = [None] * len(ids)
-    order = sorted(range(len(ids)), key=lambda index: -len(ids[index]))  # longest first: memory peaks at the start
-    for start in range(0, len(order), batch_size):
-        batch = order[start : start + batch_size]
-        padded = tokenizer.pad({"input_ids": [ids[i] for i in batch]}, padding_side="left", return_tensors="pt")
-        output = model.generate(**padded.to(model.device), generation_config=config)
+    padded_left = may_be_padded_left(model, tokenizer, ids)
+    batches: list[list[int]] = []
+    for index in sorted(
+        range(len(ids)), key=lambda index: -len(ids[index])
+    ):  # longest first: memory peaks at the start
+        full = not batches or len(batches[-1]) == batch_size
+        if full or not (padded_left or len(ids[batches[-1][0]]) == len(ids[index])):
+            batches.append([])
+        batches[-1].append(index)
+    for batch in batches:
+        padded = _padded_left(model, tokenizer, [ids[index] for index in batch])
+        output = model.generate(**padded, generation_config=config)
         for index, row in zip(batch, output[:, padded.input_ids.shape[1] :].tolist(), strict=True):
             stopped = tokenizer.eos_token_id in row
             written = row[: row.index(tokenizer.eos_token_id)] if stopped else row
@@ -71,6 +81,39 @@ def answer_all(
             answers[index] = Answer(text, len(written) + stopped, stopped)
         progress(len(batch))
     return answers
+
+
+def _padded_left(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, ids: list[list[int]]) -> BatchEncoding:
+    return tokenizer.pad({"input_ids": ids}, padding_side="left", return_tensors="pt").to(model.device)
+
+
+_MAY_BE_PADDED: WeakKeyDictionary[PreTrainedModel, bool] = WeakKeyDictionary()
+
+
+@torch.inference_mode()
+def may_be_padded_left(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, ids: Sequence[list[int]]) -> bool:
+    """Whether padding on the left leaves the first written token as likely as it is after the prompt alone.
+
+    Tried once a model, on the shortest prompt beside the longest, through `generate` itself and in float32.
+    """
+    if model in _MAY_BE_PADDED:
+        return _MAY_BE_PADDED[model]
+    shortest, longest = min(ids, key=len, default=[]), max(ids, key=len, default=[])
+    if len(shortest) == len(longest):
+        return True  # nothing is padded
+    one = GenerationConfig(
+        max_new_tokens=1, do_sample=False, output_logits=True, return_dict_in_generate=True,
+        pad_token_id=tokenizer.pad_token_id, eos_token_id=tokenizer.eos_token_id,
+    )  # fmt: skip
+
+    def after_shortest(rows: list[list[int]]) -> torch.Tensor:
+        found = model.generate(**_padded_left(model, tokenizer, rows), generation_config=one)
+        return found.logits[0][-1].float().log_softmax(-1)
+
+    with in_float32(model):
+        apart = (after_shortest([longest, shortest]) - after_shortest([shortest])).abs().max()
+        _MAY_BE_PADDED[model] = bool(apart <= 2 * rounding_of(model))
+    return _MAY_BE_PADDED[model]
 
 
 def _check_room(model: PreTrainedModel, prompt_tokens: int, max_new_tokens: int) -> None:

@@ -1,73 +1,20 @@
 """Planted faults are found, and honest models are not accused."""
 
+import math
+import random
+
 import numpy as np
 import pytest
 import torch
-from evaluated_runs import make_run, report
-from transformers import AutoModelForCausalLM
+from small_models import ANSWERS, QUESTIONS, audits_of, many_rows, rows, small_model
 
 from eval.audits.audit import stopping, template
-from eval.audits.likelihood import causality, sanity, tolerance
+from eval.audits.likelihood import padding, question, tolerance
 from eval.audits.overlap import contamination, longest_overlaps, memorisation, nearest_answers
 from eval.models.language_model import Description, Score
-from eval.models.transformers_lm import TransformersLM, load_base
+from eval.models.transformers_lm import load_base
 from finllm.data.near_duplicates import clusters
-from finllm.models.find import load_tokenizer
 from finllm.text.prompts import TEMPLATE_HASH, build_prompt
-
-QUESTIONS = ["What is a bond?", "How do I save for a house?", "Is tax due in April?", "What does a fund cost?"]
-ANSWERS = [
-    "A loan to a state.",
-    "Put some money aside each month.",
-    "Yes, by the fifteenth.",
-    "A share of what it holds.",
-]
-
-
-def rows(answers=None):
-    return [
-        {"id": str(number), "question_id": str(number), "instruction": question, "input": "", "output": answer,
-         "prompt": build_prompt(question), "reference": answer, "prediction": answers[number] if answers else None,
-         "stopped": True if answers else None, "rougeL": 0.5 if answers else None}
-        for number, (question, answer) in enumerate(zip(QUESTIONS, ANSWERS, strict=True))
-    ]  # fmt: skip
-
-
-def audited(model, repeated=1):
-    """The causality audit, on answers that are so many times as long."""
-    texts = [(row["prompt"], row["reference"] * repeated) for row in rows()]
-    pairs = [model.encode(*text) for text in texts]
-    scores = model.score(*zip(*texts, strict=True))
-    return causality(model, pairs, scores)
-
-
-def small_model(folder, seed, config_changes=None):
-    torch.manual_seed(seed)
-    config = AutoModelForCausalLM.from_pretrained(folder).config
-    for name, value in (config_changes or {}).items():
-        setattr(config, name, value)
-    model = AutoModelForCausalLM.from_config(config, attn_implementation="sdpa").eval()
-    return TransformersLM(model, load_tokenizer(str(folder)), Description("base", "m", "m", 1, 0), batch_size=4)
-
-
-def test_a_leaky_model_among_ten_is_caught_and_no_honest_one_is_accused(gpt2_dir, llama_dir, tmp_path):
-    """All ten are made alike; in one of them attention looks ahead. Its report lists it and gives it no rank."""
-    models = [small_model((gpt2_dir, llama_dir)[seed % 2], seed) for seed in range(10)]
-    leaky = 4
-    for module in models[leaky].model.modules():
-        if hasattr(module, "is_causal"):
-            module.is_causal = False
-    found = [audited(model) for model in models]
-    assert [number for number, audit in enumerate(found) if not audit["passed"]] == [leaky]
-    assert found[leaky]["largest_difference"] > 0.001 and "sees the future" in found[leaky]["summary"]
-    assert all(audit["largest_difference"] < 2e-5 for number, audit in enumerate(found) if number != leaky)
-    runs = [
-        make_run(tmp_path / f"m{number}", 0.5 if number == leaky else 1 + number / 10, audits={"causality": audit})
-        for number, audit in enumerate(found)
-    ]
-    ranked = {row["name"]: row["rank"] for row in report(*runs, out=tmp_path / "out")["models"]}
-    assert [name for name, rank in ranked.items() if rank is None] == [f"m{leaky}"]
-    assert list(ranked)[-1] == f"m{leaky}"
 
 
 def test_an_adapter_on_an_honest_model_is_honest(gpt2_dir):
@@ -76,43 +23,7 @@ def test_an_adapter_on_an_honest_model_is_honest(gpt2_dir):
     lm = small_model(gpt2_dir, 0)
     settings = LoraConfig(target_modules=["c_attn"], fan_in_fan_out=True, init_lora_weights=False)
     lm.model = get_peft_model(lm.model, settings).eval()
-    assert audited(lm)["passed"]
-
-
-def test_a_model_that_only_knows_how_long_the_answer_is_is_caught_too(gpt2_dir):
-    class KnowsLength(TransformersLM):
-        def log_probs(self, pairs):
-            found = super().log_probs(pairs)
-            return [each + 0.01 * len(response) for each, (_, response) in zip(found, pairs, strict=True)]
-
-    lm = small_model(gpt2_dir, 0)
-    lm.__class__ = KnowsLength
-    assert not audited(lm)["passed"]
-
-
-def test_a_model_that_sees_its_padding_is_caught(gpt2_dir):
-    """An answer that was cut off stands beside whole ones, much longer, so that it is padded."""
-    lm = small_model(gpt2_dir, 0)
-    lm.batch_size = 16
-
-    def see(module, positional, given, output):
-        ids = positional[0] if positional else given["input_ids"]
-        at_end = (ids == lm.tokenizer.pad_token_id).flip(1).cumprod(1).sum(1)
-        output.last_hidden_state += (at_end > 16)[:, None, None] * module.wpe.weight[0]
-
-    hook = lm.model.transformer.register_forward_hook(see, with_kwargs=True)
-    assert "sees the future" in audited(lm, repeated=9)["summary"]
-    hook.remove()
-    assert audited(lm, repeated=9)["passed"]
-
-
-def test_a_score_that_is_not_the_sum_of_the_audited_log_probabilities_fails(gpt2_dir):
-    lm = small_model(gpt2_dir, 0)
-    pairs = [lm.encode(row["prompt"], row["reference"]) for row in rows()]
-    scores = lm.score([row["prompt"] for row in rows()], [row["reference"] for row in rows()])
-    better = [type(score)(score.nll * 0.9, score.tokens, score.correct_tokens) for score in scores]
-    audit = causality(lm, pairs, better)
-    assert not audit["passed"] and "two computations" in audit["summary"]
+    assert all(audit["passed"] for audit in audits_of(lm, many_rows()).values())
 
 
 def test_log_probs_are_the_models_own(gpt2_dir):
@@ -137,33 +48,45 @@ class Table:
     def encode(self, prompt, response):
         return [1] * len(prompt), [1] * len(response)
 
-    def otherwise(self, pairs):
-        return {}
-
     def score(self, prompts, responses):
-        self.calls = len(prompts)
-        return [Score(self.nll(*pair, len(prompts)), 4, 1) for pair in zip(prompts, responses, strict=True)]
+        return [Score(self.nll(*pair), 4, 1) for pair in zip(prompts, responses, strict=True)]
+
+
+def twelve_rows():
+    found = many_rows(12)
+    return [{**row, "prediction": row["reference"], "rougeL": 1.0} for row in found]
 
 
 @pytest.mark.parametrize(
-    ("nll", "passed", "said"),
+    ("own", "other", "passed", "said"),
     [
-        (lambda prompt, response, batch: 4.0 if OWN[prompt] == response else 8.0, True, "are likelier"),
-        (lambda prompt, response, batch: 4.0, False, "are NOT likelier"),
-        (
-            lambda prompt, response, batch: (4.0 if OWN[prompt] == response else 8.0) + batch / 10,
-            False,
-            "CHANGES the likelihood",
-        ),
+        (4.0, 8.0, True, "are likelier"),
+        (4.0, 4.0, True, "cannot be told"),
+        (8.0, 4.0, False, "are LESS likely"),
+        (4.0, math.nan, False, "no finite number"),
     ],
 )
-def test_controls_of_likelihood(nll, passed, said):
-    model, data = Table(nll), rows(ANSWERS)
+def test_references_belong_to_their_questions(own, other, passed, said):
+    data = twelve_rows()
+    own_prompt = {row["reference"] + row["prompt"]: row for row in data}
+    model = Table(lambda prompt, response: own if response + prompt in own_prompt else other)
     pairs = [model.encode(row["prompt"], row["reference"]) for row in data]
     scores = model.score([row["prompt"] for row in data], [row["reference"] for row in data])
-    audit = sanity(model, data, pairs, scores, batch_size=4)
+    audit = question(model, data, pairs, scores)
     assert audit["passed"] is passed and said in audit["summary"]
     assert audit["shuffled_rougeL"] < audit["rougeL"]
+
+
+def test_a_model_that_was_barely_trained_is_not_accused_by_chance():
+    """Of a hundred models that ignore the question, those that seem less likely after it are as many as the level."""
+    failed = 0
+    for seed in range(100):
+        draw = random.Random(seed)
+        model, data = Table(lambda prompt, response, draw=draw: 4 + draw.gauss(0, 1)), twelve_rows()
+        pairs = [model.encode(row["prompt"], row["reference"]) for row in data]
+        scores = model.score([row["prompt"] for row in data], [row["reference"] for row in data])
+        failed += not question(model, data, pairs, scores)["passed"]
+    assert failed <= 8  # 2.5 of 100 are expected
 
 
 @pytest.mark.parametrize("folder", ["gpt2_dir", "llama_dir"])
@@ -188,25 +111,37 @@ def test_the_ids_of_a_response_are_looked_up_as_they_are_in_bfloat16(gpt2_dir):
     assert lm.otherwise(pairs)["padded on the left"] == pytest.approx(expected, rel=2e-2)
 
 
-def test_a_model_that_another_padding_moves_is_noticed(gpt2_dir):
+def without_positions(lm):
+    """Positions are counted from the left, padding and all."""
+    forward = lm.model.forward
+    lm.model.forward = lambda *arguments, position_ids=None, **others: forward(*arguments, **others)
+    return lm
+
+
+def test_a_way_that_moves_the_likelihood_is_noticed(gpt2_dir, monkeypatch):
     lm, data = small_model(gpt2_dir, 0), rows(ANSWERS)
     pairs = [lm.encode(row["prompt"], row["reference"]) for row in data]
     scores = lm.score([row["prompt"] for row in data], [row["reference"] for row in data])
-    honest = sanity(lm, data, pairs, scores, batch_size=4)
-    assert honest["summary"].count("changes nothing") == 3
-    assert all(honest[f"{way}_difference"] < 1e-4 for way in ("padded_on_the_left", "packed", "alone"))
-    forward = lm.model.forward
-
-    def without_positions(*arguments, position_ids=None, **others):
-        return forward(*arguments, **others)
-
-    lm.model.forward = without_positions
-    moved = sanity(lm, data, pairs, scores, batch_size=4)
+    honest = padding(lm, pairs, scores)
+    assert honest["passed"] and honest["summary"].count("changes nothing") == 2
+    assert all(honest[f"{way}_difference"] < 1e-4 for way in ("padded_on_the_left", "packed"))
+    monkeypatch.setattr("eval.models.transformers_lm.may_be_padded_left", lambda *_: True)
+    moved = padding(without_positions(lm), pairs, scores)
     assert not moved["passed"] and moved["padded_on_the_left_difference"] > tolerance(lm)
-    assert "scoring padded on the left instead of in batches of 4 CHANGES" in moved["summary"]
+    assert "scoring padded on the left CHANGES" in moved["summary"]
 
 
-OWN = {build_prompt(question): answer for question, answer in zip(QUESTIONS, ANSWERS, strict=True)}
+def test_a_model_that_padding_on_the_left_moves_is_not_padded(gpt2_dir):
+    """Its answers are those to each prompt alone, and nothing is said of a way that it is never run in."""
+    texts = [row["prompt"] for row in many_rows(12)]
+    assert len({len(text) for text in texts}) > 2
+    lm = without_positions(small_model(gpt2_dir, 0))
+    with torch.no_grad():
+        lm.model.get_output_embeddings().weight.mul_(20)
+        lm.model.transformer.wpe.weight.mul_(20)
+    assert lm.generate(texts, 8) == [lm.generate([text], 8)[0] for text in texts]
+    pairs = [lm.encode(row["prompt"], row["reference"]) for row in rows()]
+    assert "padded on the left" not in lm.otherwise(pairs)
 
 
 def test_stopping_counts_training_examples_that_keep_their_eos():
