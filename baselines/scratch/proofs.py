@@ -7,11 +7,11 @@ from pathlib import Path
 
 import numpy as np
 
-from baselines.scratch.lm import Pair, ScratchLanguageModel
+from baselines.scratch.lm import ScratchLanguageModel
 from baselines.scratch.model import Transformer
 from baselines.scratch.tokenizer import Tokenizer
-from eval.audits.likelihood import causality
-from eval.models.language_model import Score
+from eval.audits.causality import causality
+from eval.models.language_model import Pair
 from finllm.errors import UserError
 from finllm.models.proofs import Proof
 from finllm.text.prompts import build_prompt
@@ -23,11 +23,10 @@ RELOADED = 1e-5  # nats a token: the same numbers in the same order
 def prove_causality(model: Transformer, tokenizer: Tokenizer, rows: list[dict[str, str]]) -> Proof:
     """The audit of the evaluation before the first step. as_published fails it, and is trained to be studied."""
     lm = _language_model(model, tokenizer)
-    pairs = _pairs(lm, rows)
-    if not pairs:
+    texts = _texts(lm, rows)
+    if not texts:
         return Proof("sees no future", None, 0.0, False, "no validation row leaves room for an answer: not looked at")
-    scores = [Score(float(-log_probs.sum()), len(log_probs), 0) for log_probs in lm.log_probs(pairs)]
-    found = causality(lm, pairs, scores)
+    found = causality(lm, *map(list, zip(*texts, strict=True)))
     model.train()
     return Proof("sees no future", found["largest_difference"], found["tolerance"], found["passed"], found["summary"])
 
@@ -37,7 +36,7 @@ def prove_saved(model: Transformer, folder: Path, rows: list[dict[str, str]]) ->
     tokenizer = Tokenizer.load(folder)
     before, after = (_language_model(each, tokenizer) for each in (model, Transformer.load(folder)))
     after.model.to(next(model.parameters()).device)
-    pairs = _pairs(before, rows)
+    pairs = [pair for _, pair in _texts(before, rows)]
     moved = zip(before.log_probs(pairs), after.log_probs(pairs), strict=True)
     apart = max((float(np.abs(one - other).max()) for one, other in moved), default=0.0)
     if not apart <= RELOADED:
@@ -48,11 +47,16 @@ def prove_saved(model: Transformer, folder: Path, rows: list[dict[str, str]]) ->
     return Proof("saved model", apart, RELOADED, True, f"loaded anew, a token's loss is within {apart:.1g} nats")
 
 
-def _pairs(lm: ScratchLanguageModel, rows: list[dict[str, str]]) -> list[Pair]:
-    """Ids of the first rows, cut to what the model was made for: learned positions end there."""
+def _texts(lm: ScratchLanguageModel, rows: list[dict[str, str]]) -> list[tuple[dict[str, str], Pair]]:
+    """The first rows as texts and as ids, cut to what the model was made for: learned positions end there."""
     most = lm.model.config.max_length
-    pairs = (lm.encode(build_prompt(row["instruction"], row["input"]), row["output"]) for row in rows)
-    room = ((prompt, response[: most - len(prompt)]) for prompt, response in pairs if len(prompt) < most - 1)
+    texts = [{"prompt": build_prompt(row["instruction"], row["input"]), "reference": row["output"]} for row in rows]
+    pairs = (lm.encode(text["prompt"], text["reference"]) for text in texts)
+    room = (
+        (text, (prompt, response[: most - len(prompt)]))
+        for text, (prompt, response) in zip(texts, pairs, strict=True)
+        if len(prompt) < most - 1
+    )
     return list(itertools.islice(room, EXAMPLES))
 
 

@@ -24,7 +24,7 @@ from scipy.special import logsumexp
 from eval.models.language_model import LanguageModel, Pair
 
 TOLERANCE, COARSE_TOLERANCE = 2e-4, 0.1  # nats by which rounding may move a log-probability in float32, in int8
-RANDOM_CUTS, RANDOM_TEXTS = 2, 4
+RANDOM_TEXTS = 3
 ENDS_APART = 0.1  # nats: a model that is so much surer of EOS where the text does end knows that it ends there
 LATER = 8  # tokens by which a text goes on, for a model that may know where it ends
 
@@ -113,39 +113,37 @@ def _look(model: LanguageModel, pairs: Sequence[Pair], alone: bool) -> tuple[lis
     gave it; and how far Σ p is from 1. All in nats.
     """
     generator, chosen = _generator(pairs), texts_to_look_at(pairs)
-    cuts = {index: _cuts(pairs[index][1], 1 if number > 1 else None, generator) for number, index in enumerate(chosen)}
+    longest, median, *_ = [*chosen, chosen[0]]
+    cuts = {index: _cuts(pairs[index][1], 1, index in (longest, median), generator) for index in chosen}
+    cuts[median] = _cuts(pairs[median][1], 2, True, generator)  # long texts cost more
     pool = sorted({token for index in chosen for token in (*pairs[index][0], *pairs[index][1])})
-    wholes, others = [pairs[index] for index in chosen], []
-    for index in chosen[:2]:
-        prompt, response = pairs[index]
-        position = cuts[index][len(cuts[index]) // 2]
-        others.append((index, position, (prompt, response[:position] + _noise(response[position:], pool, generator))))
-    found = _log_probs(model, [*wholes, *(row for *_, row in others)], alone)
+    prompt, response = pairs[median]
+    position = cuts[median][len(cuts[median]) // 2]
+    other = response[:position] + _noise(response[position:], pool, generator)
+    whole_of = {index: model.log_probs([pairs[index]])[0] for index in chosen if index != median}
+    whole_of[median], replaced = _log_probs(model, [pairs[median], (prompt, other)], alone)
     places = [(index, position) for index in chosen for position in cuts[index]]
     after = _distributions(
         model, [(pairs[index][0], pairs[index][1][:position]) for index, position in places], alone=alone
     )
-    whole_of, cut_of = dict(zip(chosen, found, strict=False)), dict(zip(places, after, strict=True))
+    cut_of = dict(zip(places, after, strict=True))
     looks = [
         Look(
             index, position, float(whole_of[index][position]), float(cut_of[index, position][pairs[index][1][position]])
         )
         for index, position in places
     ]
-    before, itself = [], []
-    for (index, position, (_, response)), log_probs in zip(others, found[len(wholes) :], strict=True):
-        before.append(np.max(np.abs(log_probs[:position] - whole_of[index][:position]), initial=0.0))
-        itself.append(abs(log_probs[position] - cut_of[index, position][response[position]]))
+    before = np.max(np.abs(replaced[:position] - whole_of[median][:position]), initial=0.0)
+    itself = abs(replaced[position] - cut_of[median, position][other[position]])
     sums = np.abs([logsumexp(each) for each in after])
-    return looks, float(np.max(before)), float(np.max(itself)), float(np.max(sums))
+    return looks, float(before), float(itself), float(np.max(sums))
 
 
-def _cuts(response: list[int], count: int | None, generator: random.Random) -> list[int]:
-    """Positions right before which a response is cut: the first, random ones and EOS; or `count` random ones."""
-    if count is not None:
-        return sorted(generator.sample(range(len(response)), min(count, len(response))))
-    middle = range(1, len(response) - 1)
-    return sorted({0, *generator.sample(middle, min(RANDOM_CUTS, len(middle))), len(response) - 1})
+def _cuts(response: list[int], middle: int, ends: bool, generator: random.Random) -> list[int]:
+    """Positions right before which a response is cut: so many random ones and, with `ends`, the first and EOS."""
+    inner = range(1, len(response) - 1) if ends else range(len(response))
+    chosen = generator.sample(inner, min(middle, len(inner)))
+    return sorted({*chosen, *((0, len(response) - 1) if ends else ())})
 
 
 def _noise(tokens: Sequence[int], pool: Sequence[int], generator: random.Random) -> list[int]:

@@ -1,4 +1,4 @@
-"""Any transformers or peft model behind the four methods of `eval.models.language_model`."""
+"""Any transformers or peft model behind the protocol of `eval.models.language_model`."""
 
 from __future__ import annotations
 
@@ -100,18 +100,16 @@ class TransformersLM:
 
     @torch.inference_mode()
     def distributions(self, pairs: Sequence[Pair], positions: Sequence[int]) -> list[np.ndarray]:
-        """As eval.models.language_model says; `batch_size` rows at a time, in the order given."""
-        check_length(self.model, max(len(prompt) + len(response) for prompt, response in pairs))
-        head, found = self._head(pairs), []
-        for start in range(0, len(pairs), self.batch_size):
-            batch = pairs[start : start + self.batch_size]
-            input_ids = self._padded(batch)
+        """As eval.models.language_model says."""
+        head, found = self._head(pairs), {}
+        for batch in self._batches(pairs, ALIKE):
+            input_ids = self._padded([pairs[index] for index in batch])
             asked = torch.zeros_like(input_ids, dtype=torch.bool)
-            for row, (prompt, _) in enumerate(batch):
-                asked[row, len(prompt) - 1 + positions[start + row]] = True
+            for row, index in enumerate(batch):
+                asked[row, len(pairs[index][0]) - 1 + positions[index]] = True
             logits = self._logits(input_ids, asked, head)(slice(None)).float()
-            found += [*logits.log_softmax(-1).double().cpu().numpy()]
-        return found
+            found |= zip(batch, logits.log_softmax(-1).double().cpu().numpy(), strict=True)
+        return [found[index] for index in range(len(pairs))]
 
     def in_float32(self) -> AbstractContextManager[None]:
         """Memory for float32 copies of coarser weights is needed meanwhile."""
@@ -125,13 +123,8 @@ class TransformersLM:
             for log_probs, correct in self._in_batches(pairs, ALIKE)
         ]
 
-    @torch.inference_mode()
-    def _in_batches(self, pairs: Sequence[Pair], alike: float) -> list[tuple[np.ndarray, int]]:
-        """Of each pair its log-probabilities and how many tokens were the likeliest.
-
-        The shortest row of a batch is at least `alike` times as long as its longest.
-        Rows go by falling length, padded on the right, where no position sees padding: batching changes nothing.
-        """
+    def _batches(self, pairs: Sequence[Pair], alike: float) -> list[list[int]]:
+        """Positions by falling length; the shortest row of a batch is at least `alike` times as long as its longest."""
         lengths = [len(prompt) + len(response) for prompt, response in pairs]
         check_length(self.model, max(lengths, default=0))
         batches: list[list[int]] = []
@@ -140,12 +133,19 @@ class TransformersLM:
             if full or lengths[index] < alike * lengths[batches[-1][0]]:
                 batches.append([])
             batches[-1].append(index)
+        return batches
+
+    @torch.inference_mode()
+    def _in_batches(self, pairs: Sequence[Pair], alike: float) -> list[tuple[np.ndarray, int]]:
+        """Of each pair its log-probabilities and how many tokens were the likeliest.
+
+        Rows are padded on the right, where no position sees padding: batching changes nothing.
+        """
         head = self._head(pairs) if pairs else None
-        found: list[tuple[np.ndarray, int] | None] = [None] * len(pairs)
-        for batch in batches:
-            for index, row in zip(batch, self._one_batch([pairs[index] for index in batch], head), strict=True):
-                found[index] = row
-        return found
+        found: dict[int, tuple[np.ndarray, int]] = {}
+        for batch in self._batches(pairs, alike):
+            found |= zip(batch, self._one_batch([pairs[index] for index in batch], head), strict=True)
+        return [found[index] for index in range(len(pairs))]
 
     def _one_batch(self, pairs: list[Pair], head: Head | None) -> list[tuple[np.ndarray, int]]:
         input_ids = self._padded(pairs)

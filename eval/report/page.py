@@ -30,14 +30,18 @@ SCRIPTS = ("table.js", "texts.js", "charts.js", "compare.js", "questions.js")
 HUES = 8  # colours in page.css; beyond them they repeat with dashed lines
 
 AUDITS = {
-    "causality": "No later token changes the likelihood of an earlier one. A model that fails has seen what it is "
-    "asked to predict: it is listed and not ranked.",
+    "causality": "A token is as likely within the whole text as after the text cut right before it: neither it nor "
+    "anything later was seen. A model that fails is listed and not ranked.",
+    "reproducibility": "The same text is as likely at a second call, and whatever stands beside it in the batch. A "
+    "model that fails is listed and not ranked.",
+    "likelihood": "The reported score is the sum of the log-probabilities that were audited, and the probabilities of "
+    "all tokens sum to 1. A model that fails is listed and not ranked.",
+    "padding": "Padding on the left and packing, where this model is run so, do not change a likelihood.",
+    "question": "References are not less likely after their own question than after another's.",
     "contamination": "No test question or answer stands, word for word or nearly, in the training data.",
     "stopping": "Training taught the model where an answer ends, and at least half of its answers end by themselves.",
     "memorisation": "The answers are the model's own: hardly any holds a long passage of one training answer.",
     "template": "The model is asked in the very words, as a hash tells, in which it was trained.",
-    "sanity": "Answers fit their own question better than another's, and neither batch size nor padding nor packing "
-    "changes a likelihood.",
 }
 
 

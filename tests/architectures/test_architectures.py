@@ -132,7 +132,8 @@ def test_an_architecture_has_transformers_own_loss_and_gradients_from_loading_to
         assert done.status == 0, done.err
         results = json.loads((run / "eval" / "results.json").read_text())
         assert results["splits"]["test"]["metrics"]["nll_per_token"]["value"] == pytest.approx(test, rel=1e-4)
-        assert results["audits"]["causality"]["passed"]
+        of_likelihood = ("causality", "reproducibility", "likelihood", "padding", "question")
+        assert all(results["audits"][name]["passed"] for name in of_likelihood), results["audits"]
     assert row_of(name, folder, runs) in ROWS.read_text(encoding="utf-8").splitlines()
 
 
