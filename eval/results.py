@@ -68,7 +68,7 @@ RESULTS = {
     "dataset": {"name": str, "hash": str},
     "template": {"id": str, "hash": str},
     "splits": dict,
-    "confidence": {"level": Number(0.01, 0.9999), "method": str, "resamples": COUNT, "seed": int},
+    "confidence": {"level": Number(0.01, 0.9999), "method": str},
     "signatures": Each(str, named=True),
     "decoding": {"do_sample": bool, "max_new_tokens": COUNT},
     "audits": dict,

@@ -26,7 +26,7 @@ def results(**changed) -> Results:
         "dataset": {"name": "finance", "hash": "d1"},
         "template": {"id": "alpaca", "hash": "t1"},
         "splits": {"test": SplitResults(2, 2, 10, 40, 2, metrics, clean=SplitResults(1, 1, 5, 20, 1, metrics))},
-        "confidence": {"level": 0.95, "method": "percentile bootstrap over questions", "resamples": 1000, "seed": 0},
+        "confidence": {"level": 0.95, "method": "jackknife over questions"},
         "signatures": {"rouge": "r", "bleu": "b"},
         "decoding": {"do_sample": False, "max_new_tokens": 64},
         "audits": {"causality": {"passed": True, "summary": "nothing moved", "largest_difference": 0.0}},
