@@ -45,24 +45,27 @@ def compare(runs: list[Run]) -> list[dict[str, Any]]:
     few.
     """
     runs = [run for run in runs if run.ranked]
-    pairs = list(itertools.combinations(range(len(runs)), 2))
-    if not pairs:
+    if len(runs) < 2:
         return []
-    nats, size = summed(runs)
+    found = every_two(*summed(runs))
+    return [{"a": runs[a].name, "b": runs[b].name, "metric": "bits_per_byte", **each} for (a, b), each in found.items()]
+
+
+def every_two(nats: np.ndarray, size: np.ndarray) -> dict[tuple[int, int], dict[str, Any]]:
+    """The same for models by number: nats (questions, models) and bytes (questions,) of the reference answers."""
+    questions, models = nats.shape
+    pairs = list(itertools.combinations(range(models), 2))
     amounts = np.stack([nats[:, a] - nats[:, b] for a, b in pairs], axis=1) / math.log(2)
-    values, deviations, shares = ratios(amounts, size)
+    values, deviations, shares = ratios(amounts, size[:, None])
     spread = Spread.of(deviations, shares)
-    strength, least = spread.strength(values), smallest_p_value(len(size))
+    strength, least = spread.strength(values), smallest_p_value(questions)
     p_values = np.maximum(spread.p_values(values), least)
     quantile, adjusted = _all_at_once(deviations, spread.freedom[0], strength)
     adjusted = np.minimum(1, np.maximum(np.maximum(adjusted, p_values), least * len(pairs)))
     below, above = spread.reach(quantile)
     testable = least * len(pairs) < ALPHA
-    return [
-        {
-            "a": runs[a].name,
-            "b": runs[b].name,
-            "metric": "bits_per_byte",
+    return {
+        pair: {
             "difference": float(values[number]),
             "low": float(values[number] - below[number]) if testable else None,
             "high": float(values[number] + above[number]) if testable else None,
@@ -70,8 +73,8 @@ def compare(runs: list[Run]) -> list[dict[str, Any]]:
             "p_adjusted": float(adjusted[number]),
             "few_questions": few_questions(deviations[:, number]),
         }
-        for number, (a, b) in enumerate(pairs)
-    ]
+        for number, pair in enumerate(pairs)
+    }
 
 
 def summed(runs: list[Run]) -> tuple[np.ndarray, np.ndarray]:

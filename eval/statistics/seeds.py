@@ -79,17 +79,22 @@ def _groups(runs: list[Run]) -> list[list[Run]]:
 
 
 def _estimate(a: list[Run], b: list[Run] | None = None) -> tuple[np.ndarray, Spread, np.ndarray]:
-    """Mean bits per byte of runs `a` over seeds, less that of runs `b`, (1,); its spread; each question's deviation."""
     nats, size = summed([*a, *(b or [])])
-    bits = nats / math.log(2)
-    of_seeds = bits.sum(0) / size.sum()
-    groups = [np.arange(len(a)), *([np.arange(len(a), bits.shape[1])] if b else [])]
-    amounts = bits[:, groups[0]].mean(1) - (bits[:, groups[1]].mean(1) if b else 0)
-    values, deviations, shares = ratios(amounts[:, None], size)
+    return mean_over_seeds(nats / math.log(2), size, len(a))
+
+
+def mean_over_seeds(bits: np.ndarray, size: np.ndarray, seeds: int) -> tuple[np.ndarray, Spread, np.ndarray]:
+    """Of bits (questions, runs) and bytes (questions,): the mean bits per byte of the first `seeds` runs, less that of
+    the others if there are any, (1,); its spread over seeds and questions; and each question's deviation (questions, 1).
+    """
+    of_runs = bits.sum(0) / size.sum()
+    groups = [part for part in (slice(seeds), slice(seeds, None)) if of_runs[part].size]
+    amounts = bits[:, groups[0]].mean(1) - (bits[:, groups[1]].mean(1) if len(groups) > 1 else 0)
+    values, deviations, shares = ratios(amounts[:, None], size[:, None])
     spread = Spread.of(deviations, shares)
-    for group in groups:
-        if len(group) > 1:
-            spread = spread.with_source(of_seeds[group].var(ddof=1) / len(group), len(group) - 1)
+    for count, part in ((of_runs[part].size, part) for part in groups):
+        if count > 1:
+            spread = spread.with_source(of_runs[part].var(ddof=1) / count, count - 1)
     return values, spread, deviations
 
 

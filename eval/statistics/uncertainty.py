@@ -160,12 +160,13 @@ def by_question(statistics: np.ndarray, clusters: Sequence[str]) -> np.ndarray:
 
 
 def ratios(amounts: np.ndarray, sizes: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Of amounts (questions, figures) and sizes (questions,): Σ amounts / Σ sizes (figures,), how far each falls when a
-    question is left out (questions, figures), and each question's share of the sizes (questions, 1)."""
-    whole = sizes.sum()
+    """Of amounts (questions, figures) and sizes (questions, figures or 1): Σ amounts / Σ sizes (figures,), how far each
+    falls when a question is left out (questions, figures), and each question's share of its sizes, shaped as they are.
+    """
+    whole = sizes.sum(0)
     values = amounts.sum(0) / whole
-    parts = values * sizes[:, None]
+    parts = values * sizes
     deviations = amounts - parts
     deviations[np.abs(deviations) <= ROUNDING * (np.abs(amounts) + np.abs(parts))] = 0.0
     rest = np.where(sizes < whole, whole - sizes, np.inf)
-    return values, deviations / rest[:, None], sizes[:, None] / whole
+    return values, deviations / rest, sizes / whole
