@@ -85,7 +85,7 @@ def _estimate(a: list[Run], b: list[Run] | None = None) -> tuple[np.ndarray, Spr
 
 def mean_over_seeds(bits: np.ndarray, size: np.ndarray, seeds: int) -> tuple[np.ndarray, Spread, np.ndarray]:
     """Of bits (questions, runs) and bytes (questions,): the mean bits per byte of the first `seeds` runs, less that of
-    the others if there are any, (1,); its spread over seeds and questions; and each question's deviation (questions, 1).
+    the others if there are any, (1,); its spread over seeds and questions; each question's deviation, (questions, 1).
     """
     of_runs = bits.sum(0) / size.sum()
     groups = [part for part in (slice(seeds), slice(seeds, None)) if of_runs[part].size]

@@ -126,7 +126,11 @@ def test_seeds_of_one_recipe_are_pooled_with_their_spread(tmp_path):
     assert compared["p_adjusted"] == pytest.approx(2 * t.sf(0.9 / (0.1 / 3**0.5), 2))
     assert "| s1, s2, s3 | gpt2 | -0.900 | -1.148 to -0.652 | 0.004 |" in markdown
     words = Page(tmp_path / "out" / "index.html").words
-    assert "s1, s2, s3 1, 2, 3 1.000 0.752–1.248 ± 0.100" in words and "gpt2 -0.900 -1.148 to -0.652 0.004" in words and "Clean part" not in words
+    assert (
+        "s1, s2, s3 1, 2, 3 1.000 0.752–1.248 ± 0.100" in words
+        and "gpt2 -0.900 -1.148 to -0.652 0.004" in words
+        and "Clean part" not in words
+    )
 
 
 def test_a_base_model_that_no_training_improved_is_said_so(tmp_path):

@@ -28,7 +28,9 @@ def test_numbers_in_the_page_are_those_of_results_json(tmp_path):
     runs = [make_run(tmp_path / "lora", 0.9123456), make_run(tmp_path / "gpt2", 1.9876543, "base")]
     page = page_of(*runs, out=tmp_path / "out")
     cells = [
-        attributes for tag, attributes in page.tags if tag == "td" and attributes.get("data-key", "position") != "position"
+        attributes
+        for tag, attributes in page.tags
+        if tag == "td" and attributes.get("data-key", "position") != "position"
     ]
     for number, run in enumerate(runs):
         results = Results.read(run)
