@@ -22,7 +22,8 @@ from eval.statistics.uncertainty import LEVEL, Spread, by_question, ratios
 ALPHA = round(1 - LEVEL, 9)  # 0.05, and no last digit more
 DRAWS, SEED = 9_999, 0
 TEST = "paired t over questions with Hall's correction for skew, all pairs at once by the largest |t|"
-FEW = 20  # a difference is decided by few questions where a 20th of them holds more than half of its variance
+# A difference is decided by few questions where a tenth of them holds more than four fifths of its variance.
+FEW, MOST = 10, 0.8
 
 
 @dataclass(frozen=True)
@@ -41,8 +42,7 @@ def compare(runs: list[Run]) -> list[dict[str, Any]]:
 
     A question's difference is the sum over its answers, so answers to one question count together. `low` and `high`
     hold for all pairs at once and are None where there are too few questions to test so many pairs; `p_value` is of
-    this pair alone. `few_questions` says how many hold more than half of the variance, and how much, where these are
-    few.
+    this pair alone. `few_questions` says how many hold most of the variance, and how much, where these are few.
     """
     runs = [run for run in runs if run.ranked]
     if len(runs) < 2:
@@ -113,13 +113,13 @@ def _all_at_once(deviations: np.ndarray, freedom: float, strength: np.ndarray) -
 
 
 def few_questions(deviations: np.ndarray) -> dict[str, float] | None:
-    """How many questions hold more than half of a difference's variance, and their share of it, where they are no more
-    than a 20th of all (or one): such a difference rests on them. None where it rests on more."""
+    """How many questions hold more than four fifths of a difference's variance, and their share of it, where they are
+    no more than a tenth of all (or one): such a difference rests on them. None where it rests on more."""
     squares = np.sort(deviations**2)[::-1]
     if not squares.sum():
         return None
     shares = squares.cumsum() / squares.sum()
-    count = int((shares <= 0.5).sum()) + 1
+    count = int((shares <= MOST).sum()) + 1
     return {"questions": count, "share": float(shares[count - 1])} if count <= max(1, len(squares) // FEW) else None
 
 

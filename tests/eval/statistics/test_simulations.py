@@ -138,11 +138,11 @@ def test_level_of_the_paired_test():
             cells.append(f"{100 * level:.1f} % ({15 * strict / ALPHA:.1f}); few {100 * few.mean():.0f} %, left "
                          f"{100 * left:.1f} %")  # fmt: skip
             if name in SYMMETRIC:
-                assert level < 0.055 and (name != "normal" or few.mean() < 0.01)
+                assert level < 0.055 and few.mean() < 0.15
             elif name in SKEWED:
                 assert level < (0.08 if name == "log-normal" else 0.06)
             elif count >= 100:
-                assert level < 0.06
+                assert level < 0.06 and (name == "1 in 20, noisy" or few.mean() > 0.9)
         print(f"| {name} | {' | '.join(cells)} |", flush=True)
 
 
@@ -215,7 +215,7 @@ def test_coverage_of_means_over_seeds():
         cells = []
         for count in (48, 300):
             generator, held, alone = np.random.default_rng(count + seeds), 0, 0
-            for _ in range(3000):
+            for _ in range(6000):
                 sizes = np.exp(0.5 * generator.normal(size=count))
                 own = generator.normal(size=seeds) * relative / np.sqrt(count)
                 each = generator.normal(size=(count, 1)) + 0.5 * generator.normal(size=(count, seeds))
@@ -226,6 +226,6 @@ def test_coverage_of_means_over_seeds():
                 narrow = Spread.of(deviations, sizes[:, None] / sizes.sum())
                 (below,), (above,) = narrow.reach(-stdtrit(narrow.freedom, ALPHA / 2))
                 alone += value - below <= 3 <= value + above
-            cells.append(f"{held / 30:.1f} % ({alone / 30:.1f} %)")
-            assert held / 3000 > 0.935
+            cells.append(f"{held / 60:.1f} % ({alone / 60:.1f} %)")
+            assert held / 6000 > 0.925
         print(f"| {seeds}, {relative:g} | {' | '.join(cells)} |", flush=True)

@@ -128,14 +128,15 @@ def test_all_pairs_at_once_are_wider_than_one_and_narrower_than_bonferronis():
     ("deviations", "few"),
     [
         ([1] * 40, None),
-        ([1] * 39 + [-9], {"questions": 1, "share": 81 / 120}),
-        ([1] * 38 + [6, 6], {"questions": 2, "share": 72 / 110}),
-        ([1] * 37 + [6, 6, 6], None),  # three of 40 are more than a 20th
-        ([1, 1, 2], {"questions": 1, "share": 4 / 6}),
+        ([1] * 39 + [-20], {"questions": 1, "share": 400 / 439}),
+        ([1] * 37 + [10, 10, 10], {"questions": 3, "share": 300 / 337}),
+        ([1] * 37 + [5, 5, 5], None),  # 75 of 112
+        ([1] * 35 + [10] * 5, None),  # five of 40 are more than a tenth
+        ([1, 1, 9], {"questions": 1, "share": 81 / 83}),
         ([0] * 40, None),
     ],
 )
-def test_few_questions_are_a_20th_that_holds_more_than_half_of_the_variance(deviations, few):
+def test_few_questions_are_a_tenth_that_holds_more_than_four_fifths_of_the_variance(deviations, few):
     found = few_questions(np.array(deviations, dtype=float))
     assert found == (few and {"questions": few["questions"], "share": pytest.approx(few["share"])})
 
