@@ -8,7 +8,7 @@ import pytest
 from evaluated_runs import ROOT, Page, leaderboard, make_run, report
 from scipy.stats import t
 
-from finllm.files import write_jsonl
+from finllm.files import read_jsonl, write_jsonl
 
 
 def test_models_are_ranked_by_bits_per_byte_in_all_three_files(tmp_path):
@@ -88,6 +88,27 @@ def test_a_steady_model_stands_above_an_unsteady_one_with_more_bits(tmp_path):
     assert places == [("a", 1, 2), ("b", 1, 3), ("c", 1, 3)]  # c may be the best, and b above it has its low end
     assert [row["may_be_best"] for row in content["models"]] == [True, False, True]
     assert "among a and c (95 % sure" in content["finding"][1]
+
+
+def test_a_difference_that_few_questions_decide_is_said_with_their_share(tmp_path):
+    runs = [make_run(tmp_path / "a", 0.90), make_run(tmp_path / "b", 0.90)]
+    path = runs[1] / "eval" / "predictions.jsonl"
+    rows = read_jsonl(path)
+    rows[3]["nll"] += 0.1  # of 12 questions: its square about the mean is 121 of 132
+    write_jsonl(path, rows)
+    content = report(*runs, out=tmp_path / "out")
+    assert content["comparisons"][0]["few_questions"] == {"questions": 1, "share": pytest.approx(121 / 132)}
+    said = "- a and b: few questions decide this difference: 1 of 12 holds 92 % of its variance"
+    assert said in (tmp_path / "out" / "leaderboard.md").read_text()
+
+
+def test_too_few_questions_for_a_test_have_no_interval(tmp_path):
+    runs = [make_run(tmp_path / "a", 0.90, ids="abcd"), make_run(tmp_path / "b", 1.90, ids="abcd")]
+    content = report(*runs, out=tmp_path / "out")
+    (found,) = content["comparisons"]
+    assert (found["low"], found["high"], found["p_adjusted"]) == (None, None, 2 / 2**4)
+    assert [(row["rank_low"], row["rank_high"]) for row in content["models"]] == [(1, 2), (1, 2)]
+    assert "| b | +1.000 | too few questions | 0.125 |" in (tmp_path / "out" / "leaderboard.md").read_text()
 
 
 def test_the_score_on_the_clean_part_is_said(tmp_path):

@@ -65,7 +65,7 @@ def test_a_leaky_model_among_ten_is_caught_and_no_honest_one_is_accused(gpt2_dir
         make_run(tmp_path / f"m{number}", 0.5 if number == leaky else 1 + number / 10, audits={"causality": audit})
         for number, audit in enumerate(found)
     ]
-    ranked = {row["name"]: row["rank"] for row in report(*runs, out=tmp_path / "out")["models"]}
+    ranked = {row["name"]: row["position"] for row in report(*runs, out=tmp_path / "out")["models"]}
     assert [name for name, rank in ranked.items() if rank is None] == [f"m{leaky}"]
     assert list(ranked)[-1] == f"m{leaky}"
 
