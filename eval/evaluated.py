@@ -34,6 +34,11 @@ class Run:
     config: dict[str, Any] = field(default_factory=dict)
     proofs: list[dict[str, Any]] = field(default_factory=list)
 
+    @property
+    def ranked(self) -> bool:
+        """Whether its likelihoods may be ranked; `results.unranked` says why not."""
+        return self.results.unranked is None
+
     @classmethod
     def read(cls, path: Path, split_name: str) -> Run:
         results = Results.read(path)
@@ -141,9 +146,7 @@ def read_runs(paths: list[Path], split_name: str) -> list[Run]:
     raise_problems(problems, "the runs to compare")
     for run, name in zip(runs, distinct_names(runs), strict=True):
         run.name = name
-    return sorted(
-        runs, key=lambda run: (run.results.sees_the_future, run.split.metrics["bits_per_byte"].value, run.name)
-    )
+    return sorted(runs, key=lambda run: (not run.ranked, run.split.metrics["bits_per_byte"].value, run.name))
 
 
 def texts_of(run: Run) -> dict[str, list[Any]]:

@@ -65,7 +65,7 @@ def export(results: Results, split: str, provenance: dict[str, Any]) -> dict[str
             "model_args": f"name={results.name},method={results.model.method},base_model={results.model.base_model}",
             "model_num_parameters": results.model.total_parameters,
             "model_dtype": f"torch.{results.model.dtype}",
-            "bootstrap_iters": results.confidence["resamples"],
+            "bootstrap_iters": results.confidence.get("resamples", 0),
         },
         "git_hash": provenance.get("git_commit"),
         "task_hashes": {task: results.dataset["hash"]},

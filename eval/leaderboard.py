@@ -6,14 +6,13 @@
       leaderboard.md     the table, for a pull request
       index.html         one file that opens without a network: ranking, curves, cost, every question with its answers
 
-Models are ranked on bits per byte, lower is better. Every two are held against each other on the same questions
-(eval/statistics/comparison.py); those that a test cannot tell from the best of their group share its rank.
+Models stand in the order of their bits per byte, lower is better. Every two are held against each other on the same
+questions (eval/statistics/comparison.py); beside its place each has the interval of ranks that the tests leave it.
 Everything is checked before anything is written. This module imports neither torch nor transformers nor datasets.
 """
 
 from __future__ import annotations
 
-import math
 import sys
 from dataclasses import asdict
 from pathlib import Path
@@ -27,24 +26,29 @@ from rich.table import Table
 
 from eval.evaluated import Run, read_runs
 from eval.report import numbers, tables
-from eval.report.findings import caveats, finding, is_base_of, out_of_order, reference_of, spreads
+from eval.report.findings import caveats, finding, is_base_of, reference_of, spreads
 from eval.report.page import page
-from eval.statistics.comparison import compare, ranks, recipes
-from eval.statistics.uncertainty import TEST
+from eval.statistics.comparison import TEST, Rank, compare, ranks
+from eval.statistics.seeds import compare_recipes, recipes
+from eval.statistics.uncertainty import LEVEL
 from finllm.errors import UserError, run_command, visible
 from finllm.files import json_text, write_together
 from finllm.terminal import Parser, Terminal
 
 
-def rows_of(runs: list[Run], rank_of: dict[str, int | None]) -> list[dict[str, Any]]:
+def rows_of(runs: list[Run], rank_of: dict[str, Rank | None]) -> list[dict[str, Any]]:
     """One row a model, best first: what leaderboard.json holds and what the table and the page are made of."""
     rows = []
     for run in runs:
         base, model, bits = reference_of(run, runs), run.results.model, run.split.metrics["bits_per_byte"]
+        rank = rank_of[run.name]
         cost = ("train_seconds", "tokens_per_second", "peak_memory_bytes", "steps", "epochs", "best_validation_loss")
         rows.append(
             {
-                "rank": rank_of[run.name],
+                "position": rank and rank.position,
+                "rank_low": rank and rank.low,
+                "rank_high": rank and rank.high,
+                "may_be_best": rank and rank.may_be_best,
                 "name": run.name,
                 "path": str(run.path),
                 **asdict(model),
@@ -64,12 +68,12 @@ def rows_of(runs: list[Run], rank_of: dict[str, int | None]) -> list[dict[str, A
 def print_table(rows: list[dict[str, Any]], sentences: list[str], notes: list[str], console: Terminal) -> None:
     """The finding and the columns that fit 80 characters; leaderboard.md has all of them."""
     table = Table(box=SIMPLE)
-    for head in ("#", "model", "bits per byte", "to base", "perplexity", "ROUGE-L"):
+    for head in ("#", "rank", "model", "bits per byte", "to base", "perplexity", "ROUGE-L"):
         table.add_column(head, justify="left" if head == "model" else "right", overflow="fold", no_wrap=head != "model")
     for row in rows:
         show = numbers.shown(row)
         bits = f"{show['bits_per_byte']} ± {numbers.half_width(row['metrics']['bits_per_byte'])}"
-        cells = [numbers.shown_rank(row, rows), row["name"], bits, show["to_base"], show["perplexity"], show["rougeL"]]
+        cells = [show["position"], show["rank"], row["name"], bits, show["to_base"], show["perplexity"], show["rougeL"]]
         table.add_row(*(visible(cell, lines=False) for cell in cells))
     console.print(" ".join(sentences), table, *notes, sep="\n")
 
@@ -86,16 +90,14 @@ def main(arguments: list[str] | None = None) -> None:
     runs = read_runs(options.runs, options.split)
     confidence = runs[0].results.confidence
     comparisons = compare(runs)
-    rank_of = ranks(runs, comparisons)
-    runs = sorted(runs, key=lambda run: rank_of[run.name] or math.inf)  # stable: by bits per byte within a rank
-    rows, pooled = rows_of(runs, rank_of), recipes(runs)
-    sentences, notes = finding(rows, confidence["level"]) + out_of_order(rows) + spreads(pooled), caveats(runs)
+    rows, pooled, compared = rows_of(runs, ranks(runs, comparisons)), recipes(runs), compare_recipes(runs)
+    sentences, notes = finding(rows, confidence["level"]) + spreads(pooled), caveats(runs)
     floors = (
         max(runs, key=lambda run: run.split.generated).results.audits.get("memorisation", {}).get("baselines") or {}
     )
     text = tables.markdown(rows, sentences, notes)
-    text += tables.below(rows, comparisons, pooled, floors, confidence["level"])
-    html = page(runs, rows, sentences, notes, options.split, comparisons, pooled)
+    text += tables.below(rows, comparisons, pooled, compared, floors, LEVEL)
+    html = page(runs, rows, sentences, notes, options.split, comparisons, pooled, compared)
 
     content = {
         "split": options.split,
@@ -107,6 +109,7 @@ def main(arguments: list[str] | None = None) -> None:
         "test": TEST,
         "comparisons": comparisons,
         "recipes": pooled,
+        "recipe_comparisons": compared,
         "baselines": floors,
     }
     files = {"leaderboard.json": json_text(content), "leaderboard.md": text, "index.html": html}

@@ -23,23 +23,13 @@ from finllm.errors import UserError, at_most, did_you_mean, raise_problems, shor
 from finllm.files import read_json, read_jsonl, write_json
 from finllm.run_dir import RunDir
 
-AUDITS = (
-    "causality",
-    "reproducibility",
-    "likelihood",
-    "padding",
-    "question",
-    "contamination",
-    "stopping",
-    "memorisation",
-    "template",
-)
 # What is wrong with the figure that models are ranked by, where one of these audits fails.
 UNRANKED = {
     "causality": "it sees the future",
     "reproducibility": "its likelihood is not reproducible",
     "likelihood": "its score is not the likelihood that was audited",
 }
+AUDITS = (*UNRANKED, "padding", "question", "contamination", "stopping", "memorisation", "template")
 METHODS = ("base", "full", "lora", "qlora", "scratch")
 LIKELIHOOD_METRICS = ("nll_per_token", "perplexity", "bits_per_byte", "token_accuracy")
 GENERATION_METRICS = (
@@ -84,7 +74,7 @@ RESULTS = {
     "dataset": {"name": str, "hash": str},
     "template": {"id": str, "hash": str},
     "splits": dict,
-    "confidence": {"level": Number(0.01, 0.9999), "method": str, "resamples": COUNT, "seed": int},
+    "confidence": {"level": Number(0.01, 0.9999), "method": str},
     "signatures": Each(str, named=True),
     "decoding": {"do_sample": bool, "max_new_tokens": COUNT},
     "audits": dict,
@@ -208,10 +198,6 @@ class Results:
         if self.audits.get("reproducibility", {}).get("random"):  # then nothing else can be looked at
             failed = ["reproducibility"]
         return UNRANKED[failed[0]] if failed else None
-
-    @property
-    def sees_the_future(self) -> bool:
-        return self.unranked is not None
 
 
 def predictions(run_path: Path | str) -> list[dict[str, Any]]:

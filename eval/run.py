@@ -37,7 +37,7 @@ from eval.models.loading import open_reader, open_run
 from eval.report.numbers import decimals
 from eval.results import Results, SplitResults
 from eval.sharing import Kept, processes, work_shared
-from eval.statistics.uncertainty import LEVEL, METHOD, RESAMPLES, SEED
+from eval.statistics.uncertainty import LEVEL, METHOD
 from finllm.cpu import machine
 from finllm.data.dataset_dir import DatasetDir, is_dataset_dir
 from finllm.data.prepare import resolve
@@ -126,7 +126,7 @@ def _wanted(subject: Subject, arguments: argparse.Namespace, left_out: set[str])
         "left out": sorted(left_out),
         "decoding": {"do_sample": False, "max_new_tokens": arguments.max_new_tokens},
         "template": TEMPLATE_HASH,
-        "confidence": {"level": LEVEL, "method": METHOD, "resamples": RESAMPLES, "seed": SEED},
+        "confidence": {"level": LEVEL, "method": METHOD},
         "signatures": {"rouge": rouge.SIGNATURE, "bleu": bleu.signature(_tokenizer(examples))},
     }
 

@@ -8,8 +8,23 @@ import numpy as np
 
 from eval.metrics import bleu, perplexity, rouge
 from eval.results import SplitResults
-from eval.statistics.uncertainty import bootstrap
+from eval.statistics.uncertainty import Figure, intervals
 from finllm.text.words import pieces
+
+# By their columns of summed statistics, see measure and _statistics
+LIKELIHOOD = {
+    "nll_per_token": Figure(1),
+    "perplexity": Figure(1, exponential=True),
+    "bits_per_byte": Figure(3),
+    "token_accuracy": Figure(1, high=1),
+}
+GENERATION = {
+    **dict.fromkeys(rouge.TYPES, Figure(5, high=1)),
+    "stop_rate": Figure(0, high=1),
+    "repetition": Figure(0, high=1),
+    "length_ratio": Figure(4),
+    "bleu": Figure(4, high=100),
+}
 
 
 def measure(rows: list[dict[str, Any]], tokenizer: str | None = None) -> SplitResults:
@@ -18,7 +33,8 @@ def measure(rows: list[dict[str, Any]], tokenizer: str | None = None) -> SplitRe
     """
     tokenizer = tokenizer or bleu.tokenizer_for(row["reference"] for row in rows)
     likelihood = np.array([[row["nll"], row["tokens"], row["correct_tokens"], row["bytes"]] for row in rows])
-    metrics = bootstrap(likelihood, [row["question_id"] for row in rows], lambda sums: perplexity.from_sums(*sums))
+    questions = [row["question_id"] for row in rows]
+    metrics = intervals(likelihood, questions, lambda sums: perplexity.from_sums(*sums), LIKELIHOOD)
     answered = []
     for row in rows:
         answer, generated = (row["prediction"], row["reference"]), row["prediction"] is not None
@@ -28,7 +44,8 @@ def measure(rows: list[dict[str, Any]], tokenizer: str | None = None) -> SplitRe
             answered.append(row)
     if answered:
         statistics = np.array([_statistics(row, tokenizer) for row in answered])
-        metrics |= bootstrap(statistics, [row["question_id"] for row in answered], _generation_figures)
+        questions = [row["question_id"] for row in answered]
+        metrics |= intervals(statistics, questions, _generation_figures, GENERATION)
     return SplitResults(
         examples=len(rows),
         questions=len({row["question_id"] for row in rows}),

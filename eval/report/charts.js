@@ -211,7 +211,7 @@ function costChart() {
     }
     // The Pareto front: from the cheapest on, each model that is better than all cheaper ones.
     const front = [];
-    for (const model of models.filter((each) => each.rank !== null).sort((a, b) => a[key] - b[key] || a.bits_per_byte.value - b.bits_per_byte.value)) {
+    for (const model of models.filter((each) => each.position !== null).sort((a, b) => a[key] - b[key] || a.bits_per_byte.value - b.bits_per_byte.value)) {
       if (!front.length || model.bits_per_byte.value < front.at(-1).bits_per_byte.value) front.push(model);
     }
     const step = (model, index) => {

@@ -12,21 +12,25 @@ const probability = (p) => (p < 0.001 ? "below 0.001" : p.toFixed(3));
 function comparisonOf(a, b) {
   const found = data.comparisons.find((each) => (each.a === a.name && each.b === b.name) || (each.a === b.name && each.b === a.name));
   if (!found || found.a === a.name) return found;
-  return { ...found, a: a.name, b: b.name, difference: -found.difference, low: -found.high, high: -found.low };
+  const [low, high] = found.low === null ? [null, null] : [-found.high, -found.low];
+  return { ...found, a: a.name, b: b.name, difference: -found.difference, low, high };
 }
 
 function sayDifference(a, b, comparison) {
   if (a === b) return "Choose two different models.";
   if (!comparison) {
     const difference = a.bits_per_byte.value - b.bits_per_byte.value;
-    return `${needs(a, b, difference)}. No paired test of the two is at hand.`;
+    return `${needs(a, b, difference)}. The two were not tested: one of them is not ranked.`;
   }
-  const { difference, low, high, p_value: p, p_adjusted: adjusted } = comparison;
-  const verdict = adjusted < 1 - data.level
-    ? `${difference < 0 ? a.name : b.name} is the better one`
-    : "the two cannot be told apart";
+  const { difference, low, high, p_adjusted: p, few_questions: few } = comparison;
+  const count = data.comparisons.length;
+  const pairs = count > 1 ? `, both for all ${count} pairs at once` : "";
+  if (low === null) return `${needs(a, b, difference)}. There are too few questions to test ${count > 1 ? `${count} pairs` : "the two"}.`;
+  const verdict = low > 0 || high < 0 ? `${difference < 0 ? a.name : b.name} is the better one` : "the two cannot be told apart";
   const level = Number((100 * data.level).toPrecision(3));
-  return `${needs(a, b, difference)} (${level} % interval of the difference ${signed(low)} to ${signed(high)}, p ${probability(p)}, adjusted for ${data.comparisons.length} pairs ${probability(adjusted)}): ${verdict}.`;
+  const decided = few
+    ? ` Few questions decide this difference: ${few.questions} hold${few.questions > 1 ? "" : "s"} ${Math.round(100 * few.share)} % of its variance.` : "";
+  return `${needs(a, b, difference)} (${level} % interval of the difference ${signed(low)} to ${signed(high)}, p ${probability(p)}${pairs}): ${verdict}.${decided}`;
 }
 
 /** The interval of the difference on a line where zero is marked. */
@@ -57,7 +61,7 @@ async function compare() {
   field("difference").textContent = sayDifference(a, b, comparison);
   const place = field("difference-chart");
   place.replaceChildren();
-  if (comparison) place.append(differenceChart(a, b, comparison)(Math.max(280, place.clientWidth)));
+  if (comparison && comparison.low !== null) place.append(differenceChart(a, b, comparison)(Math.max(280, place.clientWidth)));
   const apart = (number) => a.scores.bits[number] - b.scores.bits[number];
   const furthest = a === b ? [] : Array.from({ length: data.questions }, (_, number) => number)
     .sort((one, other) => Math.abs(apart(other)) - Math.abs(apart(one))).slice(0, FURTHEST);
@@ -69,8 +73,8 @@ async function compare() {
     const question = html("button", { type: "button", class: "link" }, ...beginning(texts[index].instruction));
     question.addEventListener("click", () => showBoth(number));
     const better = apart(number) < 0 ? a : b;
-    return html("li", {}, question, html("span", { class: "number" },
-      html("b", {}, Math.abs(apart(number)).toFixed(3)), " for ", swatch(better), better.name));
+    return html("li", {}, html("div", { class: "pair" }, question, html("span", { class: "number" },
+      html("b", {}, Math.abs(apart(number)).toFixed(3)), " for ", swatch(better), better.name)));
   }));
 }
 

@@ -16,6 +16,7 @@ from typing import Any
 
 from eval import shapes
 from eval.evaluated import Run
+from eval.statistics.uncertainty import LEVEL
 from finllm.data.dataset_dir import DatasetDir, is_dataset_dir
 from finllm.errors import UserError, raise_problems
 
@@ -38,7 +39,7 @@ def figures(
     return {
         "models": [
             {
-                **{key: row[key] for key in ("name", "method", "rank", "trainable_parameters", "train_seconds")},
+                **{key: row[key] for key in ("name", "method", "position", "trainable_parameters", "train_seconds")},
                 "peak_memory_bytes": row["peak_memory_bytes"],
                 "bits_per_byte": row["metrics"]["bits_per_byte"],
                 "limit": run.results.decoding["max_new_tokens"],
@@ -50,7 +51,7 @@ def figures(
             for run, row, colour in zip(runs, rows, colours, strict=True)
         ],
         "comparisons": list(comparisons),
-        "level": runs[0].results.confidence["level"],
+        "level": LEVEL,
         "questions": len(order),
         "duplicated": [number for number, id in enumerate(order) if id in duplicated],
         "pack": PACK,

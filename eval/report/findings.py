@@ -6,6 +6,7 @@ import json
 from typing import Any
 
 from eval.evaluated import Run
+from eval.statistics.uncertainty import LEVEL
 
 
 def reference_of(run: Run, runs: list[Run]) -> Run | None:
@@ -26,10 +27,11 @@ def is_base_of(base: Run, run: Run) -> bool:
 
 
 def finding(rows: list[dict[str, Any]], level: float) -> list[str]:
-    """What the numbers say, in sentences: the best model with its interval, its base, and whom it is not told from."""
-    ranked = [row for row in rows if row["rank"]]
+    """What the numbers say, in sentences: the best model with its interval, its base, and who else may be the best."""
+    ranked = [row for row in rows if row["position"]]
     if not ranked:
-        return ["No model is ranked: each of them can see the tokens that it is asked to predict."]
+        reasons = "; ".join(f"{row['name']}: {row['unranked']}" for row in rows)
+        return [f"No model is ranked: {reasons}."]
     best = ranked[0]
     bits = best["metrics"]["bits_per_byte"]
     said = f"{bits['value']:.3f} bits per byte ({100 * level:g} % interval {bits['low']:.3f} to {bits['high']:.3f})"
@@ -50,29 +52,11 @@ def finding(rows: list[dict[str, Any]], level: float) -> list[str]:
         )
     else:
         first = f"{best['name']} predicts the reference answers best: {said}."
-    ties = [row["name"] for row in ranked[1:] if row["rank"] == 1]
-    tested = "by a paired test on the same questions"
-    if not ties:
-        return [first, f"All others are told from it {tested}."]
-    return [first, f"It cannot be told from {listing(ties)} {tested}: they share rank 1."]
-
-
-def out_of_order(rows: list[dict[str, Any]]) -> list[str]:
-    """A sentence for each model that is ranked above one with fewer bits per byte: why that is no mistake."""
-    ranked = [row for row in rows if row["rank"]]
-    bits = {row["name"]: row["metrics"]["bits_per_byte"]["value"] for row in ranked}
-    said = []
-    for row in ranked:
-        below = [each["name"] for each in ranked if each["rank"] > row["rank"]]
-        passed = [name for name in below if bits[name] < bits[row["name"]]]
-        leader = next(each["name"] for each in ranked if each["rank"] == row["rank"])
-        if passed:
-            said.append(
-                f"{row['name']} has more bits per byte than {listing(passed)} and yet the rank of {leader}: its "
-                f"difference to {leader} varies so much from question to question that the test cannot tell the two "
-                "apart."
-            )
-    return said
+    candidates = [row["name"] for row in ranked if row["may_be_best"]]
+    tested = "paired tests of every two on the same questions"
+    if len(candidates) == 1:
+        return [first, f"For every other model there is a surely better one, by {tested}."]
+    return [first, f"The truly best one is among {listing(candidates)} ({100 * LEVEL:g} % sure, by {tested})."]
 
 
 def listing(names: list[str]) -> str:
@@ -94,14 +78,15 @@ def caveats(runs: list[Run]) -> list[str]:
     written = [run for run in runs if run.split.generated]
     tokenizers = {run.results.model.tokenizer for run in runs}
     limits = sorted({run.results.decoding["max_new_tokens"] for run in written})
-    blind = [run.name for run in runs if run.results.sees_the_future]
+    blind = [run for run in runs if not run.ranked]
 
     def differ(part: str, among: list[Run]) -> bool:
         return len({json.dumps(getattr(run.results, part), sort_keys=True) for run in among}) > 1
 
     said = []
     if blind:
-        said.append(f"Listed and not ranked, since they can see the tokens to predict: {', '.join(blind)}.")
+        why = "; ".join(f"{run.name}: {run.results.unranked}" for run in blind)
+        said.append(f"Listed and not ranked: {why}.")
     if len(tokenizers) > 1:
         said.append(
             f"There are {len(tokenizers)} tokenizers: compare perplexities only between models of the same one."

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 
@@ -32,6 +31,34 @@ def memory(value: float | None) -> str:
     return "–" if value is None else f"{value / 1e9:.1f} GB" if value >= 1e8 else f"{value / 1e6:.0f} MB"
 
 
+def ranks_text(row: dict[str, Any]) -> str:
+    """The interval of a row's ranks: 2, 1–3, or – where it is not ranked."""
+    if not row["position"]:
+        return "–"
+    low, high = row["rank_low"], row["rank_high"]
+    return str(low) if low == high else f"{low}–{high}"
+
+
+def difference_interval(comparison: dict[str, Any], sign: int = 1) -> str:
+    """The interval of a difference, turned round with sign −1."""
+    if comparison["low"] is None:
+        return "too few questions"
+    low, high = sorted((sign * comparison["low"], sign * comparison["high"]))
+    return f"{low:+.3f} to {high:+.3f}"
+
+
+def few_questions(comparison: dict[str, Any], questions: int) -> str:
+    """What is to be said of a difference that few questions decide; nothing of another."""
+    few = comparison["few_questions"]
+    if not few:
+        return ""
+    count = few["questions"]
+    return (
+        f"few questions decide this difference: {count} of {questions} hold{'' if count > 1 else 's'} "
+        f"{100 * few['share']:.0f} % of its variance"
+    )
+
+
 def half_width(interval: dict[str, float]) -> str:
     return f"{(interval['high'] - interval['low']) / 2:.3f}"
 
@@ -46,18 +73,14 @@ def shown(row: dict[str, Any]) -> dict[str, str]:
     return {
         **{name: decimals((metrics.get(name) or {}).get("value"), digits) for name, digits in DIGITS.items()},
         "stop_rate": f"{100 * stop_rate['value']:.0f} %" if stop_rate else "–",
+        "position": str(row["position"] or "–"),
+        "rank": ranks_text(row),
         "to_base": "–" if to_base is None else f"{to_base:+.3f}".replace("-", "−"),
         "trainable_parameters": count(row["trainable_parameters"]),
         "trainable_share": f"{100 * row['trainable_share']:.3g} %",
         "train_seconds": duration(row["train_seconds"]),
         "memory": memory(row["peak_memory_bytes"]),
     }
-
-
-def shown_rank(row: dict[str, Any], rows: Sequence[dict[str, Any]]) -> str:
-    """Its rank, as =1 where others share it; – where it is not ranked."""
-    shares = sum(other["rank"] == row["rank"] for other in rows) > 1
-    return ("=" if shares else "") + str(row["rank"]) if row["rank"] else "–"
 
 
 def interval_text(name: str, interval: dict[str, float]) -> str:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
-from collections import Counter
+import math
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
@@ -21,8 +21,10 @@ from markupsafe import Markup
 
 from eval.evaluated import Run
 from eval.report import data
-from eval.report.numbers import decimals, duration, interval_text, shown, shown_rank
-from eval.results import MOST_TEXT
+from eval.report.numbers import decimals, difference_interval, duration, interval_text, shown
+from eval.report.tables import p_text
+from eval.results import MOST_TEXT, UNRANKED
+from eval.statistics.uncertainty import LEVEL
 from finllm.text.credentials import without_credentials
 
 FOLDER = Path(__file__).parent
@@ -53,6 +55,7 @@ def page(
     split: str,
     comparisons: Sequence[dict[str, Any]] = (),
     recipes: Sequence[dict[str, Any]] = (),
+    recipe_comparisons: Sequence[dict[str, Any]] = (),
 ) -> str:
     """index.html as text; `rows` are the runs' rows in the same order, the others those of leaderboard.json."""
     style = (FOLDER / "page.css").read_text(encoding="utf-8")
@@ -68,14 +71,17 @@ def page(
         .render(
             runs=entries,
             rows=rows,
-            ranked=[entry for entry in entries if entry[1]["rank"]],
-            unranked=[entry for entry in entries if not entry[1]["rank"]],
-            sharing=Counter(row["rank"] for row in rows),
+            ranked=[entry for entry in entries if entry[1]["position"]],
+            unranked=[entry for entry in entries if not entry[1]["position"]],
+            unranking=UNRANKED,
+            level=LEVEL,
+            seen=_seen(runs[0].split.questions),
             floors=_floors(runs),
             audits=[(name, said) for name, said in AUDITS.items() if any(name in run.results.audits for run in runs)],
             sentences=sentences,
             notes=notes,
             recipes=recipes,
+            recipe_comparisons=recipe_comparisons,
             clean_part=any(run.split.clean and run.split.clean.examples < run.split.examples for run in runs),
             split=split,
             tested=bool(comparisons),
@@ -106,8 +112,14 @@ def _environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.globals.update(shown=shown, shown_rank=shown_rank, interval_text=interval_text, decimals=decimals)
+    environment.globals.update(shown=shown, interval_text=interval_text, decimals=decimals, p_text=p_text)
+    environment.globals.update(difference_interval=difference_interval)
     return environment
+
+
+def _seen(questions: int) -> int:
+    """Of a kind of question that is 1 in this many, at least one is among so many questions, LEVEL sure."""
+    return math.floor(1 / (1 - (1 - LEVEL) ** (1 / questions)))
 
 
 def _floors(runs: list[Run]) -> dict[str, dict[str, float]]:

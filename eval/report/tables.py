@@ -5,24 +5,25 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from eval.report.numbers import decimals, half_width, shown, shown_rank
+from eval.report.numbers import decimals, difference_interval, few_questions, half_width, shown
+from eval.statistics.comparison import TEST
 from finllm.errors import visible
 
 HOW_TO_READ = (
-    "Bits per byte of the reference answers, lower is better, ± half the width of the interval; models that share a "
-    "rank cannot be told apart by a paired test. Perplexity stands beside its tokenizer: do not compare it between "
-    "tokenizers."
+    "Rows stand in the order of bits per byte of the reference answers, lower is better, ± half the width of the "
+    "interval. Rank is the interval of ranks that paired tests leave, 95 % sure for all rows at once: a row may be "
+    "better than one above it. Perplexity stands beside its tokenizer: do not compare it between tokenizers."
 )
 
 
 def markdown(rows: list[dict[str, Any]], sentences: list[str], notes: list[str]) -> str:
     """leaderboard.md: the table as a pull request shows it, the finding above it and how to read it below."""
-    heads = ["#", "model", "method", "bits per byte", "to base", "perplexity (tokenizer)", "ROUGE-L", "BLEU"]
+    heads = ["#", "rank", "model", "method", "bits per byte", "to base", "perplexity (tokenizer)", "ROUGE-L", "BLEU"]
     heads += ["stop rate", "trainable parameters", "train time", "peak memory"]
-    lines = [" | ".join(heads), " | ".join(["--:", ":--", ":--"] + ["--:"] * (len(heads) - 3))]
+    lines = [" | ".join(heads), " | ".join(["--:", "--:", ":--", ":--"] + ["--:"] * (len(heads) - 4))]
     for row in rows:
         metrics, show = row["metrics"], shown(row)
-        cells = [shown_rank(row, rows), cell(row["name"]), row["method"]]
+        cells = [show["position"], show["rank"], cell(row["name"]), row["method"]]
         cells += [f"{show['bits_per_byte']} ± {half_width(metrics['bits_per_byte'])}", show["to_base"]]
         cells += [f"{show['perplexity']} ({cell(row['tokenizer'])})", show["rougeL"], show["bleu"], show["stop_rate"]]
         cells += [f"{show['trainable_parameters']} ({show['trainable_share']})", show["train_seconds"], show["memory"]]
@@ -35,6 +36,7 @@ def below(
     rows: list[dict[str, Any]],
     comparisons: list[dict[str, Any]],
     pooled: list[dict[str, Any]],
+    compared: list[dict[str, Any]],
     floors: dict[str, dict[str, float]],
     level: float,
 ) -> str:
@@ -44,16 +46,38 @@ def below(
         best = [each for each in comparisons if rows[0]["name"] in (each["a"], each["b"])]
         lines = [_difference(each, rows[0]["name"]) for each in best]
         sections.append(
-            f"**Differences to {cell(rows[0]['name'])}** in bits per byte, on the same questions (paired sign-flip "
-            f"permutation by question; p after Holm's correction for {len(comparisons)} "
-            f"comparison{'s' if len(comparisons) > 1 else ''}). Below {1 - level:.2g} two models are told apart; the "
-            "others share a rank.\n\n" + _table(["model", "difference", f"{100 * level:g} % interval", "p"], lines)
+            f"**Differences to {cell(rows[0]['name'])}** in bits per byte, on the same questions. Intervals and p "
+            f"({TEST}) hold for {len(comparisons)} comparison{'s' if len(comparisons) > 1 else ''} at once: where p is "
+            f"below {1 - level:.2g}, the interval leaves out 0 and two models are told apart.\n\n"
+            + _table(["model", "difference", f"{100 * level:g} % interval", "p"], lines)
         )
+        questions = rows[0]["questions"]
+        few = [
+            f"- {cell(each['a'])} and {cell(each['b'])}: {few_questions(each, questions)}"
+            for each in comparisons
+            if each["few_questions"]
+        ]
+        if few:
+            sections.append("**Few questions decide** these differences; others may turn them.\n\n" + "\n".join(few))
     if pooled:
         lines = [_seeds(recipe) for recipe in pooled]
         heads = ["runs", "seeds", "bits per byte", "spread over seeds", "ROUGE-L", "its spread"]
         sections.append(
-            "**Seeds of one recipe**, pooled; the spread is a standard deviation.\n\n" + _table(heads, lines)
+            "**Seeds of one recipe**, pooled; the spread is a standard deviation, the interval of other seeds and "
+            "other questions.\n\n" + _table(heads, lines)
+        )
+    if compared:
+        lines = [
+            [
+                *(", ".join(each["a"]), ", ".join(each["b"])),
+                *(f"{each['difference']:+.3f}", difference_interval(each), p_text(each["p_adjusted"])),
+            ]
+            for each in compared
+        ]
+        sections.append(
+            "**Differences of recipes** in bits per byte, other seeds and other questions drawn; p and intervals are "
+            f"Bonferroni's for {len(compared)} comparison{'s' if len(compared) > 1 else ''}.\n\n"
+            + _table(["recipe", "against", "difference", f"{100 * level:g} % interval", "p"], lines)
         )
     if floors:
         lines = [
@@ -87,9 +111,8 @@ def p_text(value: float) -> str:
 def _difference(each: dict[str, Any], best: str) -> list[str]:
     """Of the other model less the best one, whichever of them stands first in the comparison."""
     sign = 1 if each["b"] == best else -1
-    low, high = sorted((sign * each["low"], sign * each["high"]))
     other = each["a"] if sign == 1 else each["b"]
-    return [other, f"{sign * each['difference']:+.3f}", f"{low:+.3f} to {high:+.3f}", p_text(each["p_adjusted"])]
+    return [other, f"{sign * each['difference']:+.3f}", difference_interval(each, sign), p_text(each["p_adjusted"])]
 
 
 def _seeds(recipe: dict[str, Any]) -> list[str]:

@@ -1,52 +1,154 @@
-"""How sure a figure is, and whether two models differ. Answers to one question are not independent: questions count.
+"""How sure a figure is. Answers to one question are not independent: questions count, each with all its answers.
 
-Intervals: percentile bootstrap over questions, each drawn with all its answers (Efron & Tibshirani 1993, chapter 13),
-its tails widened where questions are few (the expanded percentile interval of Hesterberg 2015, "What teachers should
-know about the bootstrap").
-Tests: paired permutation by flipping the sign of each question's difference (Fisher 1935; Dror et al. 2018, section 3),
-corrected for many comparisons (Holm 1979).
+A figure is a ratio of sums over questions. Its standard error is the jackknife's (Efron & Tibshirani 1993, chapter
+11): how far the figure moves when a question is left out, for ratios the cluster-robust CR3 (Bell & McCaffrey 2002).
+Its interval is the wider one, at each end, of two: Student's t, and t corrected for skew (Hall 1992, "On the removal of
+skewness by transformation", section 3, with the ratio's own term). The first alone misses too often where questions are
+skewed, the second where a few extreme ones on both sides feign a skew. Degrees of freedom are the effective number of
+questions less one: Kish's, smaller where few questions hold most of the bytes (Carter, Schnepel & Steigerwald 2017).
+What lies between two ends, such as a share, has Student's interval on the logit scale and stays between them.
+docs/trust.md says how well it holds, and the command that tries it.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from functools import lru_cache
-from statistics import NormalDist
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
-from scipy.special import stdtrit
+from scipy.special import expit, logit, stdtr, stdtrit
 
 from eval.results import Interval
 
-LEVEL, RESAMPLES, SEED = 0.95, 1000, 0
-METHOD = "expanded percentile bootstrap over questions"
-PERMUTATIONS = 9_999
-EXACT_QUESTIONS = 13  # up to this many, all 2^n sign flips are tried: no more than PERMUTATIONS
-TEST = "paired sign-flip permutation over questions, Holm's correction"
+LEVEL = 0.95
+METHOD = "jackknife over questions, Student's t with Hall's correction for skew"
+ROUNDING = 1e-12  # a question whose part deviates by less of itself does not deviate
 
 
-def bootstrap(
-    statistics: np.ndarray, clusters: Sequence[str], figures: Callable[[np.ndarray], dict[str, float | None]]
+@dataclass(frozen=True)
+class Figure:
+    """What `intervals` must know of a figure: the column of the statistics that it divides by, the least and most that
+    it can be, and whether it is the exponential of a ratio, whose interval then is that of the ratio."""
+
+    divided_by: int
+    low: float = 0.0
+    high: float = math.inf
+    exponential: bool = False
+
+
+@dataclass(frozen=True)
+class Spread:
+    """The spread of estimates about the truth, in arrays of one entry a figure.
+
+    `error` is the standard error in the figure's unit, `freedom` its degrees of freedom. `skew` is Σv³ / (Σv²)^1.5 of
+    the deviations v, and `bend` the coefficient of t² in Hall's transformation t + bend·t² + bend²·t³/3 + skew/6.
+    """
+
+    error: np.ndarray
+    skew: np.ndarray
+    bend: np.ndarray
+    freedom: np.ndarray
+
+    @classmethod
+    def of(cls, deviations: np.ndarray, shares: np.ndarray) -> Spread:
+        """From how far each figure falls when a question is left out, (questions, figures), and the question's share
+        of what the figure divides by, (questions, 1) or (questions, figures)."""
+        questions = np.maximum((shares > 0).sum(0), 1)
+        squares = (deviations**2).sum(0)
+        unit = np.where(squares > 0, np.sqrt(squares), 1.0)
+        skew = ((deviations / unit) ** 3).sum(0)
+        # Of a ratio, the standard error moves with its estimate: the share's correlation with the deviation.
+        bend = skew / 3 - (deviations / unit * shares).sum(0)
+        freedom = np.maximum(1 / (shares**2).sum(0) - 1, 1.0)
+        error = np.sqrt(squares * (questions - 1) / questions)
+        return cls(error, skew, bend, np.broadcast_to(freedom, error.shape))
+
+    def with_source(self, variance: np.ndarray | float, freedom: float) -> Spread:
+        """With the variance of a second, independent and symmetric source; degrees of freedom by Satterthwaite 1946."""
+        whole = self.error**2 + variance
+        part = np.divide(self.error**2, whole, out=np.zeros_like(whole), where=whole > 0)
+        rest = 1 - part
+        return replace(
+            self,
+            error=np.sqrt(whole),
+            skew=self.skew * part**1.5,
+            bend=self.bend * part**1.5,
+            freedom=1 / (part**2 / self.freedom + rest**2 / freedom),
+        )
+
+    def reach(self, quantile: np.ndarray | float) -> tuple[np.ndarray, np.ndarray]:
+        """How far intervals reach below and above their figures at a quantile of t."""
+        below = np.maximum(quantile, self._untransformed(quantile))
+        above = np.maximum(quantile, -self._untransformed(-np.asarray(quantile)))
+        return self.error * below, self.error * above
+
+    def strength(self, values: np.ndarray) -> np.ndarray:
+        """The quantile of t at which the intervals of `values` just touch 0: infinite for a difference without spread,
+        0 for none."""
+        values = np.asarray(values, dtype=float)
+        sign = np.sign(values)
+        with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
+            t = values / self.error
+            transformed = t + self.bend * t**2 + self.bend**2 * t**3 / 3 + self.skew / 6
+            strength = np.maximum(np.minimum(np.abs(t), sign * transformed), 0)
+        return np.where(self.error > 0, strength, np.where(values == 0, 0, np.inf))
+
+    def p_values(self, values: np.ndarray) -> np.ndarray:
+        """Two-sided, of the null that the truth is 0: below α exactly where the 1 − α interval leaves out 0."""
+        return 2 * stdtr(self.freedom, -self.strength(values))
+
+    def _untransformed(self, quantile: np.ndarray | float) -> np.ndarray:
+        """The t whose transformation is `quantile`."""
+        shifted = quantile - self.skew / 6
+        bend = np.where(np.abs(self.bend) < 1e-8, 1.0, self.bend)
+        return np.where(np.abs(self.bend) < 1e-8, shifted, (np.cbrt(1 + 3 * bend * shifted) - 1) / bend)
+
+
+def intervals(
+    statistics: np.ndarray,
+    clusters: Sequence[str],
+    figures: Callable[[np.ndarray], dict[str, float | None]],
+    kinds: Mapping[str, Figure],
 ) -> dict[str, Interval | None]:
-    """Intervals of all figures that `figures` makes of summed statistics.
+    """Intervals of all figures that `figures` makes of summed statistics; `kinds` describes them by the same names.
 
-    `statistics` is (examples, k) and adds up over examples; `clusters` names each example's question. Every figure of
-    this project is a function of such sums, so a resample is a weighted sum and no example is looked at again. A figure
-    that is None has no interval; a resample in which it is None is left out of its interval.
+    `statistics` is (examples, k) and adds up over examples; `clusters` names each example's question. A figure that is
+    None has no interval; one that is None, or the same, whichever question is left out has an interval of width 0, and
+    so has every figure of a single question: nothing tells how another one would do.
     """
     sums = by_question(statistics, clusters)
-    resampled = [figures(row) for row in _draws(len(sums)) @ sums]
-    tail = _tail(len(sums))
-    intervals = {}
-    for name, value in figures(sums.sum(0)).items():
-        if value is None:
-            intervals[name] = None
-            continue
-        held = [figure[name] for figure in resampled if figure[name] is not None]
-        low, high = np.quantile(held, [tail, 1 - tail])
-        intervals[name] = Interval(float(value), float(low), float(high))
-    return intervals
+    whole = sums.sum(0)
+    values = figures(whole)
+    left_out = [figures(whole - row) for row in sums] if len(sums) > 1 else []
+    return {
+        name: None if value is None else _interval(value, [each[name] for each in left_out], sums, kinds[name])
+        for name, value in values.items()
+    }
+
+
+def _interval(value: float, left_out: list[float | None], sums: np.ndarray, kind: Figure) -> Interval:
+    value = float(value)
+    if not left_out or not math.isfinite(value):
+        return Interval(value, value, value)
+    scale = math.log if kind.exponential else float
+    centre = scale(value)
+    deviations = np.array([0.0 if each is None else centre - scale(each) for each in left_out])
+    deviations[np.abs(deviations) <= ROUNDING * abs(centre)] = 0.0
+    shares = sums[:, kind.divided_by] / sums[:, kind.divided_by].sum()
+    spread = Spread.of(deviations[:, None], shares[:, None])
+    quantile = -stdtrit(spread.freedom, (1 - LEVEL) / 2)
+    if not deviations.any():
+        return Interval(value, value, value)
+    if math.isfinite(kind.high) and kind.low < value < kind.high:
+        part = (value - kind.low) / (kind.high - kind.low)
+        reach = float((quantile * spread.error)[0]) / (kind.high - kind.low) / (part * (1 - part))
+        low, high = (kind.low + (kind.high - kind.low) * float(expit(logit(part) + way * reach)) for way in (-1, 1))
+    else:
+        low, high = (float(centre + way * reach[0]) for way, reach in zip((-1, 1), spread.reach(quantile), strict=True))
+    if kind.exponential:  # as far as a float goes
+        low, high = math.exp(low), math.exp(min(high, 700.0))
+    return Interval(value, min(value, max(low, kind.low)), max(value, min(high, kind.high)))
 
 
 def by_question(statistics: np.ndarray, clusters: Sequence[str]) -> np.ndarray:
@@ -57,62 +159,14 @@ def by_question(statistics: np.ndarray, clusters: Sequence[str]) -> np.ndarray:
     return sums
 
 
-@lru_cache(maxsize=4)
-def _draws(count: int) -> np.ndarray:
-    """How often each of `count` questions is drawn in each resample: (RESAMPLES, count), the same at every call."""
-    return np.random.default_rng(SEED).multinomial(count, np.full(count, 1 / count), size=RESAMPLES).astype(float)
-
-
-def _tail(count: int) -> float:
-    """The quantile at which the interval ends. With few questions a resample varies too little, by √((n − 1) / n), and
-    the normal quantile is too small: both are made good by Φ(√(n / (n − 1)) · t quantile of n − 1 degrees)."""
-    if count < 2:
-        return (1 - LEVEL) / 2
-    return NormalDist().cdf(math.sqrt(count / (count - 1)) * stdtrit(count - 1, (1 - LEVEL) / 2))
-
-
-def sign_flip_p_values(differences: np.ndarray) -> np.ndarray:
-    """Two-sided p-values (columns,) of the null that the differences (questions, columns) are symmetric about 0.
-
-    Up to 13 questions every flip is tried; beyond, 9,999 random ones, the observed one counted among them (Phipson &
-    Smyth 2010). The sum is compared; comparing a t statistic would give the same, since flips keep the squares.
+def ratios(amounts: np.ndarray, sizes: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Of amounts (questions, figures) and sizes (questions, figures or 1): Σ amounts / Σ sizes (figures,), how far each
+    falls when a question is left out (questions, figures), and each question's share of its sizes, shaped as they are.
     """
-    questions = len(differences)
-    observed = np.abs(differences.sum(0))
-    least = observed * (1 - 1e-9)  # a flip that gives the same sum in another order of rounding is as extreme
-    if questions <= EXACT_QUESTIONS:
-        flips = np.array(np.meshgrid(*[[1.0, -1.0]] * questions, indexing="ij")).reshape(questions, -1).T
-        return (np.abs(flips @ differences) >= least).mean(0)
-    generator = np.random.default_rng(SEED)
-    extreme = np.ones(differences.shape[1])
-    for start in range(0, PERMUTATIONS, 1000):  # in parts: 2,000 questions make 160 MB of flips in one
-        flips = generator.integers(0, 2, size=(min(1000, PERMUTATIONS - start), questions)) * 2.0 - 1
-        extreme += (np.abs(flips @ differences) >= least).sum(0)
-    return extreme / (PERMUTATIONS + 1)
-
-
-def holm(p_values: Sequence[float]) -> list[float]:
-    """Holm's step-down adjustment (1979): with these below α, the chance of any false rejection is at most α."""
-    order = np.argsort(p_values, kind="stable")
-    factors = len(p_values) - np.arange(len(p_values))
-    adjusted = np.minimum(1, np.maximum.accumulate(np.asarray(p_values, dtype=float)[order] * factors))
-    result = np.empty(len(p_values))
-    result[order] = adjusted
-    return result.tolist()
-
-
-def tie_groups(count: int, differ: Callable[[int, int], bool]) -> list[int]:
-    """Ranks of models 0 … count − 1, given from best to worst; `differ(a, b)` says whether a test tells two apart.
-
-    The best model and all that cannot be told from it share rank 1; the best of the rest leads the next group, whose
-    rank counts the models before it: 1 1 3.
-    """
-    ranks = [0] * count
-    left = list(range(count))
-    while left:
-        leader = left[0]
-        group = [model for model in left if model == leader or not differ(leader, model)]
-        for model in group:
-            ranks[model] = count - len(left) + 1
-        left = [model for model in left if model not in group]
-    return ranks
+    whole = sizes.sum(0)
+    values = amounts.sum(0) / whole
+    parts = values * sizes
+    deviations = amounts - parts
+    deviations[np.abs(deviations) <= ROUNDING * (np.abs(amounts) + np.abs(parts))] = 0.0
+    rest = np.where(sizes < whole, whole - sizes, np.inf)
+    return values, deviations / rest, sizes / whole

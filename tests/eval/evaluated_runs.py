@@ -79,7 +79,7 @@ def make_run(
         dataset={"name": "data/finance", "hash": dataset_hash},
         template={"id": "alpaca", "hash": "t1"},
         splits={"test": SplitResults(len(ids), len(ids), TOKENS * len(ids), BYTES * len(ids), len(answered), metrics)},
-        confidence={"level": 0.95, "method": "percentile bootstrap over questions", "resamples": 1000, "seed": 0},
+        confidence={"level": 0.95, "method": "jackknife over questions"},
         signatures={"rouge": "r", "bleu": "b"},
         decoding={"do_sample": False, "max_new_tokens": 64},
         audits=audits or {},

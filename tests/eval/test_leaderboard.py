@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 from evaluated_runs import ROOT, Page, leaderboard, make_run, report
+from scipy.stats import t
 
-from finllm.files import write_jsonl
+from finllm.files import read_jsonl, write_jsonl
 
 
 def test_models_are_ranked_by_bits_per_byte_in_all_three_files(tmp_path):
@@ -20,20 +21,21 @@ def test_models_are_ranked_by_bits_per_byte_in_all_three_files(tmp_path):
     content = json.loads((out / "leaderboard.json").read_text())
     order = ["lora", "full", "gpt2", "scratch"]
     assert content["schema_version"] == 1
-    assert [(row["name"], row["rank"]) for row in content["models"]] == list(zip(order, [1, 2, 3, 4], strict=True))
+    assert [(row["name"], row["position"]) for row in content["models"]] == list(zip(order, [1, 2, 3, 4], strict=True))
+    assert [(row["rank_low"], row["rank_high"]) for row in content["models"]] == [(1, 1), (2, 2), (3, 3), (4, 4)]
     assert [row["reference"] for row in content["models"]] == ["gpt2", "gpt2", None, "gpt2"]
     assert [row["bits_per_byte_to_base"] for row in content["models"]] == pytest.approx([-1.0, -0.7, None, 0.6])
     assert content["models"][0]["metrics"]["perplexity"]["high"] == 99.0
     table = [line.split(" | ") for line in (out / "leaderboard.md").read_text().splitlines() if line.startswith("| ")]
-    assert [line[1] for line in table[2:6]] == order
-    assert table[2][3:6] == ["0.900 ± 0.050", "−1.000", f"{2 ** (0.9 * 20 / 5):.2f} (gpt2)"]
-    assert table[2][9:] == ["250 (25 %)", "13 min", "2.5 GB |"]
-    assert table[4][9:] == ["0 (0 %)", "–", "– |"]
+    assert [line[2] for line in table[2:6]] == order
+    assert table[2][4:7] == ["0.900 ± 0.050", "−1.000", f"{2 ** (0.9 * 20 / 5):.2f} (gpt2)"]
+    assert table[2][10:] == ["250 (25 %)", "13 min", "2.5 GB |"]
+    assert table[4][10:] == ["0 (0 %)", "–", "– |"]
     page = Page(out / "index.html")
     assert [model["name"] for model in page.data["models"]] == order
     names = [attributes["data-value"] for tag, attributes in page.tags if tag == "th" and "data-value" in attributes]
     assert names == order
-    positions = [done.stdout.index(f"  {rank}   {name} ") for rank, name in enumerate(order, 1)]
+    positions = [done.stdout.index(f"  {rank}      {rank}   {name} ") for rank, name in enumerate(order, 1)]
     assert positions == sorted(positions)
     assert str(out / "index.html") in done.stdout.replace("\n", "")
 
@@ -44,7 +46,7 @@ def test_the_finding_names_the_best_its_interval_and_its_base(tmp_path):
     assert finding == [
         "lora predicts the reference answers best: 0.900 bits per byte (95 % interval 0.850 to 0.950), "
         "1.000 fewer than its base model gpt2 (1.900, 1.850 to 1.950).",
-        "All others are told from it by a paired test on the same questions.",
+        "For every other model there is a surely better one, by paired tests of every two on the same questions.",
     ]
     page = Page(tmp_path / "out" / "index.html")
     assert page.text.lstrip().startswith("FinLLM leaderboard: finance (test)")
@@ -52,41 +54,61 @@ def test_the_finding_names_the_best_its_interval_and_its_base(tmp_path):
     markdown = (tmp_path / "out" / "leaderboard.md").read_text()
     assert " ".join(finding) in markdown
     assert "do not compare it between tokenizers" in markdown
-    assert "paired sign-flip permutation" in markdown and "| gpt2 | +1.000 | +1.000 to +1.000 |" in markdown
+    assert "hold for 1 comparison at once" in markdown and "| gpt2 | +1.000 | +1.000 to +1.000 |" in markdown
 
 
-def test_models_that_a_paired_test_cannot_tell_apart_share_a_rank(tmp_path):
+def test_models_that_a_paired_test_cannot_tell_apart_have_ranks_in_common(tmp_path):
     """b is as good as a on half of the questions and better on the others by turns; c is worse on every one."""
     runs = [make_run(tmp_path / "a", 0.90), make_run(tmp_path / "b", 0.91, noise=0.2), make_run(tmp_path / "c", 0.93)]
     out = tmp_path / "out"
     content = report(*runs, make_run(tmp_path / "d", 1.9, noise=0.1), out=out)
-    assert [(row["name"], row["rank"]) for row in content["models"]] == [("a", 1), ("b", 1), ("c", 3), ("d", 4)]
-    assert (
-        content["finding"][1] == "It cannot be told from b by a paired test on the same questions: they share rank 1."
-    )
+    places = [(row["name"], row["position"], row["rank_low"], row["rank_high"]) for row in content["models"]]
+    assert places == [("a", 1, 1, 2), ("b", 2, 1, 3), ("c", 3, 2, 3), ("d", 4, 4, 4)]
+    said = "The truly best one is among a and b (95 % sure, by paired tests of every two on the same questions)."
+    assert content["finding"][1] == said
+    assert [row["may_be_best"] for row in content["models"]] == [True, True, False, False]
     pairs = {(each["a"], each["b"]): each for each in content["comparisons"]}
     assert list(pairs) == [("a", "b"), ("a", "c"), ("a", "d"), ("b", "c"), ("b", "d"), ("c", "d")]
     assert pairs["a", "c"]["difference"] == pytest.approx(-0.03)
-    assert pairs["a", "c"]["p_value"] == 2 / 2**12 and pairs["a", "c"]["p_adjusted"] == 2 / 2**12 * 6
+    least = 2 / 2**12  # that all twelve questions favour one of two equals
+    assert pairs["a", "c"]["p_value"] == least and pairs["a", "c"]["p_adjusted"] == least * 6
     assert pairs["a", "b"]["low"] < 0 < pairs["a", "b"]["high"] and pairs["a", "b"]["p_adjusted"] > 0.05
     markdown = (out / "leaderboard.md").read_text()
     assert "| b | +0.010 | " in markdown and "| c | +0.030 | +0.030 to +0.030 | 0.003 |" in markdown
-    placed = re.findall(r"^\| (=?\d \| \w) \|", markdown, re.MULTILINE)
-    assert placed == ["=1 | a", "=1 | b", "3 | c", "4 | d"]
-    assert "=1   a " in leaderboard(*runs, "--output_dir", tmp_path / "again").stdout
+    placed = re.findall(r"^\| (\d \| [\d–]+ \| \w) \|", markdown, re.MULTILINE)
+    assert placed == ["1 | 1–2 | a", "2 | 1–3 | b", "3 | 2–3 | c", "4 | 4 | d"]
+    assert "1    1–2   a " in leaderboard(*runs, "--output_dir", tmp_path / "again").stdout
 
 
-def test_a_rank_above_a_model_with_fewer_bits_is_explained(tmp_path):
+def test_a_steady_model_stands_above_an_unsteady_one_with_more_bits(tmp_path):
     """b is worse than a on every question by a little; c is much better and much worse by turns."""
     runs = [make_run(tmp_path / "a", 0.90), make_run(tmp_path / "b", 0.92), make_run(tmp_path / "c", 0.95, noise=0.5)]
     content = report(*runs, out=tmp_path / "out")
-    assert [(row["name"], row["rank"]) for row in content["models"]] == [("a", 1), ("c", 1), ("b", 3)]
-    assert content["finding"][-1] == (
-        "c has more bits per byte than b and yet the rank of a: its difference to a varies so much from question to "
-        "question that the test cannot tell the two apart."
-    )
-    in_order = report(*runs[:2], out=tmp_path / "in_order")
-    assert not any("and yet" in sentence for sentence in in_order["finding"])
+    places = [(row["name"], row["rank_low"], row["rank_high"]) for row in content["models"]]
+    assert places == [("a", 1, 2), ("b", 1, 3), ("c", 1, 3)]  # c may be the best, and b above it has its low end
+    assert [row["may_be_best"] for row in content["models"]] == [True, False, True]
+    assert "among a and c (95 % sure" in content["finding"][1]
+
+
+def test_a_difference_that_few_questions_decide_is_said_with_their_share(tmp_path):
+    runs = [make_run(tmp_path / "a", 0.90), make_run(tmp_path / "b", 0.90)]
+    path = runs[1] / "eval" / "predictions.jsonl"
+    rows = read_jsonl(path)
+    rows[3]["nll"] += 0.1  # of 12 questions: its square about the mean is 121 of 132
+    write_jsonl(path, rows)
+    content = report(*runs, out=tmp_path / "out")
+    assert content["comparisons"][0]["few_questions"] == {"questions": 1, "share": pytest.approx(121 / 132)}
+    said = "- a and b: few questions decide this difference: 1 of 12 holds 92 % of its variance"
+    assert said in (tmp_path / "out" / "leaderboard.md").read_text()
+
+
+def test_too_few_questions_for_a_test_have_no_interval(tmp_path):
+    runs = [make_run(tmp_path / "a", 0.90, ids="abcd"), make_run(tmp_path / "b", 1.90, ids="abcd")]
+    content = report(*runs, out=tmp_path / "out")
+    (found,) = content["comparisons"]
+    assert (found["low"], found["high"], found["p_adjusted"]) == (None, None, 2 / 2**4)
+    assert [(row["rank_low"], row["rank_high"]) for row in content["models"]] == [(1, 2), (1, 2)]
+    assert "| b | +1.000 | too few questions | 0.125 |" in (tmp_path / "out" / "leaderboard.md").read_text()
 
 
 def test_the_score_on_the_clean_part_is_said(tmp_path):
@@ -107,7 +129,8 @@ def test_seeds_of_one_recipe_are_pooled_with_their_spread(tmp_path):
     runs = [make_run(tmp_path / f"s{seed}", bits, config={"seed": seed, "output_dir": f"s{seed}"})
             for seed, bits in ((1, 0.9), (2, 1.0), (3, 1.1))]  # fmt: skip
     other = make_run(tmp_path / "other", 1.5, config={"seed": 1, "learning_rate": 0.1})
-    content = report(*runs, other, out=tmp_path / "out")
+    base = make_run(tmp_path / "gpt2", 1.9, "base")
+    content = report(*runs, other, base, out=tmp_path / "out")
     (recipe,) = content["recipes"]
     assert recipe["runs"] == ["s1", "s2", "s3"] and recipe["seeds"] == [1, 2, 3]
     assert recipe["metrics"]["bits_per_byte"] == pytest.approx(
@@ -115,11 +138,20 @@ def test_seeds_of_one_recipe_are_pooled_with_their_spread(tmp_path):
     )
     assert recipe["bits_per_byte"]["value"] == pytest.approx(1.0)
     assert "bits per byte are 1.000 ± 0.100 (standard deviation between seeds)" in content["finding"][-1]
-    assert (
-        "| s1, s2, s3 | 1, 2, 3 | 1.000 (1.000 to 1.000) | ± 0.100 |" in (tmp_path / "out/leaderboard.md").read_text()
-    )
+    # Questions are all alike, so seeds alone vary: 1 ± t(2 degrees) · 0.1 / √3
+    markdown = (tmp_path / "out" / "leaderboard.md").read_text()
+    assert "| s1, s2, s3 | 1, 2, 3 | 1.000 (0.752 to 1.248) | ± 0.100 |" in markdown
+    (compared,) = content["recipe_comparisons"]
+    assert (compared["a"], compared["b"]) == (["s1", "s2", "s3"], ["gpt2"])
+    assert [compared[key] for key in ("difference", "low", "high")] == pytest.approx([-0.9, -1.1484, -0.6516], abs=1e-4)
+    assert compared["p_adjusted"] == pytest.approx(2 * t.sf(0.9 / (0.1 / 3**0.5), 2))
+    assert "| s1, s2, s3 | gpt2 | -0.900 | -1.148 to -0.652 | 0.004 |" in markdown
     words = Page(tmp_path / "out" / "index.html").words
-    assert "s1, s2, s3 1, 2, 3 1.000 1.000–1.000 ± 0.100" in words and "Clean part" not in words
+    assert (
+        "s1, s2, s3 1, 2, 3 1.000 0.752–1.248 ± 0.100" in words
+        and "gpt2 -0.900 -1.148 to -0.652 0.004" in words
+        and "Clean part" not in words
+    )
 
 
 def test_a_base_model_that_no_training_improved_is_said_so(tmp_path):
@@ -141,7 +173,8 @@ def test_one_base_model_alone_has_a_report_without_curves_or_cost(tmp_path):
 def test_a_model_that_sees_the_future_is_listed_and_not_ranked(tmp_path):
     blind = make_run(tmp_path / "cheat", 0.1, audits={"causality": {"passed": False, "summary": "it moved"}})
     content = report(blind, make_run(tmp_path / "lora", 0.9), out=tmp_path / "out")
-    assert [(row["name"], row["rank"]) for row in content["models"]] == [("lora", 1), ("cheat", None)]
+    assert [(row["name"], row["position"]) for row in content["models"]] == [("lora", 1), ("cheat", None)]
+    assert [row["rank_high"] for row in content["models"]] == [1, None] and content["comparisons"] == []
     assert content["finding"] == [
         "lora predicts the reference answers with 0.900 bits per byte (95 % interval 0.850 to 0.950)."
     ]
@@ -176,7 +209,7 @@ def test_long_training_curves_are_averaged_and_repeated_steps_count_once(tmp_pat
 def test_hostile_names_do_not_break_the_markdown_table(tmp_path):
     report(make_run(tmp_path / "lora", 0.9, name="a | b\n<img src=x>"), out=tmp_path / "out")
     lines = (tmp_path / "out" / "leaderboard.md").read_text().splitlines()
-    assert lines[4].startswith("| 1 | a \\| b \\<img src=x\\> | lora |")
+    assert lines[4].startswith("| 1 | 1 | a \\| b \\<img src=x\\> | lora |")
     assert not re.search(r"(?<!\\)<", "\n".join(lines))
 
 

@@ -26,7 +26,7 @@ def results(**changed) -> Results:
         "dataset": {"name": "finance", "hash": "d1"},
         "template": {"id": "alpaca", "hash": "t1"},
         "splits": {"test": SplitResults(2, 2, 10, 40, 2, metrics, clean=SplitResults(1, 1, 5, 20, 1, metrics))},
-        "confidence": {"level": 0.95, "method": "percentile bootstrap over questions", "resamples": 1000, "seed": 0},
+        "confidence": {"level": 0.95, "method": "jackknife over questions"},
         "signatures": {"rouge": "r", "bleu": "b"},
         "decoding": {"do_sample": False, "max_new_tokens": 64},
         "audits": {"causality": {"passed": True, "summary": "nothing moved", "largest_difference": 0.0}},
@@ -78,7 +78,7 @@ def test_likelihood_alone_is_complete_when_nothing_was_generated(tmp_path):
         ({"seconds": {"score": float("nan"), "generate": 1}}, "seconds.score is nan, not a finite number"),
         ({"audits": {"causality": {}}}, "audits.causality.passed is missing; audits.causality.summary is missing"),
         ({"audits": {"casuality": PASSED}}, "audits.casuality is no audit (did you mean 'causality'?)"),
-        ({"audits": {"sanity": {**PASSED, "more": {"nll": float("inf")}}}}, "audits.sanity.more.nll is inf"),
+        ({"audits": {"question": {**PASSED, "more": {"nll": float("inf")}}}}, "audits.question.more.nll is inf"),
         ({"splits": {"test": {**SPLIT, "clean": {**SPLIT, "examples": 0}}}}, "splits.test.clean.examples is 0"),
         ({"splits": {"test": {**SPLIT, "clean": {**SPLIT, "examples": 3}}}}, "clean has 3 examples, the split 2"),
         ({"splits": {"test": {"examples": 2}}}, "splits.test.bytes is missing"),
@@ -129,10 +129,15 @@ def test_a_folder_without_results_says_how_to_make_them(tmp_path):
         predictions(tmp_path)
 
 
-def test_a_failed_causality_audit_means_that_the_model_sees_the_future():
-    assert not results(audits={}).sees_the_future
-    assert not results(audits={"eos": {"passed": False}}).sees_the_future
-    assert results(audits={"causality": {"passed": False}}).sees_the_future
+def test_a_likelihood_that_cannot_be_believed_is_not_ranked_and_the_reason_is_said():
+    failed = {"passed": False}
+    assert results(audits={}).unranked is None
+    assert results(audits={"stopping": failed, "padding": failed, "question": failed}).unranked is None
+    assert results(audits={"causality": failed, "reproducibility": failed}).unranked == "it sees the future"
+    assert results(audits={"reproducibility": failed}).unranked == "its likelihood is not reproducible"
+    random = {"passed": False, "random": True}
+    assert "reproducible" in results(audits={"causality": failed, "reproducibility": random}).unranked
+    assert "score" in results(audits={"likelihood": failed}).unranked
 
 
 def test_intervals_that_touch_overlap():

@@ -10,7 +10,7 @@ from rouge_score import rouge_scorer
 
 from eval.metrics import bleu, rouge
 from eval.metrics.figures import measure, repetition
-from eval.statistics.uncertainty import bootstrap
+from eval.statistics.uncertainty import Figure, intervals
 
 PREDICTIONS = ["A bond is a loan to a firm or a state.", "Tax is due in April", "", "the same words here"]
 REFERENCES = [
@@ -106,7 +106,8 @@ def test_answers_to_one_question_are_drawn_together():
     names = [str(i) for i in range(40)]
 
     def width(statistics, clusters):
-        interval = bootstrap(statistics, clusters, lambda sums: {"mean": sums[0] / sums[1]})["mean"]
+        kinds = {"mean": Figure(1, low=-math.inf)}
+        interval = intervals(statistics, clusters, lambda sums: {"mean": sums[0] / sums[1]}, kinds)["mean"]
         assert interval.value == pytest.approx(values.mean())
         return interval.high - interval.low
 

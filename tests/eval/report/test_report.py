@@ -28,7 +28,9 @@ def test_numbers_in_the_page_are_those_of_results_json(tmp_path):
     runs = [make_run(tmp_path / "lora", 0.9123456), make_run(tmp_path / "gpt2", 1.9876543, "base")]
     page = page_of(*runs, out=tmp_path / "out")
     cells = [
-        attributes for tag, attributes in page.tags if tag == "td" and attributes.get("data-key", "rank") != "rank"
+        attributes
+        for tag, attributes in page.tags
+        if tag == "td" and attributes.get("data-key", "position") != "position"
     ]
     for number, run in enumerate(runs):
         results = Results.read(run)
@@ -58,12 +60,15 @@ def test_a_model_without_answers_has_none_in_the_page(tmp_path):
     assert not [attributes for _, attributes in page.tags if attributes.get("id") == "compare"]
 
 
-def test_models_that_share_a_rank_are_shown_so(tmp_path):
+def test_each_place_has_its_interval_of_ranks(tmp_path):
     runs = [make_run(tmp_path / "a", 0.90), make_run(tmp_path / "b", 0.91, noise=0.2), make_run(tmp_path / "c", 1.5)]
     page = page_of(*runs, out=tmp_path / "out")
-    assert page.words.count("shares rank 1 with 1 other") == 2
-    assert page.words.count("=1 ") == 2 and page.words.count("=3") == 0
-    assert "cannot be told apart by a paired test" in page.words and "no paired test" not in page.words
+    assert "1 1–2 a lora · rank 1–2" in page.words and "2 1–2 b lora · rank 1–2" in page.words
+    assert "3 3 c lora · rank 3" in page.words
+    marked = [attributes["class"] for _, attributes in page.tags if "candidate" in attributes.get("class", "")]
+    assert len(marked) == 2  # a and b may be the best
+    assert "A row may be better than one above it" in page.words and "no paired test" not in page.words
+    assert "rarer than 1 in 4 may be missing from these 12 questions" in page.words  # (1 − 1/4)^12 = 3 %
 
 
 def test_audits_are_badges_with_their_meaning_and_an_unranked_model_has_its_reason(tmp_path):
@@ -79,10 +84,10 @@ def test_audits_are_badges_with_their_meaning_and_an_unranked_model_has_its_reas
     assert "✗ 1 of 3 audits failed" in page.words and "✗ 1 of 1 audits failed" in page.words
     assert "No test question or answer stands, word for word or nearly, in the training data." in page.words
     assert "1 of 12 has a duplicate" in page.words and "Stopping" not in page.words  # an audit that no run has
-    assert page.words.index("0.900") < page.words.index("Not ranked, since") < page.words.index(f"cheat: {CAUSALITY}")
+    assert page.words.index("0.900") < page.words.index("Not ranked") < page.words.index(f"future. {CAUSALITY}.")
     assert "Copy the question" in page.words and "0.142" in page.words
     assert page.data["duplicated"] == [2]
-    assert [model["rank"] for model in page.data["models"]] == [1, None]
+    assert [model["position"] for model in page.data["models"]] == [1, None]
 
 
 def test_without_audits_nothing_is_said_of_them(tmp_path):
@@ -145,8 +150,8 @@ def test_hostile_text_becomes_no_element(tmp_path):
         dataset_at(tmp_path / folder / "finance", source={"name": source, "sha256": source, "rows": 1})
         for folder, source in sources
     )
-    audits = {"sanity": {"passed": True, "summary": "fine"}}
-    evil_audits = {"sanity": {"passed": True, "summary": HOSTILE}}
+    audits = {"question": {"passed": True, "summary": "fine"}}
+    evil_audits = {"question": {"passed": True, "summary": HOSTILE}}
     plain = [
         make_run(tmp_path / "x" / "lora", 0.9, name="lora", audits=audits, dataset_hash=data),
         make_run(tmp_path / "x" / "gpt2", 1.9, "base", name="gpt2", audits=audits, dataset_hash=data),

@@ -78,7 +78,7 @@ def study(tmp_path_factory) -> Path:
     runs = [make_run(folder / "lora", 0.9, ids=ids, audits=contaminated)]
     runs.append(make_run(folder / "gpt2", 1.9, "base", ids=ids))
     runs.append(make_run(folder / "full", 1.2, "full", ids=ids, noise=0.3))
-    special = {6: "what does a Zebra bond pay?", 8: HOSTILE}
+    special = {6: "what does a Zebra bond pay?", 8: HOSTILE, 3: "and what of a long question? " * 12}
 
     def change(number, row):
         row["instruction"] = f"Question {number + 1}: {special.get(number, '?')}"
@@ -154,7 +154,7 @@ def test_the_table_sorts_by_click_and_by_key(browser, study):
     page = opened(browser, study)
     names = page.locator("#ranking-table tbody th .named")
     assert names.all_text_contents() == ["lora", "full", "gpt2"]
-    assert page.get_attribute("#ranking-table th[data-key=rank]", "aria-sort") == "ascending"
+    assert page.get_attribute("#ranking-table th[data-key=position]", "aria-sort") == "ascending"
     page.get_by_role("button", name="Bits per byte").click()
     assert names.all_text_contents() == ["lora", "full", "gpt2"]
     page.get_by_role("button", name="Bits per byte").click()
@@ -171,9 +171,9 @@ def test_two_models_are_compared_in_either_direction(browser, study):
     page.select_option("#model-b", label="gpt2")
     said = "lora needs 1.000 bits per byte fewer than gpt2"
     expect(page.locator("#difference")).to_contain_text(said)
-    assert "p below 0.001, adjusted for 3 pairs below 0.001): lora is the better one." in page.text_content(
-        "#difference"
-    )
+    text = page.text_content("#difference")
+    assert "interval of the difference −1.000 to −1.000, p below 0.001, both for all 3 pairs at once)" in text
+    assert text.endswith("lora is the better one.")
     page.select_option("#model-a", label="gpt2")
     assert page.text_content("#difference") == "Choose two different models."
     page.select_option("#model-b", label="full")
@@ -187,6 +187,31 @@ def test_two_models_are_compared_in_either_direction(browser, study):
     assert page.input_value("#order") == "differ"
     assert page.locator("#questions details[open]").first.locator("h4").all_text_contents() == ["full", "gpt2"]
     assert page.evaluate("document.activeElement.tagName") == "SUMMARY" and page.wrong == []
+
+
+def test_a_pair_that_cannot_be_tested_or_that_few_questions_decide_is_said_so(browser, tmp_path):
+    runs = [make_run(tmp_path / name, bits, ids="abcd") for name, bits in (("a", 0.9), ("b", 1.0))]
+    report(*runs, out=tmp_path / "few")
+    page = opened(browser, tmp_path / "few" / "index.html")
+    expect(page.locator("#difference")).to_contain_text("There are too few questions to test the two.")
+    assert page.locator("#difference-chart svg").count() == 0 and page.wrong == []
+    runs = [make_run(tmp_path / name, 0.9) for name in ("c", "d")]
+    rewrite(runs[1], lambda number, row: row.update(nll=row["nll"] + 0.1 * (number == 3)))
+    report(*runs, out=tmp_path / "one")
+    page = opened(browser, tmp_path / "one" / "index.html")
+    said = "Few questions decide this difference: 1 holds 92 % of its variance."
+    expect(page.locator("#difference")).to_contain_text(said)
+
+
+@pytest.mark.parametrize("width", [390, 1200])
+def test_the_table_comes_early_and_figures_stay_beside_their_questions(browser, study, width):
+    page = opened(browser, study, width)
+    assert page.locator("#ranking-table").bounding_box()["y"] < 450
+    assert (page.locator("#found").bounding_box()["y"] < page.locator("#ranking").bounding_box()["y"]) == (width > 640)
+    expect(page.locator("#apart li")).to_have_count(8)
+    for entry in page.locator("#apart li").all():
+        whole, figure = entry.bounding_box(), entry.locator(".number").bounding_box()
+        assert whole["y"] <= figure["y"] and figure["y"] + figure["height"] <= whole["y"] + whole["height"] + 1
 
 
 def test_the_page_is_used_with_the_keyboard_alone(browser, study):
