@@ -85,6 +85,11 @@ class Grams:
         return np.repeat(np.arange(len(self), dtype=np.int32), self.sizes_N)
 
     @cached_property
+    def with_number_N(self) -> np.ndarray:
+        """How many grams of each text hold a number."""
+        return np.bincount(self.owners_G[self.values_G & 1 == 1], minlength=len(self))
+
+    @cached_property
     def of_numbers_N(self) -> np.ndarray:
         """The same number, 32 bits, for texts with the same numbers."""
         return np.array([zlib.crc32(" ".join(numbers).encode()) for numbers in self.numbers], np.uint64)

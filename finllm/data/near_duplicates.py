@@ -212,14 +212,20 @@ def _copied(inner: Grams, outer: Grams, one: np.ndarray, other: np.ndarray) -> n
 def _same_numbers(pairs: Pairs, texts: Sequence[str], ours: Grams, others: Sequence[str], theirs: Grams) -> Pairs:
     """The pairs without those that have other numbers in the same places.
 
-    A gram with a number that both texts have, with # for the number, is a place; in SAME_NUMBERS of the places or more
-    the number must be the same, too.
+    Of the shorter text's grams with a number, a share stands in the other one with # for the number: the same places.
+    SAME_NUMBERS of that share or more must stand there as it is written, too.
     """
     one, other = pairs
     some, one_masked = np.unique(one, return_inverse=True)
     some_others, other_masked = np.unique(other, return_inverse=True)
     ours_masked = Grams([texts[number] for number in some], *WIDTHS_COPIED)
     theirs_masked = Grams([others[number] for number in some_others], *WIDTHS_COPIED)
-    places = ours_masked.shared(one_masked, theirs_masked, other_masked, numbers_only=True)
-    same = ours.shared(one, theirs, other, numbers_only=True) >= SAME_NUMBERS * places
+    places = _share_with_numbers(ours_masked, one_masked, theirs_masked, other_masked)
+    same = _share_with_numbers(ours, one, theirs, other) >= SAME_NUMBERS * places
     return one[same], other[same]
+
+
+def _share_with_numbers(ours: Grams, one: np.ndarray, theirs: Grams, other: np.ndarray) -> np.ndarray:
+    """Which share of its grams with a number the text that has fewer grams has in common with the other."""
+    held = np.where(ours.sizes_N[one] <= theirs.sizes_N[other], ours.with_number_N[one], theirs.with_number_N[other])
+    return ours.shared(one, theirs, other, numbers_only=True) / np.maximum(held, 1)
