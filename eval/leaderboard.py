@@ -27,7 +27,8 @@ from rich.table import Table
 
 from eval.evaluated import Run, read_runs
 from eval.report import numbers, tables
-from eval.report.findings import caveats, finding, is_base_of, out_of_order, reference_of, spreads
+from eval.report.data import contamination_apart
+from eval.report.findings import caveats, finding, is_base_of, of_the_data, out_of_order, reference_of, spreads
 from eval.report.page import page
 from eval.statistics.comparison import compare, ranks, recipes
 from eval.statistics.uncertainty import TEST
@@ -87,14 +88,16 @@ def main(arguments: list[str] | None = None) -> None:
     comparisons = compare(runs)
     rank_of = ranks(runs, comparisons)
     runs = sorted(runs, key=lambda run: rank_of[run.name] or math.inf)  # stable: by bits per byte within a rank
+    contamination, runs = contamination_apart(runs)
     rows, pooled = rows_of(runs, rank_of), recipes(runs)
-    sentences, notes = finding(rows, confidence["level"]) + out_of_order(rows) + spreads(pooled), caveats(runs)
+    sentences = finding(rows, confidence["level"]) + out_of_order(rows) + spreads(pooled)
+    sentences, notes = sentences + of_the_data(contamination, runs), caveats(runs)
     floors = (
         max(runs, key=lambda run: run.split.generated).results.audits.get("memorisation", {}).get("baselines") or {}
     )
     text = tables.markdown(rows, sentences, notes)
     text += tables.below(rows, comparisons, pooled, floors, confidence["level"])
-    html = page(runs, rows, sentences, notes, options.split, comparisons, pooled)
+    html = page(runs, rows, sentences, notes, options.split, comparisons, pooled, contamination)
 
     content = {
         "split": options.split,
@@ -102,6 +105,7 @@ def main(arguments: list[str] | None = None) -> None:
         "confidence": confidence,
         "finding": sentences,
         "caveats": notes,
+        "contamination": contamination,
         "models": rows,
         "test": TEST,
         "comparisons": comparisons,

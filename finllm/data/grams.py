@@ -3,8 +3,8 @@
     "Wһat  will €1,000.00 be?"   →   " what will # be "   →   {" what", "what ", "hat w", …},  numbers {1000}
 
 Folding: Unicode NFKD, no accents and no characters that nobody sees, letters of other scripts that look like Latin ones
-as those, no case, one blank for all that is neither letter nor digit. Each number becomes `#` and is kept aside, so that
-a text and its numbers can be compared apart.
+as those, no case, one blank for all that is neither letter nor digit. Each number becomes `#` and is kept aside, so
+that a text and its numbers can be compared apart.
 Where a script has no blanks between words (finllm/text/words.py) a run is shorter: two characters there say what five
 letters say elsewhere.
 """
@@ -35,7 +35,7 @@ _BETWEEN_ASCII, _BETWEEN = re.compile("[^a-z0-9#]+"), regex.compile(r"[^\p{L}\p{
 
 
 def folded(text: str, masked: bool = True) -> tuple[str, tuple[str, ...]]:
-    """The text as it is compared, and its numbers in order of size as texts; `masked` puts # in their places."""
+    """The text as it is compared, and its numbers, sorted as texts; `masked` puts # in their places."""
     letters = text
     if not letters.isascii():
         letters = unicodedata.normalize("NFKD", letters).translate(_CAPITALS).casefold()
@@ -63,7 +63,8 @@ class Grams:
     """Texts as sets of grams. N texts, G grams in all.
 
     `values_G` are 31-bit hashes, sorted within a text, odd where the gram holds a number; text n has those from
-    `starts[n]` to `starts[n + 1]`, `sizes_N` of them. `numbers` and `words_N` are the numbers and the words of a text.
+    `starts[n]` to `starts[n + 1]`, `sizes_N` of them. `numbers` are those of a text,
+    and `words_N` counts its words that are none.
     """
 
     def __init__(self, texts: Sequence[str], width: int, width_alone: int, masked: bool = True):
@@ -126,7 +127,8 @@ def _hashed(texts: Sequence[str], width: int, width_alone: int) -> tuple[np.ndar
     firsts = ends - lengths
     left = np.repeat(ends, lengths) - np.arange(len(codes))  # characters from here to the text's end
     widths = np.full(len(codes), width)
-    words = np.add.reduceat((codes[:-1] == 32) & (codes[1:] != 32), firsts).astype(np.int64)
+    number = (codes == ord(MASK)) | ((codes >= ord("0")) & (codes <= ord("9")))
+    words = np.add.reduceat((codes[:-1] == 32) & (codes[1:] != 32) & ~number[1:], firsts).astype(np.int64)
     values = _rolled(codes, width)
     if not whole.isascii() and (signs := [ord(sign) for sign in set(whole) if stands_alone(sign)]):
         table = np.zeros(0x110000, bool)
@@ -136,7 +138,7 @@ def _hashed(texts: Sequence[str], width: int, width_alone: int) -> tuple[np.ndar
         narrow = alone | np.concatenate([alone[1:], [False]])
         values = np.where(narrow, _rolled(codes, width_alone), values)
         widths[narrow] = width_alone
-    digits = np.concatenate([[0], np.cumsum((codes == ord(MASK)) | ((codes >= 48) & (codes <= 57)))])
+    digits = np.concatenate([[0], np.cumsum(number)])
     whole_gram = left >= widths
     ends_of_grams = (np.arange(len(codes)) + widths)[whole_gram]
     holds_number = digits[ends_of_grams] > digits[:-1][whole_gram]

@@ -3,12 +3,12 @@
 Texts are compared as sets of character 5-grams, folded as finllm/data/grams.py says. Two are near duplicates where
 
     alike    |A ∩ B| ≥ ½ |A ∪ B| (Jaccard index; Broder 1997) and both hold the same numbers, or
-    inside   |A ∩ B| ≥ 0.9 |A|, A has eight words or more, and B holds all numbers of A.
+    inside   |A ∩ B| ≥ 0.9 |A|, A has seven words or more besides numbers, and B holds all numbers of A.
 
 The same question with other numbers is another question. Of answers a third way counts: 20-grams tell which parts are
 the same word for word, and where a third of the shorter one is, it was copied in part:
 
-    copied   |A ∩ B| ≥ 0.35 |A| in 20-grams, A has twenty words or more, and 0.8 of the numbers in the
+    copied   |A ∩ B| ≥ 0.35 |A| in 20-grams, A has 16 words or more besides numbers, and 0.8 of the numbers in the
              same places are the same.
 
 Pairs are proposed by MinHash with locality-sensitive hashing (alike) and by each text's rarest grams (inside, copied);
@@ -26,8 +26,8 @@ import numpy as np
 from finllm.data.grams import Grams, mixed
 
 WIDTHS = (5, 2)  # characters of a gram: in general, and where a character is a word
-ALIKE, INSIDE, LEAST_INSIDE = 0.5, 0.9, 8
-WIDTHS_COPIED, COPIED, LEAST_COPIED, SAME_NUMBERS = (20, 5), 0.35, 20, 0.8
+ALIKE, INSIDE, LEAST_INSIDE = 0.5, 0.9, 7
+WIDTHS_COPIED, COPIED, LEAST_COPIED, SAME_NUMBERS = (20, 5), 0.35, 16, 0.8
 
 BANDS, ROWS = 42, 3  # a pair of Jaccard index J is proposed with probability 1 − (1 − J³)⁴², at ½ with 0.996
 MOST_ALIKE = 32  # texts of one band's bucket that a text is held against; where there are more, all are alike
