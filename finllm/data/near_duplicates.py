@@ -12,7 +12,7 @@ the same word for word, and where a third of the shorter one is, it was copied i
              same places are the same.
 
 Pairs are proposed by MinHash with locality-sensitive hashing (alike) and by each text's rarest grams (inside, copied);
-the exact figures above then decide. The hashing is numpy's: at 100,000 texts datasketch's index takes more than 1 GB.
+the exact figures above then decide.
 docs/trust.md has the recall of each kind, and how often honest pairs are taken for near duplicates.
 """
 
