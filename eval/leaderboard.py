@@ -26,7 +26,8 @@ from rich.table import Table
 
 from eval.evaluated import Run, read_runs
 from eval.report import numbers, tables
-from eval.report.findings import caveats, finding, is_base_of, reference_of, spreads
+from eval.report.data import contamination_apart
+from eval.report.findings import caveats, finding, is_base_of, of_the_data, reference_of, spreads
 from eval.report.page import page
 from eval.statistics.comparison import TEST, Rank, compare, ranks
 from eval.statistics.seeds import compare_recipes, recipes
@@ -90,14 +91,16 @@ def main(arguments: list[str] | None = None) -> None:
     runs = read_runs(options.runs, options.split)
     confidence = runs[0].results.confidence
     comparisons = compare(runs)
+    contamination, runs = contamination_apart(runs)
     rows, pooled, compared = rows_of(runs, ranks(runs, comparisons)), recipes(runs), compare_recipes(runs)
-    sentences, notes = finding(rows, confidence["level"]) + spreads(pooled), caveats(runs)
+    sentences = finding(rows, confidence["level"]) + spreads(pooled) + of_the_data(contamination, runs)
+    notes = caveats(runs)
     floors = (
         max(runs, key=lambda run: run.split.generated).results.audits.get("memorisation", {}).get("baselines") or {}
     )
     text = tables.markdown(rows, sentences, notes)
     text += tables.below(rows, comparisons, pooled, compared, floors, LEVEL)
-    html = page(runs, rows, sentences, notes, options.split, comparisons, pooled, compared)
+    html = page(runs, rows, sentences, notes, options.split, comparisons, pooled, compared, contamination)
 
     content = {
         "split": options.split,
@@ -105,6 +108,7 @@ def main(arguments: list[str] | None = None) -> None:
         "confidence": confidence,
         "finding": sentences,
         "caveats": notes,
+        "contamination": contamination,
         "models": rows,
         "test": TEST,
         "comparisons": comparisons,

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from statistics import median
 from typing import Any
 
 import numpy as np
 
 from eval.metrics import bleu, rouge
-from finllm.data.near_duplicates import THRESHOLD, WORDS, NearDuplicates
+from finllm.data.near_duplicates import ALIKE, NearDuplicates
 from finllm.data.split import normalised_question
 from finllm.text.words import pieces
 
+WORDS = 5  # of the shortest run that counts as one, and of the shortest answer that can be a copy
+PART = 2048  # training texts that are held against the test texts at a time
 LONG_RUN = 20  # words of one training answer, verbatim, from which an answer counts as memorised
 MOST_MEMORISED = 0.05  # share of the answers
 
@@ -29,29 +31,34 @@ def answer_of(row: dict[str, str]) -> str:
 def contamination(test: Sequence[dict[str, str]], training: Sequence[dict[str, str]]) -> dict[str, Any]:
     """Exact and near duplicates of test questions and answers, in the training data and within the test split.
 
-    Exact is equal but for case, punctuation and white space; near is a Jaccard index of word 5-grams of half or more
-    (finllm/data/near_duplicates.py). An answer of fewer than five words is nobody's copy. `contaminated` holds the ids
-    of the test examples with a duplicate in the training data: the clean part is without them.
+    Exact is equal but for case, punctuation and white space; near is what finllm/data/near_duplicates.py calls so. An
+    answer of fewer than five words is nobody's copy. `contaminated` holds the ids of the test examples with a duplicate
+    in the training data: the clean part is without them. `other_numbers` counts the rest of the test examples whose
+    question stands in the training data with other numbers: that is another question, and no contamination.
     """
     figures: dict[str, Any] = {}
     contaminated: set[int] = set()
     within = {}
     for name, text_of in (("questions", question_of), ("answers", answer_of)):
-        exact, near, inside = _duplicates(test, training, text_of, least_words=WORDS if name == "answers" else 1)
+        exact, near, inside = _duplicates(test, training, text_of, answers=name == "answers")
         figures |= {f"exact_{name}": len(exact), f"near_{name}": len(near - exact)}
         within[name] = len(inside)
         contaminated |= exact | near
+    clean = [row for index, row in enumerate(test) if index not in contaminated]
+    other_numbers = _with_other_numbers([question_of(row) for row in clean], [question_of(row) for row in training])
     counts = "; ".join(
         f"{name}: {figures[f'exact_{name}']} exact, {figures[f'near_{name}']} near" for name in ("questions", "answers")
     )
     return {
         "passed": not contaminated,
         "summary": f"{len(contaminated):,} of {len(test):,} examples have a duplicate among {len(training):,} training "
-        f"examples ({counts}); {within['questions']} questions and {within['answers']} answers repeat within the split",
+        f"examples ({counts}); {within['questions']} questions and {within['answers']} answers repeat within the "
+        f"split; {other_numbers} other questions stand in training with other numbers",
         **figures,
         "within": within,
+        "other_numbers": other_numbers,
         "training_examples": len(training),
-        "threshold": THRESHOLD,
+        "threshold": ALIKE,
         "contaminated": sorted(test[index]["id"] for index in contaminated),
     }
 
@@ -60,27 +67,43 @@ def _duplicates(
     test: Sequence[dict[str, str]],
     training: Sequence[dict[str, str]],
     text_of: Callable[[dict[str, str]], str],
-    least_words: int,
+    answers: bool,
 ) -> tuple[set[int], set[int], set[int]]:
     """Positions of test rows with an exact and with a near duplicate in training, and of those that repeat another.
 
     Answers to one question are no repetition of each other's question.
     """
-    long_enough = [i for i, row in enumerate(test) if len(pieces(normalised_question(text_of(row)))) >= least_words]
-    if not long_enough:
-        return set(), set(), set()
-    texts = [text_of(test[index]) for index in long_enough]
-    folded = {normalised_question(text_of(row)) for row in training}
-    exact = {i for i, text in zip(long_enough, texts, strict=True) if normalised_question(text) in folded}
-    index = NearDuplicates(texts)
-    near = {long_enough[other] for found in index.search(map(text_of, training)) for other in found}
+
+    def long_enough(rows: Sequence[dict[str, str]]) -> list[int]:
+        least = WORDS if answers else 1
+        return [n for n, row in enumerate(rows) if len(pieces(normalised_question(text_of(row)))) >= least]
+
+    places = long_enough(test)
+    texts = [text_of(test[place]) for place in places]
+    others = [text_of(training[place]) for place in long_enough(training)]
+    folded = {normalised_question(text) for text in others}
+    exact = {place for place, text in zip(places, texts, strict=True) if normalised_question(text) in folded}
+    index = NearDuplicates(texts, answers)
+    near = {places[one] for part in _parts(others) for one in index.search(part)[0]}
     inside = set()
-    for number, found in enumerate(index.search(texts)):
-        row = test[long_enough[number]]
-        earlier = (test[long_enough[other]] for other in found if other < number)
-        if any(other["question_id"] != row["question_id"] for other in earlier):
-            inside.add(long_enough[number])
+    for one, other in zip(*index.search(texts), strict=True):
+        if other < one and test[places[one]]["question_id"] != test[places[other]]["question_id"]:
+            inside.add(places[one])
     return exact, near, inside
+
+
+def _with_other_numbers(questions: list[str], others: Sequence[str]) -> int:
+    """How many questions are among the others but for their numbers."""
+    count = 0
+    for part in _parts(others):
+        found = set(NearDuplicates(questions).other_numbers(part)[0].tolist())
+        count += len(found)
+        questions = [question for number, question in enumerate(questions) if number not in found]
+    return count
+
+
+def _parts(texts: Sequence[str]) -> Iterator[Sequence[str]]:
+    return (texts[start : start + PART] for start in range(0, len(texts), PART))
 
 
 def memorisation(rows: Sequence[dict[str, Any]], training: Sequence[dict[str, str]], trained: bool) -> dict[str, Any]:

@@ -11,6 +11,7 @@ import base64
 import json
 import math
 import zlib
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -30,12 +31,46 @@ def embed(content: Any) -> str:
     return text.replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e")
 
 
+def contamination_apart(runs: list[Run]) -> tuple[dict[str, Any] | None, list[Run]]:
+    """The contamination audit of the data, with `models`, whose it is; and the runs, these without it.
+
+    What stands in the training data is no fault of a model: it is said once, of the data. A run that was trained on
+    other data than most, or whose data are gone, has another audit and keeps it. Where there are as many of one as of
+    another, those count that were trained on the dataset that all are evaluated on. None where no run has this audit.
+    """
+    groups: dict[str, list[Run]] = {}
+    for run in runs:
+        audit = run.results.audits.get("contamination", {})
+        if audit.get("contaminated") is not None:
+            groups.setdefault(json.dumps(audit, sort_keys=True), []).append(run)
+    if not groups:
+        return None, runs
+
+    def weight(group: list[Run]) -> tuple[int, int]:
+        return len(group), sum(run.provenance.get("dataset_hash") == run.results.dataset["hash"] for run in group)
+
+    most = max(groups.values(), key=weight)
+    models = [run.name for run in most]
+    found = {**most[0].results.audits["contamination"], "models": models}
+    return found, [_without_contamination(run) if run.name in models else run for run in runs]
+
+
+def _without_contamination(run: Run) -> Run:
+    audits = {name: audit for name, audit in run.results.audits.items() if name != "contamination"}
+    return replace(run, results=replace(run.results, audits=audits))
+
+
 def figures(
-    runs: list[Run], rows: list[dict[str, Any]], colours: list[str], comparisons: list[dict[str, Any]]
+    runs: list[Run],
+    rows: list[dict[str, Any]],
+    colours: list[str],
+    comparisons: list[dict[str, Any]],
+    contamination: dict[str, Any] | None,
 ) -> dict[str, Any]:
     """What the scripts draw, sort and filter by; a model's `scores` are columns in the order of the questions."""
     order = [row["id"] for row in runs[0].predictions]
-    duplicated = {id for run in runs for id in run.results.audits.get("contamination", {}).get("contaminated") or ()}
+    audits = [contamination or {}, *(run.results.audits.get("contamination", {}) for run in runs)]
+    duplicated = {id for audit in audits for id in audit.get("contaminated") or ()}
     return {
         "models": [
             {

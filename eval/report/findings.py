@@ -73,6 +73,18 @@ def spreads(pooled: list[dict[str, Any]]) -> list[str]:
     ]
 
 
+def of_the_data(contamination: dict[str, Any] | None, runs: list[Run]) -> list[str]:
+    """A sentence where examples have a duplicate in the training data: of the data, not of a model."""
+    if not contamination or contamination["passed"]:
+        return []
+    models, number = contamination["models"], len(contamination["contaminated"])
+    whose = "" if len(models) == len(runs) else f" of {listing(models)}"
+    return [
+        f"{number:,} of the {runs[0].split.examples:,} examples compared on "
+        f"{'has' if number == 1 else 'have'} a duplicate in the training data{whose}: see the data card."
+    ]
+
+
 def caveats(runs: list[Run]) -> list[str]:
     """What a reader must know before comparing the columns of this very table."""
     written = [run for run in runs if run.split.generated]
@@ -110,8 +122,8 @@ def caveats(runs: list[Run]) -> list[str]:
             for run in cleaner
         )
         said.append(
-            "Some test examples have a duplicate in the training data. Bits per byte without them, and how many are "
-            f"left of {runs[0].split.examples}: {bits}."
+            "Bits per byte without the examples that have a duplicate in the training data, and how many are left of "
+            f"{runs[0].split.examples}: {bits}."
         )
     if fewer:
         said.append(f"ROUGE, BLEU and stop rate cover {most} answers, but only {', '.join(fewer)}.")

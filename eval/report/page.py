@@ -56,6 +56,7 @@ def page(
     comparisons: Sequence[dict[str, Any]] = (),
     recipes: Sequence[dict[str, Any]] = (),
     recipe_comparisons: Sequence[dict[str, Any]] = (),
+    contamination: dict[str, Any] | None = None,
 ) -> str:
     """index.html as text; `rows` are the runs' rows in the same order, the others those of leaderboard.json."""
     style = (FOLDER / "page.css").read_text(encoding="utf-8")
@@ -88,6 +89,7 @@ def page(
             dataset=Path(runs[0].results.dataset["name"]).name
             or "dataset",  # the name may be a path of another machine
             card=data.data_card(runs),
+            contamination=contamination,
             scale=(
                 min(min(each["low"], each["value"]) for each in bits),
                 max(max(each["high"], each["value"]) for each in bits),
@@ -96,7 +98,7 @@ def page(
             policy=f"default-src 'none'; {allowed}; base-uri 'none'; form-action 'none'",
             style=Markup(style),
             script=Markup(script),
-            data=Markup(data.embed(data.figures(runs, rows, colours, comparisons))),
+            data=Markup(data.embed(data.figures(runs, rows, colours, comparisons, contamination))),
             packs=[Markup(pack) for pack in data.packs(runs)],
         )
     )

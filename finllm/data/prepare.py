@@ -209,7 +209,7 @@ def _deal(rows: Iterable[Row], splits: dict[str, SplitFile], settings: Settings)
     if settings.cluster_near_duplicates:  # a question goes where the first of its near duplicates goes: all are held
         rows = list(rows)
         questions = [normalised_question(row.instruction, row.input) for row in rows]
-        first = clusters(questions)
+        first = clusters([f"{row.instruction}\n{row.input}" for row in rows])
     ids: Counter[int] = Counter()
     for number, row in enumerate(rows):
         question = normalised_question(row.instruction, row.input)
@@ -285,7 +285,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--cluster_near_duplicates",
         action="store_true",
-        help="keep questions that share half of their word 5-grams in one split",
+        help="keep questions that are nearly the same, or one inside the other, in one split (see docs/data.md)",
     )
     parser.add_argument("--overwrite", action="store_true", help="replace another dataset dir in DIR")
 

@@ -81,13 +81,43 @@ def test_audits_are_badges_with_their_meaning_and_an_unranked_model_has_its_reas
     good = make_run(tmp_path / "good", 0.9, audits=audits)
     cheat = make_run(tmp_path / "cheat", 0.1, audits={"causality": {"passed": False, "summary": CAUSALITY}})
     page = page_of(good, cheat, out=tmp_path / "out")
-    assert "✗ 1 of 3 audits failed" in page.words and "✗ 1 of 1 audits failed" in page.words
-    assert "No test question or answer stands, word for word or nearly, in the training data." in page.words
-    assert "1 of 12 has a duplicate" in page.words and "Stopping" not in page.words  # an audit that no run has
+    assert "✓ 2 audits passed" in page.words and "✗ 1 of 1 audits failed" in page.words
+    assert page.words.count("1 of 12 has a duplicate") == 1 and "Stopping" not in page.words  # an audit that no run has
     assert page.words.index("0.900") < page.words.index("Not ranked") < page.words.index(f"future. {CAUSALITY}.")
     assert "Copy the question" in page.words and "0.142" in page.words
     assert page.data["duplicated"] == [2]
     assert [model["position"] for model in page.data["models"]] == [1, None]
+
+
+def test_contamination_is_said_once_of_the_data_and_of_a_model_only_where_its_training_data_differ(tmp_path):
+    def copies(*ids):
+        return {"contamination": {"passed": not ids, "summary": f"{len(ids)} copies", "contaminated": list(ids)}}
+
+    sound = {"question": {"passed": True, "summary": "sound"}}
+    runs = [make_run(tmp_path / name, bits, audits=sound | copies("a", "c")) for name, bits in (("x", 0.9), ("y", 1.5))]
+    alike = report(*runs, out=tmp_path / "alike")
+    head = "2 of the 12 examples compared on have a duplicate in the training data: see the data card."
+    page, text = Page(tmp_path / "alike/index.html"), (tmp_path / "alike/leaderboard.md").read_text()
+    assert alike["finding"][-1] == head and alike["contamination"]["models"] == ["x", "y"]
+    assert page.words.count("2 copies") == 1 and "Contamination ✗ 2 copies" in page.words
+    assert page.words.count(head) == 1 and page.words.count("✓ 1 audits passed") == 2
+    assert text.count(head) == 1 and "did not pass" not in text
+    assert page.data["duplicated"] == [0, 2]
+
+    runs.append(make_run(tmp_path / "z", 2.0, audits=sound | copies("b")))
+    content = report(*runs, out=tmp_path / "apart")
+    page, text = Page(tmp_path / "apart/index.html"), (tmp_path / "apart/leaderboard.md").read_text()
+    assert content["finding"][-1].endswith("in the training data of x and y: see the data card.")
+    assert page.words.count("✗ 1 of 2 audits failed") == 1 and page.words.count("see the data ") >= 2
+    assert "z, contamination: 1 copies" in text and "2 copies" not in text
+    assert page.data["duplicated"] == [0, 1, 2]
+
+    write_json(tmp_path / "z/provenance.json", {"dataset_hash": "d1"})  # one of each: the data are those evaluated on
+    content = report(runs[0], runs[2], out=tmp_path / "one_of_each")
+    assert content["contamination"]["models"] == ["z"] and "contamination" in content["models"][0]["audits"]
+    gone = {"contamination": {"passed": False, "summary": "its data are not here"}}
+    content = report(make_run(tmp_path / "gone", 1.0, audits=gone), out=tmp_path / "of_gone")
+    assert content["contamination"] is None and "contamination" in content["models"][0]["audits"]
 
 
 def test_without_audits_nothing_is_said_of_them(tmp_path):

@@ -11,8 +11,6 @@ from rouge_score import rouge_scorer
 from rouge_score.tokenizers import DefaultTokenizer
 
 from eval.metrics import rouge
-from finllm.data.near_duplicates import grams_of
-from finllm.data.split import normalised_question
 from finllm.text.words import pieces, words
 
 SAMPLE = Path(__file__).parents[3] / "finllm" / "data" / "sample"
@@ -30,9 +28,6 @@ def test_english_words_are_those_of_before(english):
     assert len(english) > 300 and any("£" in text for text in english)
     assert [words(text) for text in english] == [own.tokenize(text) for text in english]
     assert [pieces(text) for text in english] == [text.split() for text in english]
-    for text in english:
-        folded = normalised_question(text).split()
-        assert grams_of(text) == frozenset(" ".join(folded[i : i + 5]) for i in range(max(1, len(folded) - 4)))
 
 
 def test_any_ascii_and_signs_among_it_give_the_words_of_before():

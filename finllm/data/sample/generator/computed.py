@@ -57,13 +57,11 @@ WORDINGS = yaml.safe_load((files("finllm.data.sample.generator") / "wordings.yam
 FAMILIES = tuple(Family(kind, draw, **WORDINGS[kind]) for kind, draw in DRAWS.items())
 
 
-def normalised(text: str) -> str:
-    """Text in lower case with only letters, digits and single spaces: what must differ between two rows."""
-    return " ".join(re.sub(r"[^a-z0-9 ]", "", text.lower()).split())
-
-
 def family_rows(family: Family) -> Iterator[dict[str, str]]:
-    """The rows of one family; every third keeps its figures in `input`. The same on every run."""
+    """The rows of one family; every third keeps its figures in `input`. The same on every run.
+
+    No two have the same figures: in another currency and other words they would still be one sum.
+    """
     rng = Random(f"{SEED} {family.kind}")  # one stream per family: a change to one leaves the others as they are
     questions, requests, seen = cycle(family.questions), cycle(family.requests), set[str]()
     while len(seen) < ROWS_PER_FAMILY:
@@ -78,7 +76,7 @@ def family_rows(family: Family) -> Iterator[dict[str, str]]:
         with_data = len(seen) % 3 == 2
         instruction = next(requests if with_data else questions).format_map(slots)
         data = family.data.format_map(slots) if with_data else ""
-        key = normalised(f"{instruction} {data}")
+        key = " ".join(sorted(re.findall(r"\d[\d,.]*\d|\d", f"{instruction} {data}")))
         if key in seen:
             continue
         seen.add(key)
