@@ -8,6 +8,8 @@ through eval/models/language_model.py.
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Sequence
 from typing import Any
 
@@ -48,7 +50,7 @@ def audit(
         gone = {"passed": False, "summary": said + "can be said of copies"}
         found |= {"contamination": gone, "memorisation": dict(gone)}
     else:
-        found["contamination"] = overlap.contamination(examples, training)
+        found["contamination"] = _contamination(examples, training)
         found["memorisation"] = overlap.memorisation(rows, training, trained)
     max_length = run.config().get("max_length") if trained else None
     found["stopping"] = stopping(model, training if trained else None, max_length, rows)
@@ -56,6 +58,17 @@ def audit(
     found["padding"] = padding(model, pairs, scores)
     found["question"] = question(model, rows, pairs, scores)
     return {name: found[name] for name in AUDITS}
+
+
+_OF_DATA: dict[str, dict[str, Any]] = {}
+
+
+def _contamination(examples: list[dict[str, str]], training: list[dict[str, str]]) -> dict[str, Any]:
+    """It is of the data, which most models of a command share, and takes a minute on 50,000 rows: found out once."""
+    key = hashlib.sha256(json.dumps([examples, training]).encode()).hexdigest()
+    if key not in _OF_DATA:
+        _OF_DATA[key] = overlap.contamination(examples, training)
+    return dict(_OF_DATA[key])
 
 
 def stopping(
