@@ -1,5 +1,5 @@
-# make demo   set everything up and run the whole comparison on the bundled data: 7 minutes on 2 CPU cores with bfloat16,
-#             some 10 without
+# make demo   set everything up and run the whole comparison on the bundled data: some 10 minutes on 2 CPU cores with
+#             bfloat16, some 18 without
 # make test   set everything up and run the tests
 # Both go on where they were stopped. WORKERS is how many processes test at a time, each with one thread and some
 # 2 GB: as many as there are cores are fastest. BASE is the base model: a hub id, a folder, a .gguf file, or
@@ -26,7 +26,7 @@ SCRATCH := $(BIN)/python baselines/scratch/train.py --config recipes/configs/dem
 TRAINED := full lora as_published causal seq2seq
 ON_DATA := --dataset_name $(DEMO)/data
 # What two cores can do in the demo's minutes; without these, every test question is scored and answered.
-EVALUATION ?= --max_examples 48 --max_generated 24 --max_new_tokens 64 --batch_size 24
+EVALUATION ?= --max_examples 48 --max_generated 24 --max_new_tokens 96 --batch_size 24
 
 .PHONY: setup demo test lint clean
 
