@@ -17,6 +17,9 @@ from torch.nn.functional import cross_entropy
 ROOT = Path(__file__).resolve().parents[2]
 RATE, STEPS = 0.05, 3
 LORA = ("--use_peft", "true", "--lora_r", "4", "--lora_dropout", "0", "--lora_target_modules")
+# transformers' generate counts the positions of these from 0, their own forward from the padding id on: what they write
+# is another function's than what is scored, and the audit says so.
+WRITTEN_OTHERWISE = ("roberta as a decoder",)
 REFUSED = {"bert": "sees the future", "t5": "encoder"}
 
 
@@ -132,8 +135,9 @@ def test_an_architecture_has_transformers_own_loss_and_gradients_from_loading_to
         assert done.status == 0, done.err
         results = json.loads((run / "eval" / "results.json").read_text())
         assert results["splits"]["test"]["metrics"]["nll_per_token"]["value"] == pytest.approx(test, rel=1e-4)
-        of_likelihood = ("causality", "reproducibility", "likelihood", "padding", "question")
-        assert all(results["audits"][name]["passed"] for name in of_likelihood), results["audits"]
+        of_likelihood = ("causality", "reproducibility", "likelihood", "question")
+        assert all(results["audits"][audit]["passed"] for audit in of_likelihood), results["audits"]
+        assert results["audits"]["padding"]["passed"] == (name not in WRITTEN_OTHERWISE)
     assert row_of(name, folder, runs) in ROWS.read_text(encoding="utf-8").splitlines()
 
 

@@ -89,5 +89,6 @@ def test_what_another_model_or_other_settings_left_is_not_taken(evaluate, datase
     assert "before this evaluation was stopped" not in (tmp_path / "killed.txt").read_text()
     rows = len((folder / "predictions.jsonl").read_text().splitlines())
     assert rows == (4 if "--max_examples" in more else len(DatasetDir(dataset_dir).rows("test")))
-    assert again["score"] >= (2 if more[:1] in (("--batch_size",), ("--max_examples",)) else BATCHES) + 2
+    audited = 1  # references after another's question
+    assert again["score"] >= (2 if more[:1] in (("--batch_size",), ("--max_examples",)) else BATCHES) + audited
     assert not (folder / ".partial").exists()
