@@ -48,9 +48,14 @@ def tolerance(model: LanguageModel) -> float:
     return COARSE_TOLERANCE if model.description.dtype == "int8" else TOLERANCE
 
 
+def by_length(pairs: Sequence[Pair]) -> list[int]:
+    """Positions of the examples, shortest first."""
+    return sorted(range(len(pairs)), key=lambda index: len(pairs[index][0]) + len(pairs[index][1]))
+
+
 def texts_to_look_at(pairs: Sequence[Pair]) -> list[int]:
     """The longest, the median and some random ones: a fault may begin late, or in long texts alone."""
-    order = sorted(range(len(pairs)), key=lambda index: len(pairs[index][0]) + len(pairs[index][1]))
+    order = by_length(pairs)
     ordinary = dict.fromkeys([order[-1], order[len(order) // 2]])
     others = [index for index in order if index not in ordinary]
     return [*ordinary, *_generator(pairs).sample(others, min(RANDOM_TEXTS, len(others)))]
@@ -77,15 +82,15 @@ def causality(
         moved = [look for look in looks if not look.moved <= limit]  # NaN has moved
         largest = float(np.max([*(look.moved for look in looks), before, itself]))
         moves = not largest <= limit
-        by_length = bool(moved) and before <= limit and _is_length_alone(model, pairs, moved)
-        knows_end = by_length and _knows_the_end(model, pairs, looks)
+        of_length = bool(moved) and before <= limit and _is_length_alone(model, pairs, moved)
+        knows_end = of_length and _knows_the_end(model, pairs, looks)
     reads_answer = _prompt_depends_on_response(model, rows, pairs)
     counted = f"{len(looks)} tokens of {len({look.text for look in looks})} texts, tolerance {limit:g}"
     if reads_answer:
         said = "the prompt's ids are others with another response: it reads what it is asked for"
     elif knows_end:
         said = f"log-probabilities move by up to {largest:.3g} nats with the text's end: it knows where the text ends"
-    elif by_length:
+    elif of_length:
         said = (
             f"log-probabilities move by up to {largest:.3g} nats with the number of tokens in the whole text and with "
             "nothing that stands in it: no leak, but likelihoods of long and short texts are of two models"
@@ -98,10 +103,10 @@ def causality(
     else:
         said = f"log-probabilities move by at most {largest:.1g} nats when the rest is cut off or replaced"
     return {
-        "passed": not reads_answer and not knows_end and (by_length or not moves),
+        "passed": not reads_answer and not knows_end and (of_length or not moves),
         "summary": f"{said} ({counted})",
         "largest_difference": largest if np.isfinite(largest) else None,
-        "depends_on_length": by_length,
+        "depends_on_length": of_length,
         "unnormalised": unnormalised if np.isfinite(unnormalised) else None,
         "tolerance": limit,
         "tokens": len(looks),

@@ -28,14 +28,9 @@ def tolerance(model: LanguageModel) -> float:
     return TOLERANCE.get(model.description.dtype, COARSE_TOLERANCE)
 
 
-def by_length(pairs: Sequence[Pair]) -> list[int]:
-    """Positions of the examples, shortest first."""
-    return sorted(range(len(pairs)), key=lambda index: len(pairs[index][0]) + len(pairs[index][1]))
-
-
 def sample(pairs: Sequence[Pair], size: int) -> list[int]:
     """Positions of `size` examples from the shorter ones: above the lower quartile in tokens, so cheap and ordinary."""
-    order = by_length(pairs)
+    order = causal.by_length(pairs)
     start = min(len(order) // 4, max(0, len(order) - size))
     return order[start : start + size]
 
@@ -46,7 +41,7 @@ def reproducibility(model: LanguageModel, pairs: Sequence[Pair]) -> dict[str, An
     A short and a long text go through the model together, so that one is padded; once more; and each alone. In float32:
     dropout that was left on is to be told from rounding.
     """
-    order = by_length(pairs)
+    order = causal.by_length(pairs)
     some = [pairs[index] for index in dict.fromkeys([order[0], order[len(order) * 9 // 10]])]
     with model.in_float32():
         first, again = model.log_probs(some), model.log_probs(some)
