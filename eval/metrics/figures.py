@@ -14,7 +14,7 @@ from finllm.text.words import pieces
 # By their columns of summed statistics, see measure and _statistics
 LIKELIHOOD = {
     "nll_per_token": Figure(1),
-    "perplexity": Figure(1, exponential=True),
+    "perplexity": Figure(1, low=1, exponential=True),
     "bits_per_byte": Figure(3),
     "token_accuracy": Figure(1, high=1),
 }

@@ -181,3 +181,13 @@ def test_seeds_and_questions_both_widen_the_interval_of_a_mean():
     own = Spread.of(*ratios((bits.mean(1) - bits[:, :2].mean(1))[:, None], size[:, None])[1:])
     both = own.error**2 + seeds + bits[:, :2].mean(0).var(ddof=1) / 2
     assert wider.error**2 == pytest.approx(both)
+
+
+def test_no_perplexity_is_below_one_where_few_questions_leave_all_open():
+    from eval.metrics import perplexity
+    from eval.metrics.figures import LIKELIHOOD
+
+    statistics = np.array([[30.0, 10, 5, 50], [1.0, 2, 1, 9], [2.0, 40, 9, 200]])  # nats, tokens, right ones, bytes
+    found = intervals(statistics, ["a", "b", "c"], lambda sums: perplexity.from_sums(*sums), LIKELIHOOD)
+    assert found["nll_per_token"].low == 0 and found["perplexity"].low == 1
+    assert found["perplexity"].high == pytest.approx(math.exp(found["nll_per_token"].high))
