@@ -11,7 +11,7 @@ import re
 from collections.abc import Callable, Collection, Iterable, Iterator
 from typing import NamedTuple
 
-from finllm.data.schema import Row
+from finllm.data.schema import Row, Turn
 from finllm.errors import did_you_mean, raise_problems
 
 
@@ -40,7 +40,13 @@ PLAIN = re.compile(r"[\t\n\x20-\x25\x27-\x7e]*")
 
 def _in_every_field(change: Callable[[str], str]) -> Callable[[Row], Row]:
     def change_row(row: Row) -> Row:
-        return Row(change(row.instruction), change(row.input), change(row.output), row.file, row.number)
+        return row._replace(
+            instruction=change(row.instruction),
+            input=change(row.input),
+            output=change(row.output),
+            system=change(row.system),
+            history=tuple(Turn(turn.role, change(turn.content)) for turn in row.history),
+        )
 
     return change_row
 
@@ -162,7 +168,15 @@ class Cleaning:
 
 
 def _hash_of(row: Row) -> int:
-    return int.from_bytes(hashlib.blake2b("\0".join(row[:3]).encode(), digest_size=16).digest())
+    return int.from_bytes(hashlib.blake2b(text_of(row).encode(), digest_size=16).digest())
+
+
+def text_of(row: Row) -> str:
+    """All that a row says, as one text that tells it from every other row."""
+    texts = "\0".join(row[:3])
+    if row.system or row.history:
+        texts = "\0".join((texts, row.system, *(text for turn in row.history for text in turn)))
+    return texts
 
 
 def check_steps(names: Iterable[str]) -> None:

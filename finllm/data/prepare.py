@@ -16,7 +16,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any
 
-from finllm.data.clean import STEPS, Cleaning, Rejected, check_steps
+from finllm.data.clean import STEPS, Cleaning, Rejected, check_steps, text_of
 from finllm.data.dataset_dir import FILES, DatasetDir, dataset_hash, is_dataset_dir
 from finllm.data.near_duplicates import clusters
 from finllm.data.rows import RawRow, Source, find_source, read_rows, source_hash, track
@@ -188,16 +188,29 @@ class SplitFile:
     @classmethod
     @contextlib.contextmanager
     def open(cls, path: Path) -> Iterator[SplitFile]:
-        with atomic_open(path) as file:
+        with atomic_open(path, "w+") as file:
             yield cls(file)
 
-    def add(self, row: dict[str, str], deciding: str) -> None:
-        line = json.dumps(row, ensure_ascii=False) + "\n"
-        self.file.write(line)
-        self.digest.update(line.encode())
+    def add(self, row: dict[str, Any], deciding: str) -> None:
+        self._write(row)
         self.rows += 1
         self.questions.add(int(row["question_id"], 16))
         self.deciding.add(int(deciding, 16))
+
+    def add_conversation_fields(self) -> None:
+        """Give the rows written so far the two fields of a conversation, empty: all rows of a dataset have the same."""
+        self.file.seek(0)
+        rows = [json.loads(line) for line in self.file]
+        self.file.seek(0)
+        self.file.truncate()
+        self.digest = hashlib.sha256()
+        for row in rows:
+            self._write({**row, "system": "", "history": []})
+
+    def _write(self, row: dict[str, Any]) -> None:
+        line = json.dumps(row, ensure_ascii=False) + "\n"
+        self.file.write(line)
+        self.digest.update(line.encode())
 
     def described(self) -> dict[str, Any]:
         return {"rows": self.rows, "questions": len(self.questions), "sha256": self.digest.hexdigest()}
@@ -208,18 +221,32 @@ def _deal(rows: Iterable[Row], splits: dict[str, SplitFile], settings: Settings)
     questions: list[str] | None = None
     if settings.cluster_near_duplicates:  # a question goes where the first of its near duplicates goes: all are held
         rows = list(rows)
-        questions = [normalised_question(row.instruction, row.input) for row in rows]
+        questions = [question_of(row) for row in rows]
         first = clusters([f"{row.instruction}\n{row.input}" for row in rows])
     ids: Counter[int] = Counter()
+    conversations = False
     for number, row in enumerate(rows):
-        question = normalised_question(row.instruction, row.input)
-        row_id = _sixteen_hex("\0".join(row[:3]))
+        question = question_of(row)
+        row_id = _sixteen_hex(text_of(row))
         ids[int(row_id, 16)] += 1
         copies = ids[int(row_id, 16)]
         decides = question if questions is None else questions[first[number]]
         split = split_of(decides, settings.seed, settings.validation_fraction, settings.test_fraction)
         written = {"id": row_id if copies == 1 else f"{row_id}-{copies}", "question_id": _sixteen_hex(question)}
-        splits[split].add({**written, **dict(zip(FIELDS, row[:3], strict=True))}, _sixteen_hex(decides))
+        written |= zip(FIELDS, row[:3], strict=True)
+        if (row.system or row.history) and not conversations:
+            conversations = True
+            for file in splits.values():
+                file.add_conversation_fields()
+        if conversations:
+            written |= {"system": row.system, "history": [turn._asdict() for turn in row.history]}
+        splits[split].add(written, _sixteen_hex(decides))
+
+
+def question_of(row: Row) -> str:
+    """The normalised question of a row: its system text and what the user said before the first answer."""
+    asked = (row.history[0].content, "") if row.history else (row.instruction, row.input)
+    return normalised_question(f"{row.system}\n{asked[0]}" if row.system else asked[0], asked[1])
 
 
 def _sixteen_hex(text: str) -> str:

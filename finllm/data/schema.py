@@ -13,14 +13,27 @@ COLUMNS = {field: field for field in FIELDS}
 MAX_LISTED = 20
 
 
+class Turn(NamedTuple):
+    """One turn of a conversation, as `Row.history` holds it."""
+
+    role: str  # "user" or "assistant"
+    content: str
+
+
 class Row(NamedTuple):
-    """One example, and where it came from (`number` as in `RawRow`)."""
+    """One example, and where it came from (`number` as in `RawRow`).
+
+    `instruction`, `input` and `output` are the last user turn, its input and the last assistant turn. `history` holds
+    the turns before them, of the user and the assistant by turns, the user's first; it is empty in a row of one turn.
+    """
 
     instruction: str
     input: str
     output: str
     file: str
     number: int
+    system: str = ""
+    history: tuple[Turn, ...] = ()
 
 
 def check_rows(raw_rows: Iterable[RawRow], columns: Mapping[str, str], name: str) -> Iterator[Row]:

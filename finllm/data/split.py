@@ -1,7 +1,8 @@
 """Train, validation and test by question: no question stands in two splits, and new rows move no old question.
 
-A question is the instruction, plus the input where there is one, normalised: Unicode NFKC, case-folded, punctuation
-dropped, white space folded. SHA-256 of seed and question gives a number in [0, 1), the same for ever:
+A question is the system text where there is one, and what the user says before the first answer: the instruction, plus
+the input where there is one. It is normalised: Unicode NFKC, case-folded, punctuation dropped, white space folded.
+SHA-256 of seed and question gives a number in [0, 1), the same for ever:
 
     0 ──── test ──── test_fraction ──── validation ──── + validation_fraction ──────────── train ──────────── 1
 

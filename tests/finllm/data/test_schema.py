@@ -16,7 +16,7 @@ def check(*fields, columns=COLUMNS):
 
 def test_extra_columns_go_and_places_stay():
     (row,) = check({**GOOD, "topic": "shares", "score": 3})
-    assert row == ("What is a share?", "", "A part of a company.", "a.jsonl", 1)
+    assert row == ("What is a share?", "", "A part of a company.", "a.jsonl", 1, "", ())
 
 
 def test_input_may_be_absent_or_null():
