@@ -1,13 +1,14 @@
 """The dataset dir: what `finllm prepare` leaves on disk and all later stages read.
 
 DATASET_DIR/
-  manifest.json      source and its hash, columns, what each cleaning step did, split settings, a hash a split
+  manifest.json      source and its hash, files and columns read and left out, what each step did, a hash a split
   train.jsonl        {"id", "question_id", "instruction", "input", "output"} a line, and where any row of the three
                      splits has a system text or earlier turns, in every line also "system" (text, or "") and "history"
                      ([{"role", "content"}], user and assistant by turns, or [])
   validation.jsonl
   test.jsonl
-  rejected.jsonl     {"row", "file", "line", "reason"} a line: rows that cleaning dropped, as they were read
+  rejected.jsonl     {"row", "file", "line", "reason"} a line: rows that were left out, as they were read
+  changed.jsonl      {"file", "line", "step", "field", "before", "after"} a line: what cleaning changed in the others
 """
 
 from __future__ import annotations
@@ -29,7 +30,8 @@ if TYPE_CHECKING:
 
 ROW_FIELDS = ("id", "question_id", "instruction", "input", "output")
 CONVERSATION_FIELDS = ("system", "history")  # in all rows of a dataset, or in none
-FILES = ("manifest.json", *(f"{split}.jsonl" for split in SPLITS), "rejected.jsonl")
+FILES = ("manifest.json", *(f"{split}.jsonl" for split in SPLITS), "rejected.jsonl", "changed.jsonl")
+LATER = ("changed.jsonl",)  # what dataset dirs of an earlier version lack
 MANIFEST_KEYS = ("source", "template", "columns", "cleaning", "split", "splits", "rejected", "sha256")
 
 
@@ -59,7 +61,7 @@ class DatasetDir:
             )
         self.manifest: dict[str, Any] = read_json(self.path / "manifest.json")
         problems = [f"manifest.json has no '{key}'" for key in MANIFEST_KEYS if key not in self.manifest]
-        problems += [f"{name} is missing" for name in FILES if not (self.path / name).is_file()]
+        problems += [f"{name} is missing" for name in FILES if name not in LATER and not (self.path / name).is_file()]
         raise_problems(problems, f"{self.path}, which is not a whole dataset dir; prepare it anew")
         found = {name: sha256_of_file(self.path / f"{name}.jsonl") for name in SPLITS}
         changed = [problem for name in SPLITS if (problem := self._changed(name, found[name]))]
