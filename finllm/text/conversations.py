@@ -78,7 +78,7 @@ class Conversations:
         asks, asks_later, whole, whole_later = (each.text for each in found)
         for one, other in ((asks, asks_later), (whole, whole_later)):
             if one != other:
-                place = apart(one, other)
+                place = max(0, apart(one, other) - 8)
                 raise self.unfit(
                     f"writes the date: {one[place:][:30]!r} on one day and {other[place:][:30]!r} on another, so a "
                     "model would not be asked as it was trained"
