@@ -19,6 +19,7 @@ from eval.audits.likelihood import likelihood, padding, question, reproducibilit
 from eval.models.language_model import LanguageModel, Score
 from eval.results import AUDITS
 from finllm.run_dir import RunDir
+from finllm.text.prompts import TEMPLATE_HASH
 
 TRAINING_SAMPLE = 1000  # training examples whose length is looked at
 LEAST_EOS_SHARE, LEAST_STOP_RATE = 0.95, 0.5
@@ -107,7 +108,7 @@ def _percent(share: float) -> str:
     return f"{100 * share:.3g} %"
 
 
-def template(trained: bool, trained_with: str | None, asked_with: str) -> dict[str, Any]:
+def template(trained: bool, trained_with: str | None, asked_with: str = TEMPLATE_HASH) -> dict[str, Any]:
     """The template of evaluation and generation is, by its hash, the one that the run's provenance names."""
     if not trained:
         said, passed = f"not trained here; asked with template {asked_with[:12]}", True

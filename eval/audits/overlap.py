@@ -12,6 +12,7 @@ import numpy as np
 from eval.metrics import bleu, rouge
 from finllm.data.near_duplicates import ALIKE, NearDuplicates
 from finllm.data.split import normalised_question
+from finllm.text.prompts import history_of
 from finllm.text.words import pieces
 
 WORDS = 5  # of the shortest run that counts as one, and of the shortest answer that can be a copy
@@ -20,8 +21,10 @@ LONG_RUN = 20  # words of one training answer, verbatim, from which an answer co
 MOST_MEMORISED = 0.05  # share of the answers
 
 
-def question_of(row: dict[str, str]) -> str:
-    return f"{row['instruction']}\n{row['input']}" if row["input"] else row["instruction"]
+def question_of(row: dict[str, Any]) -> str:
+    """All that the user says in a conversation: of a row of one turn its instruction and input."""
+    earlier = [turn["content"] for turn in history_of(row) if turn["role"] == "user"]
+    return "\n".join([*earlier, row["instruction"], *([row["input"]] if row["input"] else [])])
 
 
 def answer_of(row: dict[str, str]) -> str:

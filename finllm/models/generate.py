@@ -136,13 +136,13 @@ def _check_room(model: PreTrainedModel, prompt_tokens: int, max_new_tokens: int)
 
 
 class Streamer(TextStreamer):
-    """transformers' own, whose text a model wrote: it is printed as text, without the blanks that come before it."""
+    """transformers' own, whose text a model wrote: it is printed as text, without the white space of its template."""
 
-    begun = False
+    lead = ""  # what the template writes before an answer
 
     def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
-        text = text if self.begun else text.lstrip()
-        self.begun = self.begun or bool(text)
+        if text:
+            text, self.lead = text.removeprefix(self.lead), ""
         say(text, flush=True, end="\n" if stream_end else "")
 
 
@@ -152,6 +152,7 @@ def stream(model: PreTrainedModel, template: Template, row: dict[str, Any], conf
     ids = torch.tensor([template.encode_prompt(template.prompts([row])[0])], device=model.device)
     _check_room(model, ids.shape[1], config.max_new_tokens)
     streamer = Streamer(tokenizer, skip_prompt=True, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+    streamer.lead = template.lead
     output = model.generate(
         input_ids=ids, attention_mask=torch.ones_like(ids), generation_config=config, streamer=streamer
     )

@@ -45,6 +45,7 @@ class Chat:
         self._control = control_ids(tokenizer, tokenizer.eos_token_id, tokenizer.pad_token_id) | written
         names = [str(name) for name in tokenizer.convert_ids_to_tokens(sorted(self._control))]
         self._conversations = Conversations(source, special, names, str(tokenizer.eos_token), of)
+        self.lead = self._conversations.shape.lead
         end = tokenizer.convert_tokens_to_ids(self._conversations.shape.end)
         self.stops = list(dict.fromkeys([tokenizer.eos_token_id, end]))
         self._end = end
@@ -139,7 +140,7 @@ class Chat:
 
     def answer(self, text: str) -> str:
         """What a model wrote, without the white space that the template puts around an answer."""
-        return text.removeprefix(self._conversations.shape.lead).removesuffix(self._conversations.shape.tail)
+        return text.removeprefix(self.lead).removesuffix(self._conversations.shape.tail)
 
     def prove(self, rows: Sequence[Mapping[str, Any]]) -> str:
         """Hold the first rows against transformers' own apply_chat_template; what was found, or a `UserError`.

@@ -40,6 +40,7 @@ class Template(Protocol):
     ids: list[int]  # of the control tokens that it writes
     otherwise: str  # what takes the rows that it refuses
     takes_history: bool
+    lead: str  # white space that it writes before an answer
     tokenizer: PreTrainedTokenizerBase
 
     def prompts(self, rows: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -72,7 +73,7 @@ class Alpaca:
     id, hash, otherwise, takes_history = TEMPLATE_ID, TEMPLATE_HASH, ROLES_TAKE, False
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase | None = None):
-        self.tokenizer = tokenizer
+        self.tokenizer, self.lead = tokenizer, ""
         self.stops = self.ids = [] if tokenizer is None else [tokenizer.eos_token_id]
         self._jinja: str | None = None
 
