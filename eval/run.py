@@ -208,6 +208,7 @@ def _prediction(
         "question_id": example["question_id"],
         "instruction": example["instruction"],
         "input": example["input"],
+        **{key: example[key] for key in ("system", "history") if example.get(key)},
         "prompt": prompt,
         "reference": example["output"],
         "prediction": answer.text if answer else None,

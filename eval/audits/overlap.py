@@ -31,6 +31,12 @@ def answer_of(row: dict[str, str]) -> str:
     return row["output"]
 
 
+def answers_of(rows: Sequence[dict[str, Any]]) -> list[str]:
+    """All answers that rows teach, those of earlier turns among them."""
+    earlier = [turn["content"] for row in rows for turn in history_of(row) if turn["role"] == "assistant"]
+    return [*(row["output"] for row in rows), *earlier]
+
+
 def contamination(test: Sequence[dict[str, str]], training: Sequence[dict[str, str]]) -> dict[str, Any]:
     """Exact and near duplicates of test questions and answers, in the training data and within the test split.
 
@@ -119,7 +125,7 @@ def memorisation(rows: Sequence[dict[str, Any]], training: Sequence[dict[str, st
     answered = [row for row in rows if row["prediction"] is not None]
     if not answered:
         return {"passed": True, "summary": "no answers written, nothing to compare"}
-    longest = longest_overlaps([row["prediction"] for row in answered], [row["output"] for row in training])
+    longest = longest_overlaps([row["prediction"] for row in answered], answers_of(training))
     for row, words in zip(answered, longest, strict=True):
         row["verbatim_words"] = words
     share = sum(words >= LONG_RUN for words in longest) / len(longest)

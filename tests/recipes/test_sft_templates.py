@@ -51,11 +51,12 @@ def train(command, base, chats, tmp_path):
 
 
 def test_a_run_on_conversations_is_asked_as_it_was_trained(train, command, base, chats, tmp_path):
-    done, run = train("--template", "chat", "--use_peft", "true", "--lora_target_modules", "q_proj", steps=6)
+    adapter = ("--use_peft", "true", "--lora_target_modules", "all-linear", "--learning_rate", "2e-2")
+    done, run = train("--template", "chat", *adapter, steps=10)
     assert done.status == 0, done.err
     losses = [json.loads(line).get("loss") for line in (run / "metrics.jsonl").read_text().splitlines()]
     losses = [loss for loss in losses if loss is not None]
-    assert losses[-1] < losses[0]
+    assert losses[-1] < losses[0] - 0.1
     hash = hashlib.sha256(CHATML.encode()).hexdigest()
     assert json.loads((run / "provenance.json").read_text())["template_hash"] == hash
     config = yaml.safe_load((run / "config.yaml").read_text())
