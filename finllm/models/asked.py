@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from finllm.errors import UserError
 from finllm.models.find import run_of
 from finllm.run_dir import PUT_BACK, RunDir
-from finllm.text.chat import Chat
+from finllm.text.chat import Chat, hash_of
 from finllm.text.prompts import TEMPLATE_ID
 from finllm.text.templates import Alpaca, Template, template_of
 
@@ -35,12 +35,12 @@ def template_of_run(run: RunDir, tokenizer: PreTrainedTokenizerBase, asked: str 
         source = tokenizer.chat_template
         if not isinstance(source, str):
             raise UserError(f"{run.model} has no chat template, and the run was trained with {named}; {PUT_BACK}")
-        found = Chat(tokenizer, source, Path(named).name, f"the chat template in {run.model}")
-        if found.hash != trained:
+        if (hash := hash_of(source)) != trained:
             raise UserError(
                 f"{run.path} was trained with a template of hash {str(trained)[:16]}, and the chat template in its "
-                f"model/ has {found.hash[:16]}; {PUT_BACK}"
+                f"model/ has {hash[:16]}; {PUT_BACK}"
             )
+        found = Chat(tokenizer, source, Path(named).name, f"the chat template in {run.model}")
     if asked is not None and template_of(asked, tokenizer, str(run.path)).hash != found.hash:
         raise UserError(
             f"template is {asked}, and {run.path} was trained with {found.id} (hash {found.hash[:16]}), so it is asked "

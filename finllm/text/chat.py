@@ -28,6 +28,11 @@ if TYPE_CHECKING:
 PROVED = 16  # rows that are held against transformers' own apply_chat_template
 
 
+def hash_of(source: str) -> str:
+    """What tells one chat template from another: the SHA-256 of its text."""
+    return hashlib.sha256(source.encode()).hexdigest()
+
+
 class Chat:
     """A chat template, a Jinja source, bound to a tokenizer. `of` is what messages call it.
 
@@ -38,7 +43,7 @@ class Chat:
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, source: str, id: str, of: str):
         self.tokenizer, self.jinja, self.id, self.of = tokenizer, source, id, of
-        self.hash = hashlib.sha256(source.encode()).hexdigest()
+        self.hash = hash_of(source)
         special = {name: _plain(token) for name, token in tokenizer.special_tokens_map.items()}
         # A token that the template writes controls too, whatever it is flagged as; but for runs of blanks.
         written = {id for token, id in tokenizer.get_added_vocab().items() if token.strip() and token in source}

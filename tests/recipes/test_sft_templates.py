@@ -85,8 +85,10 @@ def test_a_run_on_conversations_is_asked_as_it_was_trained(train, command, base,
     line = json.loads((run / "eval/predictions.jsonl").read_text().splitlines()[0])
     assert line["prompt"].count("<|im_start|>") == 6 and line["prompt"].endswith("<|im_start|>assistant\n")
     assert line["tokens"] == len(line["reference"]) + 1  # a character a token, and the end of the turn
-    done = command("eval/run.py", "--model_name_or_path", base, "--output_dir", tmp_path / "base",
-                   "--dataset_name", chats, *few)  # fmt: skip
+    alone = ("eval/run.py", "--model_name_or_path", base, "--dataset_name", chats, *few, "--output_dir")
+    done = command(*alone, tmp_path / "base")
+    assert done.status == 2 and f"was made with template {hash}, now {TEMPLATE_HASH}" in done.err
+    done = command(*alone, tmp_path / "other")
     assert done.status == 2 and "earlier turns, and alpaca asks single questions" in done.err
     done = command("eval/leaderboard.py", tmp_path / "base", run, "--output_dir", tmp_path / "board")
     assert done.status == 0, done.err
