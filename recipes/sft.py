@@ -21,7 +21,7 @@ from finllm.models.adapters import add_adapter, method_of
 from finllm.models.base import base_model_hash, check_length, count_parameters, load_base_model, load_saved
 from finllm.models.dropout import set_dropout
 from finllm.models.find import load_tokenizer, resolve_base_model
-from finllm.models.proofs import template_proof, tokenizer_fits
+from finllm.models.proofs import template_proofs, tokenizer_fits
 from finllm.provenance import provenance
 from finllm.run_dir import RunDir
 from finllm.text.templates import template_of
@@ -93,7 +93,7 @@ def main() -> None:
     # Text to tokens, with a table of what max_length cuts and drops. The template is saved with the tokenizer
     prompt_loss = training.completion_only_loss is False
     with process.local_main_process_first(), naming(cache_dir() / "arrow"):
-        asked = template_proof(template, train)
+        asked = template_proofs(template, train)
         (train, train_lengths), (validation, validation_lengths) = (
             tokenize(tokenizer, split, training.max_length, prompt_loss, template=template, loss_on=recipe.loss_on)
             for split in (train, validation)
@@ -116,7 +116,7 @@ def main() -> None:
         stops=template.stops,
         callbacks=[EarlyStoppingCallback(recipe.early_stopping_patience)] if recipe.early_stopping_patience else [],
     )
-    trainer.proofs.append(asked)
+    trainer.proofs += asked
     if recipe.base_dropout is not None:
         trainer.prove_dropout(recipe.base_dropout)
     if process.is_main_process:

@@ -1,7 +1,7 @@
 """What is proved of a model on a few tokens of real rows, at the moment it costs seconds, and not assumed of its name.
 
     tokenizer_fits       every id that can occur has a row in the embedding
-    template_proof       a model is asked, by other programs too, in the tokens that it was trained on
+    template_proofs      a model is asked, by other programs too, in the tokens that it was trained on
     head_difference      the logits are the last hidden state times the head: only then may positions skip the head
     future_difference    a token's prediction does not move when only later tokens change
     nll_of               what the model itself says of rows, each alone: the measure for faster ways, and for reloading
@@ -26,6 +26,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from finllm.errors import UserError
 from finllm.models.adapters import base_of
+from finllm.text.prompts import TEMPLATE_ID
 from finllm.text.templates import PROVED, Template
 from finllm.text.tokens import IGNORED
 
@@ -134,14 +135,16 @@ def tokenizer_fits(tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel, w
         )
 
 
-def template_proof(template: Template, rows: Dataset) -> Proof:
+def template_proofs(template: Template, rows: Dataset) -> list[Proof]:
     """The template on the first rows: other programs ask by its chat template in the very tokens that are trained on.
 
-    A template that fails it is a `UserError`, but for alpaca, which is then saved without a chat template.
+    A template that fails it is a `UserError`, but for alpaca, which is then saved without a chat template. Of alpaca as
+    it ever was nothing is told.
     """
     said = template.prove(rows.select(range(min(PROVED, len(rows)))).to_list())
     saved = template.jinja is not None
-    return Proof("template", 0.0 if saved else None, 0.0, saved, said)
+    proof = Proof("template", 0.0 if saved else None, 0.0, saved, said)
+    return [] if saved and template.id == TEMPLATE_ID else [proof]
 
 
 @torch.no_grad()
