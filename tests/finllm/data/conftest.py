@@ -9,7 +9,7 @@ from finllm.data.prepare import prepare
 
 def _rows(count, start=0):
     return [
-        {"instruction": f"What is fund number {n}?", "input": "", "output": f"It’s fund {n}, one of many."}
+        {"instruction": f"What is fund number {n}?", "input": "", "output": f"Itâ€™s fund {n}, one of many."}
         for n in range(start, start + count)
     ]
 
@@ -21,7 +21,7 @@ def _write(path, rows):
 
 @pytest.fixture
 def make_rows():
-    """`make_rows(count, start=0)`: rows whose questions all differ, and whose answers have a curly quote."""
+    """`make_rows(count, start=0)`: rows whose questions all differ, and whose answers have a quote that was decoded wrongly."""
     return _rows
 
 
