@@ -194,11 +194,13 @@ def test_a_proof_as_json():
 
 
 def tokenizer(rows, beyond=(), special=(), pad=0):
-    added = {id: SimpleNamespace(special=True) for id in special}
+    added, names = (
+        {id: SimpleNamespace(special=True) for id in special},
+        {f"t{id}": id for id in [*range(rows), *beyond]},
+    )
     return SimpleNamespace(
         pad_token_id=pad, eos_token="end", pad_token="pad", bos_token_id=0, eos_token_id=0, unk_token_id=None,
-        all_special_ids=[0], added_tokens_decoder=added, get_vocab=lambda: {f"t{id}": id for id in [*range(rows), *beyond]},
-   
+        all_special_ids=[0], added_tokens_decoder=added, get_vocab=lambda: names,
     )  # fmt: skip
 
 
