@@ -88,7 +88,8 @@ def test_the_newest_whole_one(tmp_path, capsys):
 
 @pytest.mark.parametrize(("limit", "best", "kept"), [
     (None, None, [1, 2, 3, 4]), (1, None, [4]), (2, None, [3, 4]), (2, "x/checkpoint-1", [1, 4]),
-    (1, "checkpoint-2", [2, 4]), (3, "checkpoint-4", [2, 3, 4]), (9, None, [1, 2, 3, 4]), (3, "checkpoint-1", [1, 3, 4]),
+    (1, "checkpoint-2", [2, 4]), (3, "checkpoint-4", [2, 3, 4]), (9, None, [1, 2, 3, 4]),
+    (3, "checkpoint-1", [1, 3, 4]),
 ])  # fmt: skip
 def test_the_oldest_go_and_never_the_newest_or_the_best(tmp_path, limit, best, kept):
     for step in (1, 2, 3, 4):
