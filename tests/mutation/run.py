@@ -179,7 +179,7 @@ def _copied(tree: Path) -> Path:
 
 
 def _baseline_path(module: str, tests_of: dict[str, list[str]]) -> Path:
-    content = _hash(ROOT / module) + _tests_hash(tests_of[module])
+    content = _hash(ROOT / module) + _tests_hash(tests_of[module]) + _hash(Path(__file__))
     return HELD / f"{module.replace('/', '.')}.{hashlib.sha256(content.encode()).hexdigest()[:12]}.json"
 
 
@@ -305,6 +305,15 @@ class _Plugin:
             items[:] = sorted((item for item in items if item.nodeid in place), key=lambda item: place[item.nodeid])
 
     @pytest.hookimpl(wrapper=True)
+    def pytest_runtest_setup(self, item) -> Iterator[None]:
+        """What a fixture reaches counts for every test of its file: a module's fixture runs in the first one alone."""
+        self.test = item.nodeid.split("::")[0]
+        try:
+            return (yield)
+        finally:
+            self.test = item.nodeid
+
+    @pytest.hookimpl(wrapper=True)
     def pytest_runtest_protocol(self, item) -> Iterator[None]:
         self.test, begun = item.nodeid, time.perf_counter()
         if self.tracing:
@@ -336,7 +345,8 @@ class _Plugin:
             self.failed = report.nodeid
 
     def write(self) -> None:
-        lines = {test: sorted(reached) for test, reached in self.lines.items() if reached}
+        of = {test: self.lines[test] | self.lines[test.split("::")[0]] for test in self.seconds}
+        lines = {test: sorted(reached) for test, reached in of.items() if reached}
         content = {"failed": self.failed, "seconds": self.seconds, "lines": lines}
         self.noted.write_text(json.dumps(content), encoding="utf-8")
 

@@ -109,7 +109,7 @@ def saved(folder, **tensors):
 @pytest.mark.parametrize("wrong", [torch.nan, torch.inf, -torch.inf])
 def test_saved_weights_are_numbers_and_some(tmp_path, wrong):
     good = torch.tensor([1.0, -2.0])
-    saved(tmp_path, a=good, b=torch.tensor([1, 2]), c=torch.zeros(2))
+    saved(tmp_path, a=good, b=torch.tensor([1, 2]), c=torch.zeros(2), d=torch.zeros(0))
     with pytest.raises(UserError, match="b holds values that are no numbers"):
         saved(tmp_path, a=good, b=torch.tensor([1.0, wrong]))
     for nothing in ({}, {"a": torch.zeros(0)}):
