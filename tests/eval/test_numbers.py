@@ -223,3 +223,29 @@ def test_the_same_evaluation_is_not_done_again(board, evaluate, places):
     assert done.status == 0 and "is evaluated; nothing to do" in done.out and path.stat().st_mtime_ns == before
     done, _ = evaluate("second", "--split", "validation")
     assert done.status == 2 and "split ['test'], now ['validation']" in done.err
+
+
+def test_what_a_shorter_model_cannot_read_is_left_out_of_the_figures_and_of_what_is_known(evaluate, places):
+    place = places[2]
+    places[1]["short"] = save(place / "models/short", *MODELS["second"], positions=186)
+    done, path = evaluate("short", "--skip_too_long", folder="short")
+    assert done.status == 0, done.err
+    split, rows = Results.read(path).splits["test"], predictions(path)
+    every = {row["id"]: row for row in predictions(place / "runs/second")}
+    long = {id for id, row in every.items() if len(row["prompt"].encode()) + max(row["tokens"], 9) > 186}
+    assert (
+        split.left_out == sorted(long) and 3 <= len(long) <= 6 and "left out as too long" in " ".join(done.out.split())
+    )
+    assert [row["id"] for row in rows] == [id for id in every if id not in long] and split.examples == len(rows)
+    assert [row["nll"] for row in rows] == pytest.approx([every[row["id"]]["nll"] for row in rows], rel=1e-6)
+    done, _ = evaluate("short", "--skip_too_long", folder="short")
+    assert done.status == 0 and "is evaluated; nothing to do" in done.out
+
+
+@pytest.mark.parametrize("name", ["", "results.json", "predictions.jsonl"])
+def test_what_is_in_the_way_is_said_before_anything_is_done(evaluate, places, name):
+    path = places[2] / f"way{name}" / "second" / "eval" / name
+    path.parent.mkdir(parents=True)
+    path.mkdir() if name else path.write_text("a file")
+    done, _ = evaluate("second", folder=f"way{name}")
+    assert done.status == 2 and "is in the way of what is to be written; move it away" in done.err

@@ -204,7 +204,7 @@ def _look_at_mutant(item: tuple[str, Mutant], tests_of: dict[str, list[str]], tr
     path, source = tree / module, (ROOT / module).read_text(encoding="utf-8")
     inside = _in_a_function(source, mutant)
     lines = set(range(mutant.line, mutant.last_line + 1)) if inside else None
-    reaching = [test for test, reached in noted["lines"].items() if lines is None or lines.intersection(reached)]
+    reaching = [test for test in noted["seconds"] if lines is None or lines.intersection(noted["lines"].get(test, ()))]
     reaching.sort(key=noted["seconds"].__getitem__)
     verdict, by, begun = "survived", None, time.perf_counter()
     if reaching:

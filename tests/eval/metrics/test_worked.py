@@ -49,6 +49,7 @@ def test_the_modules_take_what_they_say():
     lists = Rouge()._compute(answers, references, use_aggregator=False)
     assert lists["rouge1"] == pytest.approx([0.8, 0.5]) and lists["rouge2"] == pytest.approx([0.75, 0])
     assert Rouge()._compute(answers, references)["rougeL"] == pytest.approx(0.65)
+    assert Rouge()._compute(["tax", "…"], ["…", "tax"])["rouge1"] == 0  # of the second alone
     assert mean_of([None, 1.0, 3.0]) == 2 and mean_of([None]) is None and mean_of([]) is None
 
 

@@ -174,6 +174,15 @@ def test_models_renamed_and_questions_in_another_order_are_the_same_comparison()
         )
 
 
+def test_the_quantile_of_the_intervals_is_where_the_adjusted_p_value_passes_5_percent():
+    deviations = np.random.default_rng(7).normal(size=(30, 4))
+    quantile, _ = comparison._all_at_once(deviations, 20.0, np.zeros(4))
+    strength = quantile * np.array([1 + 1e-12, 1 - 1e-12, 0, 100])
+    _, (above, below, least, most) = comparison._all_at_once(deviations, 20.0, strength)
+    assert quantile > stats.t.ppf(0.975, 20) and (least, most) == (1, 1e-4)
+    assert above < comparison.ALPHA == 0.05 <= below < above + 2e-4
+
+
 def test_few_questions_allow_few_pairs():
     nats = np.tile([[0.0, 1.0, 2.0]], (6, 1)) + np.arange(6)[:, None] * 1e-3 * [0.0, 1.0, -1.0]
     found = every_two(nats, np.ones(6))  # 2⁻⁵ · 3 is more than 0.05
