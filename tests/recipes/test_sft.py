@@ -289,6 +289,11 @@ def test_early_stopping_keeps_the_best(sft):
     summary = run.summary()
     assert summary["steps"] < 30
     assert summary["best_validation_loss"] < summary["final_validation_loss"]
+    losses = {line["validation_loss"]: line["step"] for line in read_jsonl(run.metrics)
+              if "validation_loss" in line and line["step"]}  # fmt: skip
+    best = load_file(run.checkpoints / f"checkpoint-{losses[min(losses)]}" / "model.safetensors")
+    saved = load_file(run.model / "model.safetensors")
+    assert [name for name in best if not torch.equal(best[name], saved[name])] == []
 
 
 def test_the_recipe_runs_under_accelerate_launch(shell, gpt2_dir, dataset_dir, tmp_path):
