@@ -92,7 +92,7 @@ def _duplicates(
     others = [text_of(training[place]) for place in long_enough(training)]
     folded = {normalised_question(text) for text in others}
     exact = {place for place, text in zip(places, texts, strict=True) if normalised_question(text) in folded}
-    index = NearDuplicates(texts, answers)
+    index = NearDuplicates(texts, answers, among=[*texts, *others])
     near = {places[one] for part in _parts(others) for one in index.search(part)[0]}
     inside = set()
     for one, other in zip(*index.search(texts), strict=True):
@@ -103,9 +103,9 @@ def _duplicates(
 
 def _with_other_numbers(questions: list[str], others: Sequence[str]) -> int:
     """How many questions are among the others but for their numbers."""
-    count = 0
+    count, among = 0, [*questions, *others]
     for part in _parts(others):
-        found = set(NearDuplicates(questions).other_numbers(part)[0].tolist())
+        found = set(NearDuplicates(questions, among=among).other_numbers(part)[0].tolist())
         count += len(found)
         questions = [question for number, question in enumerate(questions) if number not in found]
     return count

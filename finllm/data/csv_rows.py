@@ -137,7 +137,7 @@ def find_dialect(head: str, whole: bool, wanted: Collection[str]) -> Dialect:
 
 
 def _fits(dialect: Dialect, head: str, whole: bool, wanted: Collection[str]) -> tuple[float, ...]:
-    """How well a dialect fits: by columns that are wanted, by the share of records as long as the header, by records."""
+    """How well a dialect fits: by the columns that are wanted, and the share of records as long as the header."""
     header: list[str] = []
     good = bad = 0
     lines = io.StringIO(head, newline="")
@@ -157,7 +157,7 @@ def _fits(dialect: Dialect, head: str, whole: bool, wanted: Collection[str]) -> 
         if fields:
             # A quote that the dialect takes for text, though it opens a field after a blank
             literal = not dialect.blanks and any(field.lstrip(" ")[:1] == quote != field[:1] for field in fields)
-            right = len(fields) == len(header) or not any(fields[len(header) :])
-            good, bad = good + (right and not literal), bad + (not right or literal)
+            right = len(fields) >= len(header) and not any(fields[len(header) :]) and not literal
+            good, bad = good + right, bad + (not right) * (0.5 if len(fields) < len(header) else 1)
     named = sum(name.strip().lower() in wanted for name in header)
     return (min(named, 2), min(len(header), 2), (good + 1) / (good + bad + 1), good)

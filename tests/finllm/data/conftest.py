@@ -21,7 +21,7 @@ def _write(path, rows):
 
 @pytest.fixture
 def make_rows():
-    """`make_rows(count, start=0)`: rows whose questions differ and whose answers have a wrongly decoded quote."""
+    """`make_rows(count, start=0)`: rows whose questions differ; each answer has a quote that was decoded wrongly."""
     return _rows
 
 

@@ -251,7 +251,7 @@ def test_hub_splits_are_put_together(monkeypatch):
 
 def test_hub_out_of_reach_names_the_ways_without_it():
     code = (
-        "from finllm.data.rows import read_rows; from finllm.data.sources import find_source; "
+        "from finllm.data.rows import *; from finllm.data.sources import find_source; "
         "list(read_rows(find_source('owner/name')))"
     )
     done = subprocess.run(

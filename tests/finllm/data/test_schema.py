@@ -156,7 +156,8 @@ def test_turns_are_joined_cut_or_left_out_and_counted():
     assert schema.turns == {"joined_turns": 1, "open_end": 1, "turns": 4}
     assert [reason for *_, reason in schema.left] == [
         "turns: nobody answers", "turns: the assistant speaks first",
-        "turns: a system text stands after the first turn", "turns: a turn is empty",
+        "turns: a system text stands after the first turn",
+        "turns: a turn is empty",
     ]  # fmt: skip
     assert rows[1][:7] == ("One?", "", "1", "a.jsonl", 6, "", ())
 
