@@ -79,7 +79,7 @@ class Writing:
         with contextlib.ExitStack() as stack:
 
             def file(name: str) -> IO[str]:
-                return stack.enter_context(atomic_open(folder / name))
+                return stack.enter_context(atomic_open(folder / name, "w+"))
 
             self.splits = {name: stack.enter_context(SplitFile.open(folder / f"{name}.jsonl")) for name in SPLITS}
             self.rejected = Rejections(file("rejected.jsonl"))

@@ -76,6 +76,12 @@ def unquote_csv(text: str) -> str:
     return (text[1:-1] if closed else text[1:]).replace('""', '"')
 
 
+# Who asks for something twice is right to get it so
+ASKS_TO_REPEAT = re.compile(
+    r"\b(?:repeat\w*|twice|two times|doubled?|again|copy|copies|copied|duplicat\w*)\b"
+    r"|重复|两遍|两次|复述|繰り返|[二2]回",
+    re.IGNORECASE,
+)
 MIN_REPEATED_WORDS = 5  # "11", "bye bye" and a regular expression of two equal words are answers
 
 
@@ -198,7 +204,7 @@ class Cleaning:
         steps = self.steps
         instruction = _mended(row.instruction, "instruction", steps["instruction"], changes)
         input = _mended(row.input, "input", steps["input"], changes) if row.input else ""
-        output = _mended(row.output, "output", steps["output"], changes)
+        output = _mended(row.output, "output", self._steps_of_answer(row), changes)
         system, history = row.system, row.history
         if system:
             system = _mended(system, "system", steps["system"], changes)
@@ -209,6 +215,12 @@ class Cleaning:
         if changes:
             row = row._replace(instruction=instruction, input=input, output=output, system=system, history=history)
         return row, changes
+
+    def _steps_of_answer(self, row: Row) -> Steps:
+        steps = self.steps["output"]
+        if ASKS_TO_REPEAT.search(row.instruction) or ASKS_TO_REPEAT.search(row.input):
+            return [step for step in steps if step[0] != "repeated_halves"]
+        return steps
 
     def counts(self) -> list[StepCount]:
         """What each step did so far, in order."""

@@ -66,8 +66,8 @@ class Grams:
 
     `values_G` are 31-bit hashes, sorted within a text, odd where the gram holds a number; text n has those from
     `starts[n]` to `starts[n + 1]`, `sizes_N` of them. `numbers` are those of a text,
-    and `words_N` counts its words that are none. Grams of `without`, which is in order, are left out, and as large a
-    share of the words.
+    and `words_N` counts its words that are none. Grams of `without`, which is in order, are left out; with them a text
+    has `whole_N`.
     """
 
     def __init__(
@@ -78,13 +78,20 @@ class Grams:
             letters, numbers = zip(*(folded(text, masked) for text in texts[start : start + CHUNK]), strict=True)
             self.numbers += numbers
             hashed = _hashed(letters, width, width_alone)
-            parts.append(_what_varies(letters, *hashed, without) if without is not None and len(without) else hashed)
-        none = (np.zeros(0, np.int32), np.zeros(0, np.int64), np.zeros(0, np.int64))
-        self.values_G, self.sizes_N, self.words_N = map(np.concatenate, zip(*parts or [none], strict=True))
+            left = _what_varies(letters, *hashed[:2], without) if without is not None and len(without) else hashed[:2]
+            parts.append((*left, hashed[1], hashed[2]))
+        none = (np.zeros(0, np.int32), *[np.zeros(0, np.int64)] * 3)
+        together = map(np.concatenate, zip(*parts or [none], strict=True))
+        self.values_G, self.sizes_N, self.whole_N, self.words_N = together
         self.starts = np.concatenate([[0], np.cumsum(self.sizes_N)])
 
     def __len__(self) -> int:
         return len(self.sizes_N)
+
+    @cached_property
+    def varies_N(self) -> np.ndarray:
+        """The share of each text's grams that are not common."""
+        return np.minimum(self.sizes_N / np.maximum(self.whole_N, 1), 1)
 
     @cached_property
     def owners_G(self) -> np.ndarray:
@@ -136,18 +143,17 @@ def common_grams(texts: Sequence[str], width: int, width_alone: int, masked: boo
 
 
 def _what_varies(
-    texts: Sequence[str], values: np.ndarray, sizes: np.ndarray, words: np.ndarray, common: np.ndarray
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Grams, their counts and the words without what is common. A text of nothing else keeps one gram, of all of it."""
+    texts: Sequence[str], values: np.ndarray, sizes: np.ndarray, common: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Grams and their counts without what is common. A text of nothing else keeps one gram, of all of it."""
     place = np.minimum(np.searchsorted(common, values), len(common) - 1)
     kept = common[place] != values
     left = np.bincount(np.repeat(np.arange(len(sizes)), sizes)[kept], minlength=len(sizes))
-    words = words * left // np.maximum(sizes, 1)
     none = np.flatnonzero(left == 0)
     whole = np.array([zlib.crc32(texts[text].encode("utf-8", "surrogatepass")) & 0x7FFFFFFE for text in none], np.int32)
     values = np.insert(values[kept], (np.cumsum(left) - left)[none], whole)
     left[none] = 1
-    return values, left, words
+    return values, left
 
 
 def _hashed(texts: Sequence[str], width: int, width_alone: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

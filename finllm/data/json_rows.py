@@ -30,7 +30,7 @@ class NumberText(str):
 
 
 DECODER = json.JSONDecoder(
-    parse_float=NumberText, parse_constant=lambda text: None if text == "NaN" else NumberText(text)
+    parse_float=NumberText, parse_constant=lambda text: "" if text == "NaN" else NumberText(text)
 )
 
 

@@ -29,6 +29,7 @@ from finllm.data.grams import Grams, common_grams, mixed
 
 WIDTHS = (5, 2)  # characters of a gram: in general, and where a character is a word
 ALIKE, INSIDE, LEAST_INSIDE = 0.5, 0.9, 7
+ALIKE_VARYING, FIXED, LEAST_VARYING = 0.3, 1 / 3, 3  # without common grams; share of a text, and words, that vary
 WIDTHS_COPIED, COPIED, LEAST_COPIED, SAME_NUMBERS = (20, 5), 0.35, 16, 0.8
 
 BANDS, ROWS = 42, 3  # a pair of Jaccard index J is proposed with probability 1 − (1 − J³)⁴², at ½ with 0.996
@@ -215,23 +216,35 @@ def _jaccard(ours: Grams, theirs: Grams, one: np.ndarray, other: np.ndarray) -> 
 
 def _alike(ours: Grams, theirs: Grams, one: np.ndarray, other: np.ndarray) -> np.ndarray:
     same = ours.of_numbers_N[one] == theirs.of_numbers_N[other]
-    return same & (_jaccard(ours, theirs, one, other) >= ALIKE)
+    return same & (_jaccard(ours, theirs, one, other) >= _least(ours, theirs, one, other))
 
 
 def _other_numbers(ours: Grams, theirs: Grams, one: np.ndarray, other: np.ndarray) -> np.ndarray:
     different = ours.of_numbers_N[one] != theirs.of_numbers_N[other]
-    return different & (_jaccard(ours, theirs, one, other) >= ALIKE)
+    return different & (_jaccard(ours, theirs, one, other) >= _least(ours, theirs, one, other))
+
+
+def _least(ours: Grams, theirs: Grams, one: np.ndarray, other: np.ndarray) -> np.ndarray:
+    """The Jaccard index from which two texts are alike.
+
+    Where common words are left out and most of both texts is not common, the whole texts decide, and what varies has
+    but to agree.
+    """
+    varies = np.minimum(ours.varies_N[one], theirs.varies_N[other])
+    return np.where((varies < 1) & (varies > FIXED), ALIKE_VARYING, ALIKE)
 
 
 def _inside(inner: Grams, outer: Grams, one: np.ndarray, other: np.ndarray) -> np.ndarray:
     holds = inner.shared(one, outer, other) >= INSIDE * inner.sizes_N[one]
+    holds &= inner.words_N[one] * inner.varies_N[one] >= LEAST_VARYING
     for pair in np.flatnonzero(holds):
         holds[pair] = Counter(inner.numbers[one[pair]]) <= Counter(outer.numbers[other[pair]])
     return holds
 
 
 def _copied(inner: Grams, outer: Grams, one: np.ndarray, other: np.ndarray) -> np.ndarray:
-    return inner.shared(one, outer, other) >= COPIED * inner.sizes_N[one]
+    varies = inner.words_N[one] * inner.varies_N[one] >= LEAST_COPIED
+    return varies & (inner.shared(one, outer, other) >= COPIED * inner.sizes_N[one])
 
 
 def _same_numbers(pairs: Pairs, texts: Sequence[str], ours: Grams, others: Sequence[str], theirs: Grams) -> Pairs:

@@ -15,7 +15,7 @@ from finllm.data.forms import Asked, Form, looks_fixed, recognise, telling
 from finllm.data.parts import BadRow, Part, RawRow
 from finllm.errors import UserError, did_you_mean, raise_problems
 
-PEEKED = 100  # rows whose columns tell the form
+PEEKED, MOST_PEEKED = 100, 10_000  # rows whose columns tell the form; rows, bad ones too, that are held for it
 NOTHING = (None, "", [], {}, "[]", "{}")
 
 
@@ -67,23 +67,25 @@ class Schema:
         raw_rows = iter(raw_rows)
         about: dict[str, Any] = {"file": part.name, "rows": 0, "split": part.split or None, "form": None, "columns": {}}
         self.files.append(about)
-        peeked: list[RawRow] = []
+        peeked: list[RawRow | BadRow] = []
+        sound = 0
         for raw in raw_rows:
-            about["rows"] += 1
-            if isinstance(raw, BadRow):
-                self.bad(raw)
-            else:
-                peeked.append(raw)
-            if len(peeked) == PEEKED:
+            peeked.append(raw)
+            sound += isinstance(raw, RawRow)
+            if sound == PEEKED or (len(peeked) == MOST_PEEKED and sound):
                 break
-        if not peeked:
+            if len(peeked) == MOST_PEEKED:  # so many bad rows are not held
+                about["rows"] += self._all_bad(peeked)
+                peeked.clear()
+        if not sound:
+            about["rows"] += self._all_bad(peeked)
             return
-        about["rows"] -= len(peeked)
-        columns = dict.fromkeys(column for raw in peeked for column in raw.fields)
-        labels = {name for name in columns if any(isinstance(raw.fields.get(name), bool) for raw in peeked)}
+        some = [raw.fields for raw in peeked if isinstance(raw, RawRow)]
+        columns = dict.fromkeys(column for fields in some for column in fields)
+        labels = {name for name in columns if any(isinstance(fields.get(name), bool) for fields in some)}
         form = recognise(list(columns), self.asked, part.place, labels)
         about["form"] = form.title
-        if looks_fixed([raw.fields for raw in peeked], form):
+        if looks_fixed(some, form):
             about["form"] += ", FinGPT or PIXIU: a fixed instruction, the question in the input"
         keys: tuple[str, ...] = ()
         others: list[str] = []
@@ -105,6 +107,12 @@ class Schema:
                 self._count(column, raw)
             if (row := self._row(raw, form, part.split)) is not None:
                 yield row
+
+    def _all_bad(self, rows: Iterable[BadRow]) -> int:
+        rows = list(rows)
+        for row in rows:
+            self.bad(row)
+        return len(rows)
 
     def check(self, name: str) -> None:
         """Refuse what was found out only after the last row: columns that may not be left out, and flags in vain."""

@@ -1,9 +1,11 @@
 """A small source with a fault of each kind that counts here, and the dataset dir made of it."""
 
 import json
+import sys
 
 import pytest
 
+from finllm.cli import main
 from finllm.data.prepare import prepare
 
 
@@ -44,3 +46,20 @@ def source(tmp_path):
 @pytest.fixture
 def dataset(source, tmp_path):
     return prepare(source, tmp_path / "dataset")
+
+
+@pytest.fixture
+def finllm_prepare(monkeypatch, capsys):
+    """`finllm_prepare(SOURCE, flags…)`: the command line in this process; its status, stdout and stderr."""
+
+    def call(*arguments):
+        monkeypatch.setattr(sys, "argv", ["finllm", "prepare", *map(str, arguments)])
+        status = 0
+        try:
+            main()
+        except SystemExit as exit:
+            status = exit.code or 0
+        printed = capsys.readouterr()
+        return status, printed.out, printed.err
+
+    return call

@@ -124,6 +124,13 @@ def test_repeated_halves(between):
     assert clean([row(output=twice + between + twice)])[0][0].output == TEN
 
 
+@pytest.mark.parametrize("asked", ["Say it twice.", "Repeat after me.", "请把下面的句子重复一遍。"])
+def test_what_was_asked_for_twice_stays(asked):
+    twice = f"{TEN} {TEN}"
+    assert changed("repeated_halves", instruction=asked, output=twice).output == twice
+    assert changed("repeated_halves", instruction="Go on.", input=asked, output=twice).output == twice
+
+
 @pytest.mark.parametrize(
     "answer", ["11", "1010", "bye bye", "([A-Z][a-z]+) ([A-Z][a-z]+)", f"{TEN} {TEN} x", f"{TEN} x{TEN}"]
 )

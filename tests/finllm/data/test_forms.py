@@ -12,7 +12,6 @@ from pathlib import Path
 
 import pytest
 
-from finllm.cli import main
 from finllm.data.dataset_dir import DatasetDir
 from finllm.data.split import SPLITS
 
@@ -123,27 +122,15 @@ def parts_as_text(row):
     return {"messages": turns}
 
 
-def prepare(monkeypatch, capsys, *arguments):
-    """`finllm prepare` in this process: its status, and what it printed."""
-    monkeypatch.setattr(sys, "argv", ["finllm", "prepare", *map(str, arguments)])
-    status = 0
-    try:
-        main()
-    except SystemExit as exit:
-        status = exit.code or 0
-    printed = capsys.readouterr()
-    return status, printed.out, printed.err
-
-
 def all_rows(folder):
     return [row for split in SPLITS for row in DatasetDir(folder).rows(split)]
 
 
 @pytest.mark.parametrize("container", CONTAINERS)
 @pytest.mark.parametrize("form", EXPECTED)
-def test_each_form_in_each_container(form, container, tmp_path, monkeypatch, capsys):
+def test_each_form_in_each_container(form, container, tmp_path, finllm_prepare):
     source = packed(form, container, tmp_path)
-    status, out, err = prepare(monkeypatch, capsys, source, "--output_dir", tmp_path / "data")
+    status, out, err = finllm_prepare(source, "--output_dir", tmp_path / "data")
     assert status == 0, err
     said, instruction, input, output, system, history = EXPECTED[form]
     assert f"read as: {said}" in out and "4 rows read" in out and "0 dropped, 4 kept" in out
@@ -163,8 +150,8 @@ def test_each_form_in_each_container(form, container, tmp_path, monkeypatch, cap
         ("tool_calls", "messages turn 2 is a tool call: tool calls are not read; TRL's SFTTrainer trains on them"),
     ],
 )
-def test_what_is_not_read_is_refused_by_its_name(form, said, tmp_path, monkeypatch, capsys):
-    status, _, err = prepare(monkeypatch, capsys, FORMS / f"{form}.jsonl", "--output_dir", tmp_path / "data")
+def test_what_is_not_read_is_refused_by_its_name(form, said, tmp_path, finllm_prepare):
+    status, _, err = finllm_prepare(FORMS / f"{form}.jsonl", "--output_dir", tmp_path / "data")
     assert status == 2 and said in err and not (tmp_path / "data").exists()
 
 
