@@ -85,7 +85,8 @@ def main() -> None:
                 found = {"text": rendered(template, job, asked["special"], asked["most"])}
             except Exception as error:
                 found = {"error": explained(error)}
-        print(json.dumps(found), flush=True)
+        sys.stdout.write(json.dumps(found) + "\n")
+        sys.stdout.flush()
 
 
 def explained(error: Exception) -> str:

@@ -6,8 +6,10 @@ import pytest
 import torch
 from set_models import EOS, chain, nats, save
 
-from eval.models.transformers_lm import base_reader, dtype_of, encode_pair, load_base
+from eval.models.transformers_lm import dtype_of, encode_pair, load_base
+from eval.models.transformers_reader import base_reader
 from finllm.errors import UserError
+from finllm.text.templates import Alpaca
 
 SET = (chain("\nA loan.", "the", of="o"), 0.5, 90)
 PROMPTS = ["Why?\n", "What is a bond?\n" * 3, "So\n", "A much longer question than all the others of them.\n" * 2]
@@ -118,5 +120,5 @@ def test_an_unknown_token_is_refused_unless_it_is_eos(folder):
     tokenizer = load_base(str(folder), 1).tokenizer
     tokenizer.unk_token = "a"
     with pytest.raises(UserError, match="the tokenizer of m cannot write 'banana'"):
-        encode_pair(tokenizer, "m", "b", "banana")
-    assert encode_pair(tokenizer, "m", "banana", "b")[1] == [99, EOS]
+        encode_pair(Alpaca(tokenizer), "m", "b", "banana")
+    assert encode_pair(Alpaca(tokenizer), "m", "banana", "b")[1] == [99, EOS]

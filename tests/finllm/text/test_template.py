@@ -1,6 +1,7 @@
 """The template as Stanford Alpaca published it, word for word; and what the tokens of a split depend on."""
 
 import hashlib
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -84,21 +85,22 @@ def test_each_thing_that_tokens_depend_on_gives_them_another_name(tokenizer, mon
     """So that no cache hands out the tokens of another tokenizer, template, max_length or mask."""
     split = Dataset.from_list([row("12"), row("123")])
 
-    def name(*settings, of=split, by=tokenizer):
-        return tokens._fingerprint(of, by, *settings)
+    def name(max_length, prompt_loss, of=split, by=tokenizer, template=None, loss_on="all_turns"):
+        return tokens._fingerprint(of, by, template, max_length, prompt_loss, loss_on)
 
     before = name(64, False)
     assert name(64, False) == before and len(before) == 32
     other = byte_tokenizer()
     other.pad_token = other.eos_token = "a"
     names = {before, name(65, False), name(None, False), name(64, True), name(64, False, by=other),
-             name(64, False, of=split.select([0]))}  # fmt: skip
+             name(64, False, of=split.select([0])), name(64, False, loss_on="last_turn"),
+             name(64, False, template=SimpleNamespace(hash="another template"))}  # fmt: skip
     monkeypatch.setattr(tokens, "TEMPLATE_HASH", "another")
     names.add(name(64, False))
-    assert len(names) == 7
+    assert len(names) == 9
     given = {}
     monkeypatch.setattr(Dataset, "map", lambda self, *_, **how: given.update(how) or self)
-    with pytest.raises(KeyError):
+    with pytest.raises(ValueError, match="'refused' doesn't exist"):  # what is read of the tokens first
         tokenize(tokenizer, split, 65, True)
     assert given["new_fingerprint"] == name(65, True)
 
