@@ -7,6 +7,7 @@ end), so cleaning is idempotent. White space inside a text is left as it was wri
 from __future__ import annotations
 
 import hashlib
+import itertools
 import re
 from collections.abc import Callable, Collection, Iterable, Iterator
 from typing import NamedTuple
@@ -87,14 +88,13 @@ MIN_REPEATED_WORDS = 5  # "11", "bye bye" and a regular expression of two equal 
 
 def keep_one_half(text: str) -> str:
     """One half of a text that holds the same text twice; the halves are equal when white space is folded."""
-    letters = "".join(text.split())
+    letters = re.sub(r"\s+", "", text)  # of a long text the words alone would take ten times its size
     half = len(letters) // 2
     if not letters or len(letters) % 2 or letters[:half] != letters[half:]:
         return text
-    ends = [match.end() for match in re.finditer(r"\S", text)]
-    first, second = text[: ends[half - 1]], text[ends[half - 1] :]
-    words = first.split()
-    return first if len(words) >= MIN_REPEATED_WORDS and words == second.split() else text
+    end = next(itertools.islice(re.finditer(r"\S", text), half - 1, None)).end()
+    first, second = (re.sub(r"\s+", " ", each).strip() for each in (text[:end], text[end:]))
+    return text[:end] if first == second and len(first.split(" ", MIN_REPEATED_WORDS)) >= MIN_REPEATED_WORDS else text
 
 
 NEEDED = r"(?:[\s_-]*(?:is[\s_-]*)?(?:required|needed|necessary|given|provided))?"
