@@ -83,12 +83,15 @@ ASKS_TO_REPEAT = re.compile(
     r"|重复|两遍|两次|复述|繰り返|[二2]回",
     re.IGNORECASE,
 )
+MOST_REPEATED = 1 << 20  # characters: the words of a longer text would take ten times its memory
 MIN_REPEATED_WORDS = 5  # "11", "bye bye" and a regular expression of two equal words are answers
 
 
 def keep_one_half(text: str) -> str:
     """One half of a text that holds the same text twice; the halves are equal when white space is folded."""
-    letters = re.sub(r"\s+", "", text)  # of a long text the words alone would take ten times its size
+    if len(text) > MOST_REPEATED:
+        return text
+    letters = "".join(text.split())
     half = len(letters) // 2
     if not letters or len(letters) % 2 or letters[:half] != letters[half:]:
         return text
