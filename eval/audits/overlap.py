@@ -12,6 +12,7 @@ import numpy as np
 from eval.metrics import bleu, rouge
 from finllm.data.near_duplicates import ALIKE, NearDuplicates
 from finllm.data.split import normalised_question
+from finllm.text.prompts import history_of
 from finllm.text.words import pieces
 
 WORDS = 5  # of the shortest run that counts as one, and of the shortest answer that can be a copy
@@ -20,12 +21,20 @@ LONG_RUN = 20  # words of one training answer, verbatim, from which an answer co
 MOST_MEMORISED = 0.05  # share of the answers
 
 
-def question_of(row: dict[str, str]) -> str:
-    return f"{row['instruction']}\n{row['input']}" if row["input"] else row["instruction"]
+def question_of(row: dict[str, Any]) -> str:
+    """All that the user says in a conversation: of a row of one turn its instruction and input."""
+    earlier = [turn["content"] for turn in history_of(row) if turn["role"] == "user"]
+    return "\n".join([*earlier, row["instruction"], *([row["input"]] if row["input"] else [])])
 
 
 def answer_of(row: dict[str, str]) -> str:
     return row["output"]
+
+
+def answers_of(rows: Sequence[dict[str, Any]]) -> list[str]:
+    """All answers that rows teach, those of earlier turns among them."""
+    earlier = [turn["content"] for row in rows for turn in history_of(row) if turn["role"] == "assistant"]
+    return [*(row["output"] for row in rows), *earlier]
 
 
 def contamination(test: Sequence[dict[str, str]], training: Sequence[dict[str, str]]) -> dict[str, Any]:
@@ -116,7 +125,7 @@ def memorisation(rows: Sequence[dict[str, Any]], training: Sequence[dict[str, st
     answered = [row for row in rows if row["prediction"] is not None]
     if not answered:
         return {"passed": True, "summary": "no answers written, nothing to compare"}
-    longest = longest_overlaps([row["prediction"] for row in answered], [row["output"] for row in training])
+    longest = longest_overlaps([row["prediction"] for row in answered], answers_of(training))
     for row, words in zip(answered, longest, strict=True):
         row["verbatim_words"] = words
     share = sum(words >= LONG_RUN for words in longest) / len(longest)
