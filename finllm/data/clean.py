@@ -9,8 +9,8 @@ from __future__ import annotations
 import hashlib
 import itertools
 import re
-from collections.abc import Callable, Collection, Iterable, Iterator
-from typing import NamedTuple
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from typing import Any, NamedTuple
 
 from finllm.data.schema import Change, Row
 from finllm.errors import did_you_mean, raise_problems
@@ -124,9 +124,18 @@ CHANGES: dict[str, tuple[Callable[[str], str], tuple[str, ...]]] = {  # and the 
 Steps = list[tuple[str, Callable[[str], str]]]
 
 
-def mend(text: str, skip: Collection[str] = ()) -> str:
-    """A text that a user asks, as the same text would have been cleaned in training."""
-    return _mended(text, "instruction", _steps_of("instruction", skip), [])
+def mend_question(row: Mapping[str, Any]) -> dict[str, Any]:
+    """A row that a user asks, its texts as the same texts would have been cleaned in training."""
+    mended = {
+        field: _mended(row[field], field, _steps_of(field, ()), [])
+        for field in ("instruction", "input", "system")
+        if row.get(field)
+    }
+    if row.get("history"):
+        steps = _steps_of("history", ())
+        turns = [{**turn, "content": _mended(turn["content"], "history", steps, [])} for turn in row["history"]]
+        mended["history"] = turns
+    return {**row, **mended}
 
 
 def _steps_of(field: str, skip: Collection[str]) -> Steps:
