@@ -7,9 +7,10 @@ end), so cleaning is idempotent. White space inside a text is left as it was wri
 from __future__ import annotations
 
 import hashlib
+import itertools
 import re
-from collections.abc import Callable, Collection, Iterable, Iterator
-from typing import NamedTuple
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from typing import Any, NamedTuple
 
 from finllm.data.schema import Change, Row
 from finllm.errors import did_you_mean, raise_problems
@@ -82,19 +83,21 @@ ASKS_TO_REPEAT = re.compile(
     r"|重复|两遍|两次|复述|繰り返|[二2]回",
     re.IGNORECASE,
 )
+MOST_REPEATED = 1 << 20  # characters: the words of a longer text would take ten times its memory
 MIN_REPEATED_WORDS = 5  # "11", "bye bye" and a regular expression of two equal words are answers
 
 
 def keep_one_half(text: str) -> str:
     """One half of a text that holds the same text twice; the halves are equal when white space is folded."""
+    if len(text) > MOST_REPEATED:
+        return text
     letters = "".join(text.split())
     half = len(letters) // 2
     if not letters or len(letters) % 2 or letters[:half] != letters[half:]:
         return text
-    ends = [match.end() for match in re.finditer(r"\S", text)]
-    first, second = text[: ends[half - 1]], text[ends[half - 1] :]
-    words = first.split()
-    return first if len(words) >= MIN_REPEATED_WORDS and words == second.split() else text
+    end = next(itertools.islice(re.finditer(r"\S", text), half - 1, None)).end()
+    first, second = (re.sub(r"\s+", " ", each).strip() for each in (text[:end], text[end:]))
+    return text[:end] if first == second and len(first.split(" ", MIN_REPEATED_WORDS)) >= MIN_REPEATED_WORDS else text
 
 
 NEEDED = r"(?:[\s_-]*(?:is[\s_-]*)?(?:required|needed|necessary|given|provided))?"
@@ -121,9 +124,18 @@ CHANGES: dict[str, tuple[Callable[[str], str], tuple[str, ...]]] = {  # and the 
 Steps = list[tuple[str, Callable[[str], str]]]
 
 
-def mend(text: str, skip: Collection[str] = ()) -> str:
-    """A text that a user asks, as the same text would have been cleaned in training."""
-    return _mended(text, "instruction", _steps_of("instruction", skip), [])
+def mend_question(row: Mapping[str, Any]) -> dict[str, Any]:
+    """A row that a user asks, its texts as the same texts would have been cleaned in training."""
+    mended = {
+        field: _mended(row[field], field, _steps_of(field, ()), [])
+        for field in ("instruction", "input", "system")
+        if row.get(field)
+    }
+    if row.get("history"):
+        steps = _steps_of("history", ())
+        turns = [{**turn, "content": _mended(turn["content"], "history", steps, [])} for turn in row["history"]]
+        mended["history"] = turns
+    return {**row, **mended}
 
 
 def _steps_of(field: str, skip: Collection[str]) -> Steps:

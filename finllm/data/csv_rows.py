@@ -75,13 +75,30 @@ def read_csv(stream: IO[bytes], file: str, place: str, encoding: str, wanted: Co
     text = io.TextIOWrapper(stream, encoding or "utf-8-sig", errors, newline="")
     try:
         head = text.read(SAMPLE)
-        whole = len(head) < SAMPLE
-        head += "" if whole else text.readline()
-        dialect = find_dialect(head, whole, wanted)
-        lines = itertools.chain(io.StringIO(head, newline=""), text)
+        dialect = find_dialect(head, len(head) < SAMPLE, wanted)
+        lines = itertools.chain(io.StringIO(head[: _last_line(head)], newline=""), _joined(head, text))
         yield from _rows(dialect.records(lines), file)
     except UnicodeError as error:
         raise UserError(f"{place}: it is not {encoding} ({error}); give another --encoding") from None
+
+
+def _last_line(head: str) -> int:
+    """Where the last line begins that the head of a file may hold only a part of."""
+    return max(head.rfind("\n"), head.rfind("\r", 0, len(head) - 1)) + 1
+
+
+def _joined(head: str, rest: io.TextIOBase) -> Iterator[str]:
+    """The line at the end of the head with its rest, and all lines after it."""
+    begun = head[_last_line(head) :]
+    if begun.endswith("\r"):  # and perhaps a line feed
+        following = rest.readline()
+        yield begun + following if following == "\n" else begun
+        begun = "" if following == "\n" else following
+        if begun:
+            yield begun
+    elif begun or not head:
+        yield begun + rest.readline()
+    yield from rest
 
 
 def _rows(reader: Any, file: str) -> Iterator[RawRow | BadRow]:

@@ -25,6 +25,7 @@ from finllm.text.words import stands_alone
 CHUNK = 512  # texts that are hashed at a time: their characters stay in the processor's cache
 MASK = "#"
 COMMON, LEAST_COMMON = 0.01, 20  # share and number of texts beyond which a gram that they hold says nothing
+NOTHING_VARIES = 0
 MOST_SAMPLED = 10_000  # texts by which that is decided
 
 # Unicode Technical Standard 39, the letters of its confusables whose look-alike is a Latin letter in most fonts.
@@ -78,7 +79,7 @@ class Grams:
             letters, numbers = zip(*(folded(text, masked) for text in texts[start : start + CHUNK]), strict=True)
             self.numbers += numbers
             hashed = _hashed(letters, width, width_alone)
-            left = _what_varies(letters, *hashed[:2], without) if without is not None and len(without) else hashed[:2]
+            left = _what_varies(*hashed[:2], without) if without is not None and len(without) else hashed[:2]
             parts.append((*left, hashed[1], hashed[2]))
         none = (np.zeros(0, np.int32), *[np.zeros(0, np.int64)] * 3)
         together = map(np.concatenate, zip(*parts or [none], strict=True))
@@ -142,16 +143,13 @@ def common_grams(texts: Sequence[str], width: int, width_alone: int, masked: boo
     return values[counts > max(COMMON * len(texts), LEAST_COMMON)]
 
 
-def _what_varies(
-    texts: Sequence[str], values: np.ndarray, sizes: np.ndarray, common: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
-    """Grams and their counts without what is common. A text of nothing else keeps one gram, of all of it."""
+def _what_varies(values: np.ndarray, sizes: np.ndarray, common: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Grams and their counts without what is common; of a text of nothing else one gram says that nothing varies."""
     place = np.minimum(np.searchsorted(common, values), len(common) - 1)
     kept = common[place] != values
     left = np.bincount(np.repeat(np.arange(len(sizes)), sizes)[kept], minlength=len(sizes))
     none = np.flatnonzero(left == 0)
-    whole = np.array([zlib.crc32(texts[text].encode("utf-8", "surrogatepass")) & 0x7FFFFFFE for text in none], np.int32)
-    values = np.insert(values[kept], (np.cumsum(left) - left)[none], whole)
+    values = np.insert(values[kept], (np.cumsum(left) - left)[none], NOTHING_VARIES)
     left[none] = 1
     return values, left
 

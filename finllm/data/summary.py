@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import re
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
@@ -21,6 +22,7 @@ TURN_STEPS = {
     "open_end": "last turns of the user that nobody answers left out",
     "turns": "rows dropped whose turns have nothing to learn from",
 }
+LONG = 1 << 20  # characters
 BATCH = 1000  # texts given to count_tokens at once
 
 CountTokens = Callable[[list[str]], list[int]]
@@ -117,9 +119,16 @@ def percentile(values: list[int], share: float) -> int:
     return sorted(values)[round(share * (len(values) - 1))]
 
 
+def _words_in(text: str) -> int:
+    """How many pieces a text has; of a very long one they are not held."""
+    if len(text) < LONG or not text.isascii():
+        return len(pieces(text))
+    return sum(1 for _ in re.finditer(r"\S+", text))
+
+
 def _lengths(dataset: DatasetDir, count_tokens: CountTokens | None) -> list[tuple[str, list[int]]]:
     """Of all rows, which are read a batch at a time: each length's name and its values."""
-    counts: dict[str, CountTokens] = {"words": lambda texts: [len(pieces(text)) for text in texts]}
+    counts: dict[str, CountTokens] = {"words": lambda texts: list(map(_words_in, texts))}
     if count_tokens:
         counts["tokens"] = count_tokens
     lengths: dict[str, list[int]] = {f"{text}, {unit}": [] for unit in counts for text in ("prompt", "response")}

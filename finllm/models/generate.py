@@ -16,6 +16,7 @@ from weakref import WeakKeyDictionary
 import torch
 from transformers import BatchEncoding, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase, TextStreamer
 
+from finllm.data.clean import mend_question
 from finllm.errors import UserError
 from finllm.files import read_jsonl, write_jsonl
 from finllm.models.asked import template_for
@@ -182,7 +183,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> None:
     """`finllm generate`: one question, a file of them, or a conversation until an empty line.
 
-    Under a template of single questions each line is asked by itself; else together with what was said before.
+    What is asked is mended as what is trained on (finllm/data/clean.py); `--output` has it as it was asked. Under a
+    template of single questions each line is asked by itself; else together with what was said before.
     """
     if bool(arguments.file) != bool(arguments.output):
         raise UserError("--file and --output go together: questions from one, answers to the other")
@@ -201,7 +203,7 @@ def run(arguments: argparse.Namespace) -> None:
     if arguments.file:
         from rich.progress import track
 
-        prompts = template.prompts(rows)
+        prompts = template.prompts(list(map(mend_question, rows)))
         bar = iter(track(range(len(prompts)), "answering"))
         answers = answer_all(
             model, tokenizer, prompts, config, arguments.batch_size, lambda done: [next(bar) for _ in range(done)],
@@ -213,10 +215,11 @@ def run(arguments: argparse.Namespace) -> None:
         return
     row = {"instruction": arguments.question, "input": arguments.input, "system": arguments.system, "history": []}
     if arguments.question:
-        stream(model, template, row, config)
+        stream(model, template, mend_question(row), config)
         return
     while question := _ask():
         row["instruction"] = question
+        row = mend_question(row)
         answer = stream(model, template, row, config)
         if template.takes_history:
             row["history"] += [{"role": "user", "content": question_of(row)}, {"role": "assistant", "content": answer}]

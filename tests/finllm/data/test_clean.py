@@ -4,7 +4,7 @@ import random
 
 import pytest
 
-from finllm.data.clean import PLAIN, STEPS, Cleaning, Rejected
+from finllm.data.clean import PLAIN, STEPS, Cleaning, Rejected, mend_question
 from finllm.data.schema import Row
 from finllm.errors import UserError
 
@@ -273,3 +273,22 @@ def test_cleaning_the_cleaned_changes_nothing():
     assert all(step.changed or step.dropped for step in steps)
     again, rejected, steps = clean(kept)
     assert again == kept and not rejected and not counts(steps)
+
+
+def test_what_is_asked_is_mended_as_what_was_trained_on():
+    turns = [{"role": "user", "content": " Hi\r\n"}, {"role": "assistant", "content": "Hello"}]
+    asked = {
+        "instruction": " What â€œisâ€\x9d it? ",
+        "input": "N/A",
+        "system": "Be kind.\x07",
+        "id": 7,
+        "history": turns,
+    }
+    mended = mend_question(asked)
+    turns = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]
+    assert mended == {
+        "instruction": "What “is” it?", "input": "", "system": "Be kind.", "id": 7, "history": turns,
+    }  # fmt: skip
+    (kept,), _, _ = clean([row(asked["instruction"], asked["input"])])
+    assert (kept.instruction, kept.input) == (mended["instruction"], mended["input"])
+    assert mend_question({"instruction": "x"}) == {"instruction": "x"}
