@@ -14,12 +14,15 @@ from eval.audits.overlap import contamination, memorisation
 from eval.models.language_model import Description, Score
 from eval.results import AUDITS
 from finllm.text.prompts import TEMPLATE_HASH, build_prompt
+from finllm.text.templates import Alpaca
 
 VOCABULARY = 50
 
 
 class Set:
     """Every token has the likelihood of one in fifty, moved by what a test says of a row, its position and its call."""
+
+    template = Alpaca()
 
     def __init__(
         self, moved=lambda prompt, response, position: 0.0, cut=lambda response, position: 0.0, dtype="float32"
