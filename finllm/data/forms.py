@@ -6,6 +6,7 @@
     prompt_completion  prompt, completion: text, or lists of messages
     question_answer    question, answer, context
     query_response     query, response
+    fingpt             context, target: the whole prompt and its answer, as FinGPT's own files
     messages           messages, as OpenAI's
     sharegpt           conversations
 
@@ -29,6 +30,7 @@ PAIRS = {
     "prompt_completion": ("prompt and completion", "prompt", "completion"),
     "question_answer": ("question and answer", "question", "answer"),
     "query_response": ("query and response", "query", "response"),
+    "fingpt": ("FinGPT's context and target", "context", "target"),
 }
 TURNS = {
     "messages": ("OpenAI messages", ("messages",)),
@@ -38,7 +40,7 @@ FORMS = (*PAIRS, *TURNS)
 QUESTIONS = ("instruction", "prompt", "question", "query")
 ANSWERS = ("output", "completion", "answer", "response")
 INPUTS, SYSTEMS, HISTORIES = ("input", "context"), ("system", "system_prompt"), ("history",)
-WANTED = frozenset({*QUESTIONS, *ANSWERS, *INPUTS, "messages", "conversations", "conversation"})
+WANTED = frozenset({*QUESTIONS, *ANSWERS, *INPUTS, "target", "messages", "conversations", "conversation"})
 IMAGES = ("image", "images", "video", "videos", "audio", "audios")
 # What says something that a model would otherwise be trained without: left out by a flag alone
 TELLING = frozenset({*SYSTEMS, *HISTORIES, *TURNS["sharegpt"][1], "messages", "tools", *IMAGES})

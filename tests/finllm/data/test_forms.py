@@ -36,6 +36,9 @@ EXPECTED = {
     "messages": ("OpenAI messages", MISSED, "", DEFAULT, "Be brief.", FIRST),
     "sharegpt": ("ShareGPT conversations", MISSED, "", DEFAULT, "", FIRST),
     "fingpt": ("Alpaca, FinGPT or PIXIU: a fixed instruction", NEWS, "股市上涨了百分之三。", "positive", None, None),
+    "fingpt_context": ("FinGPT's context and target",
+                       "Instruction: What is the sentiment of this news?\nInput: The meeting is in Lyon.\nAnswer:", "",
+                       "neutral", None, None),
     "pixiu": ("query and answer", LABELLED, "", "positive", None, None),
 }  # fmt: skip
 CONTAINERS = (
