@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from finllm.data import parts as parts_module
+from finllm.data.encoding import likely
 from finllm.data.parts import BadRow
 from finllm.data.rows import read_rows, source_hash
 from finllm.data.sources import find_source
@@ -292,3 +293,16 @@ def test_heavy_libraries_are_not_imported_for_text():
         [sys.executable, "-c", code], cwd=Path(__file__).parents[3], capture_output=True, text=True, check=True
     )
     assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize(
+    ("text", "encoding"),
+    [
+        ("café", "cp1252"),
+        ("Müller, 5 €", "cp1252"),
+        ("请问基金的风险是什么？", "gb18030"),
+        ("株価は何ですか", "shift_jis"),
+    ],
+)
+def test_the_likely_encoding_of_a_short_text(text, encoding):
+    assert likely(text.encode(encoding)) == encoding
