@@ -9,7 +9,8 @@ from safetensors.torch import load_file
 from finllm.models.find import load_tokenizer
 from finllm.text.tokens import encode
 
-GROUPED = ("--train_sampling_strategy", "group_by_length", "--eval_strategy", "steps", "--per_device_eval_batch_size", 2)
+GROUPED = ("--train_sampling_strategy", "group_by_length", "--eval_strategy", "steps",
+           "--per_device_eval_batch_size", 2)  # fmt: skip
 ADAPTER = ("--use_peft", "true", "--lora_r", 4, "--lora_dropout", "0.3", "--lora_target_modules", "all-linear")
 
 
@@ -35,7 +36,7 @@ def test_a_run_that_stopped_and_was_looked_at_ends_like_one_that_never_stopped(s
     assert losses.keys() == {0, 2, 3, 4, 5}
 
 
-def test_each_rows_part_of_the_validation_loss_is_kept_in_the_order_of_the_split(sft, tmp_path, rows_of_validation, gpt2_dir):
+def test_each_row_of_the_split_keeps_its_part_of_the_loss(sft, tmp_path, rows_of_validation, gpt2_dir):
     _, grouped = sft(*GROUPED, output_dir=tmp_path / "grouped", steps=1)
     _, plain = sft("--per_device_eval_batch_size", 3, output_dir=tmp_path / "plain", steps=1)
     for run in (grouped, plain):
