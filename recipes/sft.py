@@ -1,4 +1,4 @@
-"""Supervised fine-tuning of a causal language model on instructions: full, LoRA or QLoRA, from one YAML.
+"""Supervised fine-tuning of a causal language model on instructions: full, or by any method of peft, from one YAML.
 
     accelerate launch --config_file accelerate_config.yaml recipes/sft.py --config recipes/configs/gpt2_lora.yaml
 

@@ -29,6 +29,7 @@ from finllm.models.configs import causal_config
 from finllm.models.find import load_tokenizer, resolve_base_model
 from finllm.models.generate import answer_all, decoding, may_be_padded_left
 from finllm.models.proofs import head_difference, in_float32, rounding_of
+from finllm.models.virtual import answers_whole, virtual_tokens_of
 from finllm.run_dir import RunDir
 from finllm.text.tokens import encode_prompt, encode_response, tokenizer_hash
 
@@ -177,6 +178,8 @@ class TransformersLM:
 
         That is proved on the first tokens of the first text, since no list of models knows the next one.
         """
+        if answers_whole(self.model):
+            return None  # what lies under its method knows nothing of it
         if self._plain_head is None:
             ids = [*pairs[0][0], *pairs[0][1]][:PROVED_TOKENS]
             with in_float32(self.model):
@@ -197,7 +200,8 @@ class TransformersLM:
             hidden_BTC = base_of(self.model).base_model(input_ids=input_ids, use_cache=False).last_hidden_state
             hidden_NC = hidden_BTC[predicts]
             return lambda part: head(hidden_NC[part])
-        logits_NV = logits_at(base_of(self.model), predicts, input_ids=input_ids, use_cache=False)
+        asked = self.model if answers_whole(self.model) else base_of(self.model)
+        logits_NV = logits_at(asked, predicts, input_ids=input_ids, use_cache=False)
         return lambda part: logits_NV[part]
 
     @torch.inference_mode()
@@ -296,7 +300,9 @@ def reader(run: RunDir) -> TransformersReader:
     config = run.config()
     adapted = model_arguments(config).use_peft
     folders = [str(run.model), *([resolve_base_model(config["model_name_or_path"])] if adapted else [])]
-    return TransformersReader(folders, config.get("model_revision") or "main", run.summary()["base_model"])
+    read = TransformersReader(folders, config.get("model_revision") or "main", run.summary()["base_model"])
+    read.positions -= virtual_tokens_of(run.model) if adapted else 0
+    return read
 
 
 def base_reader(name: str) -> TransformersReader:

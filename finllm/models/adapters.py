@@ -42,7 +42,9 @@ def _is_tuner(module: torch.nn.Module) -> bool:
     return isinstance(module, BaseTuner)
 
 
-def add_adapter(model: PreTrainedModel, arguments: ModelConfig, rows: Sequence[Mapping[str, Any]] = ()) -> PreTrainedModel:
+def add_adapter(
+    model: PreTrainedModel, arguments: ModelConfig, rows: Sequence[Mapping[str, Any]] = ()
+) -> PreTrainedModel:
     """`model` with the adapter that is asked for (finllm.models.settings), its base frozen. Seed before calling.
 
     `rows` of `input_ids` and `labels`, in one fixed order, are for methods that look at data before they begin. Where
@@ -77,11 +79,9 @@ def add_adapter(model: PreTrainedModel, arguments: ModelConfig, rows: Sequence[M
         shapes = shapes_made(model, config)
         numbers = sum(map(math.prod, shapes.values())) if shapes else numbers_at_most(config, model)
         if 4 * numbers > memory_bytes():
-            rank = "lora_r" if config.peft_type == "LORA" else "its rank, or the number of its virtual tokens"
             raise UserError(
-                f"{'lora_r is ' + format(config.r, ',') if config.peft_type == 'LORA' else 'this adapter is so large'}, "
-                f"which makes an adapter of {4 * numbers / 2**30:,.1f} GiB, and this machine has "
-                f"{memory_bytes() / 2**30:,.1f} GiB of memory; lower {rank}"
+                f"{_said(arguments, config)} makes an adapter of {4 * numbers / 2**30:,.1f} GiB, and this machine has "
+                f"{memory_bytes() / 2**30:,.1f} GiB of memory; lower its rank, or the number of its virtual tokens"
             )
         starts.look_at(model, config, rows)
         adapted = get_peft_model(model, config)
@@ -104,6 +104,9 @@ def add_adapter(model: PreTrainedModel, arguments: ModelConfig, rows: Sequence[M
 def as_it_answers(adapted: PreTrainedModel) -> PreTrainedModel:
     """The adapted model, asked and answering as any other: see finllm.models.virtual."""
     hide_virtual_tokens(adapted)
+    if str(adapted.active_peft_config.peft_type.value) == "ADAPTION_PROMPT":
+        # peft's holds the forward that the base model had then, which would go past what is taught to it later.
+        adapted.base_model.forward = lambda *given, **named: adapted.base_model.model(*given, **named)
     if known_method(str(adapted.active_peft_config.peft_type.value)).one_task:
         of_one_task(adapted)
     return adapted
@@ -119,7 +122,9 @@ def _said(arguments: ModelConfig, config: PeftConfig) -> str:
     targets = getattr(config, "target_modules", None)
     if config.peft_type == "LORA" and not getattr(arguments, "peft", None):
         return f"lora_target_modules {arguments.lora_target_modules!r}"
-    named = f" on {targets!r}" if isinstance(targets, str) else f" on {', '.join(sorted(targets))[:200]}" if targets else ""
+    named = (
+        f" on {targets!r}" if isinstance(targets, str) else f" on {', '.join(sorted(targets))[:200]}" if targets else ""
+    )
     return f"peft_type {config.peft_type.value.lower()}{named}"
 
 
@@ -134,8 +139,14 @@ def adapter_config(
     plain_lora = kind == "LORA" and not getattr(arguments, "peft_type", None)  # as TRL has it
     settings = {**({} if plain_lora else known_method(kind).settings), **given}
     if kind == "LN_TUNING" and "target_modules" not in given:
-        norms = {name.rpartition(".")[2] for name, module in model.named_modules() if "norm" in type(module).__name__.lower()}
+        norms = {
+            name.rpartition(".")[2] for name, module in model.named_modules() if "norm" in type(module).__name__.lower()
+        }
         settings["target_modules"] = sorted(norms)
+    if {"layers_to_transform", "layers_pattern"} & {*given} and settings.get("target_modules") == "all-linear":
+        head = model.get_output_embeddings()  # peft takes these fields beside a list of names alone
+        linear = {name for name, module in model.named_modules() if _is_linear(module) and module is not head}
+        settings["target_modules"] = sorted({name.rpartition(".")[2] for name in linear})
     if kind == "ADAPTION_PROMPT" and "adapter_layers" not in given:
         settings["adapter_layers"] = model.config.get_text_config().num_hidden_layers
     if kind == "CPT" and settings.get("cpt_token_ids") is None:

@@ -16,6 +16,7 @@ from finllm.files import read_json, write_json
 
 RECORD = "base_layers.json"  # beside a saved adapter: what was done to its base model's layers before
 
+
 def has_conv1d(model: nn.Module) -> bool:
     return any(isinstance(module, Conv1D) for module in model.modules())
 
@@ -61,5 +62,7 @@ def was_turned(folder: Path) -> bool:
         return False
     turned = read_json(folder / RECORD).get("conv1d_as_linear")
     if turned is not True:
-        raise UserError(f"{folder / RECORD}: conv1d_as_linear is {str(turned)[:60]!r}, not true; put back what was there")
+        raise UserError(
+            f"{folder / RECORD}: conv1d_as_linear is {str(turned)[:60]!r}, not true; put back what was there"
+        )
     return True

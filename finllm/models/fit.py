@@ -57,7 +57,9 @@ def _rank(field: str) -> Rule:
 
 
 def _entries(field: str) -> Rule:
-    return Rule(field, lambda value, i, o: value <= i * o, _least(lambda i, o: i * o), "be no more than a layer's entries")
+    return Rule(
+        field, lambda value, i, o: value <= i * o, _least(lambda i, o: i * o), "be no more than a layer's entries"
+    )
 
 
 RULES = {
@@ -66,9 +68,12 @@ RULES = {
     "DEFT": [_rank("r")],
     "DELORA": [_rank("r")],
     "PSOFT": [_rank("r")],
+    "MISS": [Rule("r", lambda value, i, o: value <= i, _least(lambda i, o: i), "be no more than every layer's input")],
     "C3A": [_divides_both("block_size")],
     "VBLORA": [_divides_both("vector_length")],
-    "ROAD": [Rule("group_size", lambda value, i, o: o % value == 0, _divisor(lambda i, o: o), "divide every layer's output")],
+    "ROAD": [
+        Rule("group_size", lambda value, i, o: o % value == 0, _divisor(lambda i, o: o), "divide every layer's output")
+    ],
     "OFT": [_divides_in("oft_block_size"), _divides_in("r")],
     "BOFT": [_divides_in("boft_block_size"), _divides_in("boft_block_num")],
     "FOURIERFT": [_entries("n_frequency")],

@@ -74,7 +74,7 @@ def merged_proof(adapted: PreTrainedModel, rows: Sequence[dict[str, list[int]]],
 
 
 def merge_run(name: str, output_dir: Path) -> None:
-    """Write the model of an adapter's run as a plain one, with its tokenizer, into a new folder; proved before it counts."""
+    """Write the model of an adapter's run as a plain one, with its tokenizer, into a new folder, proved."""
     run = run_of(name)
     if run is None:
         raise UserError(f"{name} is no run dir; a run dir is what recipes/sft.py writes to --output_dir")
@@ -101,8 +101,8 @@ def merge_run(name: str, output_dir: Path) -> None:
         apart = float((nll_of(model, [row]).double() - own_N).abs().mean())
     if apart > LIMIT:
         raise UserError(
-            f"{name} merged is another model: a token's loss moves by {apart:.3g} nats (limit {LIMIT:g}); keep it as an "
-            "adapter"
+            f"{name} merged is another model: a token's loss moves by {apart:.3g} nats (limit {LIMIT:g}); keep it as "
+            "an adapter"
         )
     with atomic_folder(output_dir.resolve()) as work:
         model.save_pretrained(work)
@@ -111,13 +111,15 @@ def merge_run(name: str, output_dir: Path) -> None:
         with torch.no_grad():
             after = float((nll_of(again.eval(), [row]).double() - own_N).abs().mean())
         if after > LIMIT:
-            raise UserError(f"what was saved is {after:.3g} nats a token from the adapter (limit {LIMIT:g}); nothing is kept")
+            raise UserError(
+                f"what was saved is {after:.3g} nats a token from the adapter (limit {LIMIT:g}); nothing is kept"
+            )
         os.replace(work, output_dir)
     say(f"{output_dir}: a plain {type(model).__name__}, a token's loss within {after:.1g} nats of {name}'s")
     if quantised:
         gap = float((trained_N - own_N).abs().mean())
         bits = 4 if arguments.load_in_4bit else 8
-        say(f"it stands on the base model in float32; trained on {bits} bits, a token's loss was {gap:.2g} nats from there")
+        say(f"it stands on the base model in float32; on {bits} bits a token's loss was {gap:.2g} nats from there")
 
 
 def _row(tokenizer) -> dict[str, list[int]]:

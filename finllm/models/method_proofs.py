@@ -2,9 +2,9 @@
 
     starts as the base    the adapted model gives rows the loss that the base model gave them
     variant               the layers hold what the config asks for, and are not plain LoRA
-    gradients             every tensor that trains has a finite gradient, once the zeros that adapters begin with are left
+    gradients             every tensor that trains has a finite gradient, once the first zeros are left
 
-The last is looked at beside the beginning, where all trainable numbers are moved a little: at it, half of LoRA has none.
+The last is looked at beside the beginning, all trainable numbers moved a little: at it, half of LoRA has none.
 """
 
 from __future__ import annotations
@@ -19,7 +19,6 @@ import torch
 from transformers import PreTrainedModel
 
 from finllm.errors import UserError, at_most
-from finllm.models import conv1d
 from finllm.models.adapters import add_adapter, base_of
 from finllm.models.methods import known_method
 from finllm.models.partial import choose_weights
@@ -29,7 +28,10 @@ from finllm.text.tokens import IGNORED
 
 TOKENS, WHOLE = 24, 384  # of each of two rows; of rows that must hold what calls an adapter
 START, COARSE_START = 1e-4, 5e-2  # nats a token
-NUDGE, LEAST = 0.02, 0.5  # how far a tensor is moved: this share of its root mean square, or of this where it is smaller
+NUDGE, LEAST = (
+    0.02,
+    0.5,
+)  # how far a tensor is moved: this share of its root mean square, or of this where it is smaller
 
 
 def choose(
@@ -58,7 +60,7 @@ def adapt(
     adapted = add_adapter(model, arguments, rows)
     proofs = []
     if getattr(base_of(adapted), "turned_conv1d", False):
-        said = "GPT-2's layers are linear ones with the same numbers, which this method needs, and are turned back when it is merged"
+        said = "Conv1D layers are linear ones with the same numbers, which this method needs; merged, they are Conv1D"
         proofs.append(Proof("linear layers", None, 0.0, True, said))
     proofs += [*_variant(adapted), _start(adapted, arguments, before, _likelihood(adapted.eval(), probe))]
     adapted.train()  # some of a method's tensors have a part in training alone
@@ -86,7 +88,13 @@ def _start(adapted: PreTrainedModel, arguments: MethodConfig, before: torch.Tens
     with in_float32(adapted):
         limit = START if is_exact(adapted) else COARSE_START
     if apart <= limit:
-        return Proof("starts as the base", apart, limit, True, f"the adapted model begins as the base, within {apart:.1g} nats a token")
+        return Proof(
+            "starts as the base",
+            apart,
+            limit,
+            True,
+            f"the adapted model begins as the base, within {apart:.1g} nats a token",
+        )
     given = arguments.peft or {}
     why = known_method(kind).starts_elsewhere
     if any(given.get(name) is False for name in ("init_weights", "init_lora_weights", "init_ia3_weights")):
@@ -97,7 +105,11 @@ def _start(adapted: PreTrainedModel, arguments: MethodConfig, before: torch.Tens
         why = "KaSA leaves the smallest singular values of the base out"
     if not why:
         coarse = any(parameter.dtype != torch.float32 for parameter in adapted.parameters())
-        fix = "set dtype: float32, and no load_in_4bit" if coarse else "take another beginning (init_weights, init_lora_weights)"
+        fix = (
+            "set dtype: float32, and no load_in_4bit"
+            if coarse
+            else "take another beginning (init_weights, init_lora_weights)"
+        )
         raise UserError(
             f"peft_type {kind.lower()} should begin as the base model and is {apart:.3g} nats a token away from it "
             f"(limit {limit:g}): what it would learn first is to undo that; {fix}"
@@ -116,7 +128,7 @@ def _variant(adapted: PreTrainedModel) -> Iterator[Proof]:
     asked = []
     for known in dataclasses.fields(config):
         value = getattr(config, known.name)
-        if known.metadata.get("is_lora_variant") and value:
+        if (known.metadata.get("is_lora_variant") or known.name == "use_qalora") and value:  # which peft left untagged
             asked.append(known.name)
         elif known.name == "init_lora_weights" and value in known.metadata.get("lora_variants", ()):
             asked.append(f"init_lora_weights: {value}")
@@ -126,8 +138,8 @@ def _variant(adapted: PreTrainedModel) -> Iterator[Proof]:
     plain = [layer for layer in layers if adapted.active_adapter not in layer.lora_variant]
     if plain:
         raise UserError(
-            f"{', '.join(asked)} is asked for and {len(plain):,} of {len(layers):,} adapted layers are plain LoRA all the "
-            f"same: peft has no such variant of {type(plain[0]).__name__} on {type(plain[0].base_layer).__name__} here; "
+            f"{', '.join(asked)} is asked for and {len(plain):,} of {len(layers):,} adapted layers are plain LoRA all "
+            f"the same: peft has no such variant on {type(plain[0].base_layer).__name__}; "
             "take it out, or load the base model without load_in_4bit and load_in_8bit"
         )
     kinds = sorted({type(layer.lora_variant[adapted.active_adapter]).__name__ for layer in layers})
@@ -138,7 +150,9 @@ def _variant(adapted: PreTrainedModel) -> Iterator[Proof]:
 @contextmanager
 def nudged(model: torch.nn.Module) -> Iterator[None]:
     """Inside, what trains is moved a little from where it is, by fixed random numbers; afterwards it is what it was."""
-    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad and parameter.is_floating_point()]
+    trainable = [
+        parameter for parameter in model.parameters() if parameter.requires_grad and parameter.is_floating_point()
+    ]
     held = [parameter.detach().clone() for parameter in trainable]
     generator = torch.Generator().manual_seed(0)
     try:
@@ -173,11 +187,12 @@ def _gradients(adapted: PreTrainedModel, probe: list[dict[str, list[int]]]) -> P
     wrong = [name for name in dead if name not in known]
     if wrong or len(dead) == len(norms):
         raise UserError(
-            f"{method.title}: {len(dead):,} of {len(norms):,} trainable tensors get no finite gradient on rows of this run, "
-            f"so they would stay as they are: {', '.join(at_most(wrong or dead, 3))}; take them out of what is adapted, or "
-            "take another method"
+            f"{method.title}: {len(dead):,} of {len(norms):,} trainable tensors get no finite gradient on this run's "
+            f"rows, so they would stay as they are: {', '.join(at_most(wrong or dead, 3))}; take them out of what is "
+            "adapted, or take another method"
         )
     said = f"all {len(norms):,} trainable tensors get a finite gradient"
     if known:
-        said = f"{len(norms) - len(known):,} of {len(norms):,} trainable tensors get a finite gradient; {method.silent_because}"
+        got = len(norms) - len(known)
+        said = f"{got:,} of {len(norms):,} trainable tensors get a finite gradient; {method.silent_because}"
     return Proof("gradients of the method", float(len(known)), float(len(known)), True, said)

@@ -25,7 +25,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from finllm.errors import UserError
 from finllm.models.adapters import base_of
-from finllm.models.virtual import virtual_tokens
+from finllm.models.virtual import answers_whole
 from finllm.text.tokens import IGNORED
 
 LARGE = 60.0  # the size of a logit at which soft caps, multipliers and clamps of a head show
@@ -141,7 +141,7 @@ def head_difference(model: PreTrainedModel, ids_BT: Tensor) -> float:
     if getattr(head, "weight", None) is None or head.weight.dim() != 2:
         return math.inf
     try:
-        if virtual_tokens(model):
+        if answers_whole(model):
             hidden_BTC = _hidden_within(model, base, ids_BT)
         else:
             hidden_BTC = base.base_model(input_ids=ids_BT, use_cache=False).last_hidden_state

@@ -40,8 +40,10 @@ NESTED = {
 NEEDS = {"eva": "eva_config", "corda": "corda_config", "lora_ga": "lora_ga_config"}
 REFUSED = {
     ("ADALORA", "total_step"): "it is the run's number of steps, and set by the recipe",
-    ("LORA", "layer_replication"): "layers that stand twice share their weights, and merging adds both adapters to each "
-    "(peft #1707)",
+    (
+        "LORA",
+        "layer_replication",
+    ): "layers that stand twice share their weights, and merging adds both adapters to each (peft #1707)",
     ("LORA", "arrow_config"): "it mixes LoRAs that were trained before",
     ("CPT", "opt_weighted_loss_type"): "only the likelihood of answers is computed here",
     ("CPT", "cpt_tokens_type_mask"): "only the likelihood of answers is computed here, none of the context's own",
@@ -114,8 +116,7 @@ def settings_problems(arguments: MethodConfig) -> Iterator[str]:
     if kind not in known:
         suggestion = did_you_mean(kind.lower(), [name.lower() for name in known])
         yield (
-            f"peft_type is {kind.lower()!r}{suggestion}; peft has "
-            + ", ".join(name.lower() for name in sorted(known))
+            f"peft_type is {kind.lower()!r}{suggestion}; peft has " + ", ".join(name.lower() for name in sorted(known))
         )
         return
     if reason := known_method(kind).refused:
@@ -185,7 +186,9 @@ def _wrong_type(hint: Any, value: Any) -> str | None:
     """What a value must be where its field takes plain values only, and this is none of them; else None."""
     union = typing.get_origin(hint) in (typing.Union, types.UnionType)
     allowed = typing.get_args(hint) if union else (hint,)
-    choices = [choice for each in allowed if typing.get_origin(each) is typing.Literal for choice in typing.get_args(each)]
+    choices = [
+        choice for each in allowed if typing.get_origin(each) is typing.Literal for choice in typing.get_args(each)
+    ]
     if choices and all(typing.get_origin(each) is typing.Literal or each is type(None) for each in allowed):
         return None if value in choices or (value is None and type(None) in allowed) else f"one of {choices}"
     if any(each not in (*PLAIN, type(None)) for each in allowed):
@@ -229,4 +232,3 @@ def changes_base(arguments: ModelConfig) -> bool:
     init = str((getattr(arguments, "peft", None) or {}).get("init_lora_weights", ""))
     kind = getattr(arguments, "kind", LORA)
     return known_method(kind).changes_base or init.startswith(("pissa", "olora", "corda", "lora_ga"))
-

@@ -39,18 +39,18 @@ def shapes_made(base: PreTrainedModel, config: PeftConfig) -> checked.Shapes | N
     try:
         with torch.random.fork_rng(devices=[]), torch.device("meta"):
             adapted = get_peft_model(without_memory, config)
+            saved = get_peft_model_state_dict(adapted, save_embedding_layers=False)
     except (NotImplementedError, RuntimeError) as error:
         if "meta" in str(error).lower():
             return None
         raise
-    saved = get_peft_model_state_dict(adapted, save_embedding_layers=False)
     shapes = {name: tuple(tensor.shape) for name, tensor in saved.items()}
     for name, ranks in (kept or {}).items():  # AdaLoRA saves the ranks that are left
         layer, left = f"base_model.model.{name.rpartition('.lora_E')[0]}", sum(map(bool, ranks))
-        for part, of in (("lora_E", lambda s: (left, *s[1:])), ("lora_A", lambda s: (left, *s[1:])),
-                         ("lora_B", lambda s: (*s[:1], left))):  # fmt: skip
-            if f"{layer}.{part}" in shapes:
-                shapes[f"{layer}.{part}"] = of(shapes[f"{layer}.{part}"])
+        for part, side in ((".lora_E", 0), (".lora_A", 0), (".lora_B", 1)):
+            if layer + part in shapes:
+                shape = shapes[layer + part]
+                shapes[layer + part] = (*shape[:side], left, *shape[side + 1 :])
     return shapes
 
 

@@ -63,7 +63,6 @@ def look_at(model: PreTrainedModel, config: LoraConfig, rows: Sequence[Mapping[s
     def backward() -> None:
         for batch in batches:
             model(**batch, use_cache=False).loss.backward()
-        model.zero_grad()
 
     training = model.training
     model.eval()
@@ -72,6 +71,7 @@ def look_at(model: PreTrainedModel, config: LoraConfig, rows: Sequence[Mapping[s
             preprocess_corda(model, config, run_model=forward)
     else:
         preprocess_loraga(model, config, backward)
+        model.zero_grad()
     model.train(training)
 
 

@@ -5,19 +5,21 @@
     prefix tuning     [v v v]a a a a        keys and values of v stand in the cache; they have no positions of their own
 
 peft returns the logits of v before those of a, forgets the positions that it is given, and trains CPT by a loss of its
-own. Here forward, training, scoring and every proof get logits of the T tokens alone, and a mask and positions that hold
-with padding on either side. P virtual tokens, T tokens, B batch, C model width.
+own. Here forward, training, scoring and every proof get logits of the T tokens alone, with a mask and positions that
+hold with padding on either side. P virtual tokens, T tokens, B batch, C model width.
 """
 
 from __future__ import annotations
 
 import types
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from finllm.models import checked
 from finllm.text.tokens import IGNORED
 
 IN_THE_CACHE = ("PREFIX_TUNING", "CARTRIDGE")
@@ -27,6 +29,13 @@ def virtual_tokens(model: torch.nn.Module) -> int:
     """How many of its positions a model gives to tokens that are in no text."""
     config = _prompt_config(model)
     return config.num_virtual_tokens if config is not None else 0
+
+
+def virtual_tokens_of(folder: Path) -> int:
+    """The same of an adapter that is saved in `folder`, from its config."""
+    held, _ = checked.check_adapter(folder)
+    count = held.get("num_virtual_tokens")
+    return count if type(count) is int and count > 0 else 0
 
 
 def answers_whole(model: torch.nn.Module) -> bool:

@@ -57,25 +57,33 @@ class Learning(TrainerCallback):
         allocate(model, state.global_step + 1)
 
     def proof(self, model: Any) -> list[Proof]:
-        """What was found, where steps were taken; a `UserError` where a part of an adapter, or a moved one, stood still."""
+        """What was found, where steps were taken; a `UserError` where what should move stood still."""
         if self.count == 0 or self.steps == 0:
             return []
         config = getattr(model, "active_peft_config", None)
         method = known_method(str(config.peft_type.value)) if config is not None else None
         known = {name for name in self.still if method and method.silent and re.search(method.silent, name)}
         wrong = sorted({*self.still} - known)
-        if method is None:  # of a model's own weights some may have no part in these rows, as an expert nobody was sent to
-            wrong = [name for name in wrong if name not in self.untouched] or (wrong if len(wrong) == self.count else [])
+        if (
+            method is None
+        ):  # of a model's own weights some may have no part in these rows, as an expert nobody was sent to
+            wrong = [name for name in wrong if name not in self.untouched] or (
+                wrong if len(wrong) == self.count else []
+            )
         if wrong and self.steps >= ENOUGH:
             raise UserError(
                 f"{len(wrong):,} of {self.count:,} trainable tensors are what they were before training, after "
-                f"{self.steps:,} steps: {', '.join(at_most(wrong, 3))}; raise learning_rate, or set dtype: float32 if the "
-                "weights are coarser; the checkpoints are kept"
+                f"{self.steps:,} steps: {', '.join(at_most(wrong, 3))}; raise learning_rate, or set dtype: float32 if "
+                "the weights are coarser; the checkpoints are kept"
             )
         moved = self.count - len(self.still)
         said = f"{moved:,} of {self.count:,} trainable tensors have moved"
         if self.still:
-            said += f"; {method.silent_because}" if known and method else f"; not {', '.join(at_most(sorted(self.still), 3))}"
+            said += (
+                f"; {method.silent_because}"
+                if known and method
+                else f"; not {', '.join(at_most(sorted(self.still), 3))}"
+            )
         return [Proof("has learned", float(len(self.still)), float(len(known)), len(self.still) <= len(known), said)]
 
 
@@ -122,8 +130,8 @@ def allocation_proof(model: Any) -> list[Proof]:
     if not ranks:
         raise UserError("AdaLoRA moved no rank: no step was taken; train for more steps")
     said = (
-        f"AdaLoRA moved its ranks: {config.init_r} of each of {len(ranks):,} layers became {min(ranks)} to {max(ranks)}, "
-        f"{sum(ranks) / len(ranks):.1f} on average (target {config.target_r})"
+        f"AdaLoRA moved its ranks: {config.init_r} in each of {len(ranks):,} layers became {min(ranks)} to {max(ranks)}"
+        f", {sum(ranks) / len(ranks):.1f} on average (target {config.target_r})"
     )
     figure = sum(ranks) / len(ranks)
     return [Proof("ranks moved", figure, float(config.target_r), figure < config.init_r, said)]
@@ -150,7 +158,7 @@ def own_term(model: Any, labels: Tensor | None = None) -> Tensor | float:
 
 
 def _orthogonality(model: Any) -> Tensor:
-    """The mean over all A and B of ‖AAᵀ − I‖ or ‖BᵀB − I‖ (Zhang et al. 2023, eq. 4, as peft has it: norms, not squares)."""
+    """The mean over all A and B of ‖AAᵀ − I‖ or ‖BᵀB − I‖ (Zhang et al. 2023, eq. 4; as in peft, not squared)."""
     terms = []
     for name, parameter in model.named_parameters():
         if ".lora_A." in name or ".lora_B." in name:
