@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from finllm.cpu.machine import memory_bytes
-from finllm.errors import UserError, raise_problems
+from finllm.errors import UserError, at_most, raise_problems
 from finllm.models import conv1d, starts
 from finllm.models.fit import fit
 from finllm.models.methods import known_method
@@ -122,9 +122,8 @@ def _said(arguments: ModelConfig, config: PeftConfig) -> str:
     targets = getattr(config, "target_modules", None)
     if config.peft_type == "LORA" and not getattr(arguments, "peft", None):
         return f"lora_target_modules {arguments.lora_target_modules!r}"
-    named = (
-        f" on {targets!r}" if isinstance(targets, str) else f" on {', '.join(sorted(targets))[:200]}" if targets else ""
-    )
+    some = [targets] if isinstance(targets, str) else at_most(sorted(targets or ()), 3)
+    named = f" on {', '.join(some)}" if some else ""
     return f"peft_type {config.peft_type.value.lower()}{named}"
 
 

@@ -59,8 +59,13 @@ def merged_proof(adapted: PreTrainedModel, rows: Sequence[dict[str, list[int]]],
     `adapted` is used up. A merged model that differs stays an adapter: `finllm merge` refuses it by the same figure.
     """
     name = "merged model"
+    if virtual_tokens(adapted):
+        said = "it stays an adapter, since it cannot be merged: its virtual tokens are no weights of the base model"
+        return Proof(name, None, LIMIT, True, said)
     if getattr(adapted, "quantization_method", None) or getattr(base_of(adapted), "quantization_method", None):
-        said = "`finllm merge` puts it on the base model in float32, since into so few bits nothing can be merged"
+        said = (
+            "into so few bits nothing is merged; `finllm merge` puts it on the base model in float32, where it can be"
+        )
         return Proof(name, None, LIMIT, True, said)
     with in_float32(adapted):
         try:

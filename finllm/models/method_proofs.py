@@ -62,7 +62,18 @@ def adapt(
     if getattr(base_of(adapted), "turned_conv1d", False):
         said = "Conv1D layers are linear ones with the same numbers, which this method needs; merged, they are Conv1D"
         proofs.append(Proof("linear layers", None, 0.0, True, said))
-    proofs += [*_variant(adapted), _start(adapted, arguments, before, _likelihood(adapted.eval(), probe))]
+    proofs += _variant(adapted)
+    try:
+        after = _likelihood(adapted.eval(), probe)
+    except Exception as error:  # of a method and layers that do not go together, any
+        kind = str(adapted.active_peft_config.peft_type.value).lower()
+        bits = arguments.load_in_4bit or arguments.load_in_8bit
+        raise UserError(
+            f"{kind} fails in the first pass through {type(base_of(adapted)).__name__}: {type(error).__name__}: "
+            f"{' '.join(str(error).split())[:200]}; "
+            + ("load the base model without load_in_4bit and load_in_8bit" if bits else "take other target_modules")
+        ) from error
+    proofs.append(_start(adapted, arguments, before, after))
     adapted.train()  # some of a method's tensors have a part in training alone
     proofs.append(_gradients(adapted, probe))
     return adapted.train(training), proofs

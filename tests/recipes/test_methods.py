@@ -202,3 +202,30 @@ def test_variants_of_lora_train_and_load_as_what_was_trained(fields, train):
     for name in ("starts as the base", "gradients of the method", "has learned", "saved model", "merged model"):
         assert proofs[name]["passed"], proofs[name]
     assert ("variant" in proofs) == (next(iter(fields.values())) in (True, "mica") and "use_rslora" not in fields)
+
+
+@pytest.mark.parametrize(
+    ("kind", "said"),
+    [("ia3", None), ("oft", None), ("prompt_tuning", None), ("lokr", "without load_in_4bit"),
+     ("unilora", "no finite gradient"),
+     ("deft", "deft"), ("lora", None)],
+)  # fmt: skip
+def test_in_4_bits_a_method_trains_or_says_that_it_cannot(kind, said, train, command, tmp_path):
+    done, run = train("llama", "--peft_type", kind, "--load_in_4bit", "true", "--bnb_4bit_quant_type", "nf4")
+    if said:
+        assert done.status == 2 and said in done.err and "Traceback" not in done.err, done.err
+        return
+    assert done.status == 0, done.err
+    assert run.summary()["method"] == ("qlora" if kind == "lora" else f"{kind}_in_4bit")
+    done = command("finllm/cli.py", "merge", run.path, "--output_dir", tmp_path / "plain")
+    if kind == "prompt_tuning":
+        assert done.status == 2 and "cannot be merged" in done.err
+    else:
+        assert done.status == 0 and "on 4 bits a token's loss was" in done.out, done.err
+
+
+@pytest.mark.parametrize("variant", ["kasa_config", "monteclora_config"])
+def test_a_variant_that_4_bits_make_plain_lora_is_refused(variant, train):
+    flags = ("--peft_type", "lora", "--peft", json.dumps({variant: {}}), "--load_in_4bit", "true")
+    done, _ = train("llama", *flags)
+    assert done.status == 2 and variant in done.err and "plain LoRA" in done.err, done.err
