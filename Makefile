@@ -1,6 +1,8 @@
 # make demo   set everything up and run the whole comparison on the bundled data: some 10 minutes on 2 CPU cores with
 #             bfloat16, some 18 without
 # make test   set everything up and run the tests
+# make mutants   put small faults into the source, one at a time, and see which of them the tests notice: SAMPLE=60 takes
+#                so many, MODULES="eval/run.py finllm/data" those of these modules or folders (docs/testing.md)
 # Both go on where they were stopped. WORKERS is how many processes test at a time, each with one thread and some
 # 2 GB: as many as there are cores are fastest. BASE is the base model: a hub id, a folder, a .gguf file, or
 # smollm2-135m. Each base has a folder of its own under runs/, unless DEMO names one.
@@ -28,7 +30,7 @@ ON_DATA := --dataset_name $(DEMO)/data
 # What two cores can do in the demo's minutes; without these, every test question is scored and answered.
 EVALUATION ?= --max_examples 48 --max_generated 24 --max_new_tokens 96 --batch_size 24
 
-.PHONY: setup demo test lint clean
+.PHONY: setup demo test mutants lint clean
 
 setup: .venv/.ready
 
@@ -52,6 +54,9 @@ demo: setup
 
 test: setup
 	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
+
+mutants: setup
+	$(BIN)/python tests/mutation/run.py --workers $(WORKERS) $(if $(SAMPLE),--sample $(SAMPLE)) $(if $(MODULES),--modules $(MODULES))
 
 lint: setup
 	$(BIN)/ruff check .

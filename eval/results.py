@@ -226,11 +226,12 @@ def how_to_evaluate(run_path: Path | str, split: str = "test") -> str:
     words = ["python", "eval/run.py", str(run_path)]
     if not (run.path / "config.yaml").exists() and (run.path / "provenance.json").exists():  # it was not trained
         try:
-            base = run.provenance().get("base_model")
+            held = run.provenance()
         except UserError:
-            base = None
-        base = base if isinstance(base, str) else "MODEL"
-        words[2:] = ["--model_name_or_path", base, "--dataset_name", "DATASET_DIR", "--output_dir", str(run_path)]
+            held = {}
+        base, template = (each if isinstance(each := held.get(key), str) else "" for key in ("base_model", "template"))
+        words[2:] = ["--model_name_or_path", base or "MODEL", "--dataset_name", "DATASET_DIR"]
+        words += ["--output_dir", str(run_path), *(["--template", template] if template not in ("", "alpaca") else [])]
     words += ["--split", split] if split != "test" else []
     words += (
         ["--overwrite"] if any((run.eval / name).exists() for name in ("results.json", "predictions.jsonl")) else []

@@ -28,8 +28,7 @@ import finllm  # isort: skip  # noqa: F401  before torch: it sets how threads wa
 from rich.table import Table
 
 from eval.audits.audit import audit
-from eval.evaluated import predictions_of
-from eval.metrics import bleu, rouge
+from eval.identity import already_evaluated, bleu_tokenizer, wanted_of
 from eval.metrics.figures import measure
 from eval.models.fitting import Subject, encoded, examples_of, left_out_of_all
 from eval.models.language_model import Generation, Score
@@ -37,7 +36,6 @@ from eval.models.loading import open_reader, open_run
 from eval.report.numbers import decimals
 from eval.results import Results, SplitResults
 from eval.sharing import Kept, processes, work_shared
-from eval.statistics.uncertainty import LEVEL, METHOD
 from finllm.cpu import machine
 from finllm.data.dataset_dir import DatasetDir, is_dataset_dir
 from finllm.data.prepare import resolve
@@ -45,14 +43,16 @@ from finllm.errors import UserError, run_command
 from finllm.files import cache_dir, sweep, write_json, write_jsonl
 from finllm.provenance import provenance
 from finllm.run_dir import RunDir
-from finllm.terminal import Parser, Terminal, say
-from finllm.text.prompts import TEMPLATE_HASH, TEMPLATE_ID, build_prompt
+from finllm.terminal import Parser, Terminal
+from finllm.text.conversations import without_marks
+from finllm.text.prompts import TEMPLATE_ID
 
 
 def main() -> None:
     parser = Parser(description="Evaluate run dirs, a base model or both.")
     parser.add_argument("runs", nargs="*", help="run dirs of recipes/sft.py or of a baseline")
     parser.add_argument("--model_name_or_path", help="a base model too: hub id, folder, .gguf file, built-in name")
+    parser.add_argument("--template", help="for the base model: alpaca (the default), chat or a Jinja file")
     parser.add_argument("--dataset_name", help="dataset dir or source; a run dir brings its own")
     parser.add_argument("--output_dir", help="where a base model's results go")
     parser.add_argument("--split", default="test", choices=["train", "validation", "test"])
@@ -81,21 +81,22 @@ def main() -> None:
         Subject(
             run,
             _dataset(arguments.dataset_name or run.config()["dataset_name"]),
-            lambda run=run: open_reader(run),
+            lambda run=run: open_reader(run, None if arguments.model_name_or_path else arguments.template),
             lambda run=run: open_run(run, arguments.batch_size),
         )
         for run in runs
     ]
     if arguments.model_name_or_path:
-        from eval.models.transformers_lm import base_reader, load_base
+        from eval.models.transformers_lm import load_base
+        from eval.models.transformers_reader import base_reader
 
         run, name = RunDir(arguments.output_dir), arguments.model_name_or_path
         run.refuse_links()
         if (run.path / "config.yaml").exists():
             raise UserError(f"{run.path} holds a training run; take another --output_dir for the base model")
         dataset = _dataset(arguments.dataset_name) if arguments.dataset_name else subjects[0].dataset
-        load = lambda: load_base(name, arguments.batch_size)  # noqa: E731
-        subjects.insert(0, Subject(run, dataset, lambda: base_reader(name), load))
+        load = lambda: load_base(name, arguments.batch_size, arguments.template)  # noqa: E731
+        subjects.insert(0, Subject(run, dataset, lambda: base_reader(name, arguments.template), load))
     for path in (each.run.eval / name for each in subjects for name in ("", "results.json", "predictions.jsonl")):
         if path.exists() and path.is_dir() != (path.name == "eval"):
             raise UserError(f"{path} is in the way of what is to be written; move it away")
@@ -103,7 +104,7 @@ def main() -> None:
     left_out = left_out_of_all([each for each in subjects if arguments.skip_too_long or each not in done], arguments)
     out_of = {each.dataset.hash: left_out.get(each.dataset.hash, set()) for each in subjects}
     for subject in done:  # results of another model or other settings are found out before any work is done
-        _already_evaluated(subject, _wanted(subject, arguments, out_of[subject.dataset.hash]), arguments.split)
+        already_evaluated(subject, wanted_of(subject, arguments, out_of[subject.dataset.hash]), arguments.split)
     for subject in subjects:
         if subject not in done:
             _evaluate(subject, arguments, out_of[subject.dataset.hash])
@@ -114,40 +115,18 @@ def _dataset(name: str) -> DatasetDir:
         return resolve(name, cache_dir() / "datasets")
 
 
-def _wanted(subject: Subject, arguments: argparse.Namespace, left_out: set[str]) -> dict[str, Any]:
-    """All that results come from: the model by content, the data, the settings, and how figures are computed."""
-    examples = [example for example in examples_of(subject.dataset, arguments) if example["id"] not in left_out]
-    return {
-        "hashes": subject.reader().hashes(),
-        "dataset": subject.dataset.hash,
-        "split": [arguments.split],
-        "examples": len(examples),
-        "generated": len(examples) if arguments.max_generated is None else min(arguments.max_generated, len(examples)),
-        "left out": sorted(left_out),
-        "decoding": {"do_sample": False, "max_new_tokens": arguments.max_new_tokens},
-        "template": TEMPLATE_HASH,
-        "confidence": {"level": LEVEL, "method": METHOD},
-        "signatures": {"rouge": rouge.SIGNATURE, "bleu": bleu.signature(_tokenizer(examples))},
-    }
-
-
-def _tokenizer(examples: list[dict[str, str]]) -> str:
-    """BLEU's, of all models evaluated on these examples and of the clean part of them."""
-    return bleu.tokenizer_for(example["output"] for example in examples)
-
-
 def _evaluate(subject: Subject, arguments: argparse.Namespace, left_out: set[str]) -> None:
     """Evaluate one model and write its two files."""
     for name in ("results.json", "predictions.jsonl"):
         sweep(subject.run.eval / name)
     run, dataset = subject.run, subject.dataset
     examples = [example for example in examples_of(dataset, arguments) if example["id"] not in left_out]
-    wanted = _wanted(subject, arguments, left_out)
+    wanted = wanted_of(subject, arguments, left_out)
     generated = wanted["generated"]
     process = processes()
     with process.local_main_process_first():  # a .gguf file is converted once
         model = subject.load()
-    prompts = [build_prompt(example["instruction"], example["input"]) for example in examples]
+    prompts = model.template.prompts(examples)
     pairs = encoded(model, examples, prompts)
     so_far = Kept(
         run.eval,
@@ -186,7 +165,7 @@ def _evaluate(subject: Subject, arguments: argparse.Namespace, left_out: set[str
         for index, example in enumerate(examples)
     ]
     start = time.perf_counter()
-    tokenizer = _tokenizer(examples)
+    tokenizer = bleu_tokenizer(examples)
     split = dataclasses.replace(measure(rows, tokenizer), left_out=sorted(left_out))
     training = _training(run, dataset)
     found = audit(model, run, training, examples, rows, pairs, scores)
@@ -198,7 +177,7 @@ def _evaluate(subject: Subject, arguments: argparse.Namespace, left_out: set[str
         name=run.path.name,
         model=model.description,
         dataset={"name": str(dataset.path), "hash": dataset.hash},
-        template={"id": TEMPLATE_ID, "hash": TEMPLATE_HASH},
+        template={"id": model.template.id, "hash": model.template.hash},
         splits={arguments.split: split},
         confidence=wanted["confidence"],
         signatures=wanted["signatures"],
@@ -208,10 +187,11 @@ def _evaluate(subject: Subject, arguments: argparse.Namespace, left_out: set[str
         hashes=wanted["hashes"],
     )
     results.check(run.path)  # before predictions.jsonl is replaced, so that the two files belong together
-    write_jsonl(run.eval / "predictions.jsonl", rows)
+    write_jsonl(run.eval / "predictions.jsonl", ({**row, "prompt": without_marks(row["prompt"])} for row in rows))
     if not run.complete:  # of a base model; a run has its own from training
         name, weights = arguments.model_name_or_path, wanted["hashes"]["weights"]
-        origin = provenance(dataset_hash=dataset.hash, base_model=name, base_model_hash=weights)
+        asked = {"template": arguments.template or TEMPLATE_ID, "template_hash": model.template.hash}
+        origin = provenance(dataset_hash=dataset.hash, base_model=name, base_model_hash=weights, **asked)
         write_json(run.path / "provenance.json", origin)
     results.write(run.path)
     so_far.remove()
@@ -228,6 +208,7 @@ def _prediction(
         "question_id": example["question_id"],
         "instruction": example["instruction"],
         "input": example["input"],
+        **{key: example[key] for key in ("system", "history") if example.get(key)},
         "prompt": prompt,
         "reference": example["output"],
         "prediction": answer.text if answer else None,
@@ -255,42 +236,6 @@ def _training(run: RunDir, dataset: DatasetDir) -> list[dict[str, str]] | None:
     except UserError:  # broken by now: as good as gone
         return None
     return own.rows(split) if own.hash == trained_on else None
-
-
-def _already_evaluated(subject: Subject, wanted: dict[str, Any], split: str) -> None:
-    """Say that the results are those of this very model, data and settings, or refuse to replace what they are of."""
-    run, held = subject.run, Results.read(subject.run.path)
-    if not held.hashes:
-        raise UserError(
-            f"{run.eval}/results.json does not say which weights were evaluated, as results of older versions do not, "
-            "and cannot be told from those of another model; pass --overwrite to replace it"
-        )
-    counts = held.splits.get(split)
-    found = {
-        "hashes": held.hashes,
-        "dataset": held.dataset["hash"],
-        "split": list(held.splits),
-        "examples": counts and counts.examples,
-        "generated": counts and counts.generated,
-        "left out": counts and counts.left_out,
-        "decoding": held.decoding,
-        "template": held.template["hash"],
-        "confidence": held.confidence,
-        "signatures": held.signatures,
-    }
-    other = []
-    for key in wanted:
-        was, now = found[key], wanted[key]
-        if key == "hashes":  # each by its name, and as much of it as tells them apart
-            parts = sorted(part for part in {*was, *now} if was.get(part) != now.get(part))
-            other += [f"{part} {str(was.get(part))[:60]}, now {str(now.get(part))[:60]}" for part in parts]
-        elif was != now:
-            other.append(f"{key} {was}, now {now}")
-    if other:
-        raise UserError(f"{run.eval}/results.json was made with {'; '.join(other)}; pass --overwrite to replace it")
-    predictions_of(run.path, split, held.splits[split])  # damaged ones are no evaluation
-    if processes().is_main_process:
-        say(f"{run.path} is evaluated; nothing to do")
 
 
 def _print(results: Results, split: SplitResults, run: RunDir) -> None:

@@ -10,7 +10,14 @@ from collections.abc import Callable, Iterable
 
 
 class UserError(ValueError):
-    """A mistake that the user can mend. The message says value, place, limit and fix; commands exit with status 2."""
+    """A mistake that the user can mend. The message says value, place, limit and fix; commands exit with status 2.
+
+    `lines` are shown below it, each on a line of its own.
+    """
+
+    def __init__(self, *message: object, lines: Iterable[str] = ()):
+        super().__init__(*message)
+        self.lines = list(lines)
 
 
 def raise_problems(problems: Iterable[str], where: str) -> None:
@@ -69,7 +76,8 @@ def run_command(main: Callable[[], None]) -> None:
     try:
         main()
     except UserError as error:
-        print(f"error: {visible(_bounded(str(error)), lines=False)}", file=sys.stderr)
+        for line in (f"error: {_bounded(str(error))}", *(f"  {_bounded(line)}" for line in error.lines)):
+            print(visible(line, lines=False), file=sys.stderr)
         sys.exit(2)
     except OSError as error:
         if error.errno not in DISK:

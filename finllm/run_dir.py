@@ -45,14 +45,15 @@ NEEDED = {  # of a complete run: what those who open it cannot do without
 }
 
 
-# Where something lies is not what it is: a run dir may be moved, and its dataset or base model be named otherwise.
-PLACES = {"output_dir", "dataset_name", "model_name_or_path"}
+# Where something lies is not what it is: a run dir may be moved, and its dataset, base model or template be named
+# otherwise.
+PLACES = {"output_dir", "dataset_name", "model_name_or_path", "template"}
 # What provenance.json says of what a run was made from, and what to do where that has changed
 CONTENTS = {
     "dataset_hash": "put the old dataset back",
     "base_model_hash": "put the old base model back",
     "tokenizer_hash": "put the old tokenizer back",
-    "template_hash": "go on with the version of finllm that began it",
+    "template_hash": "give the template that it began with, and go on with the version of finllm that began it",
     "processes": "start as many as before",
 }
 

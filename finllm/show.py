@@ -10,9 +10,10 @@ from rich.text import Text
 
 from finllm.data.dataset_dir import DatasetDir
 from finllm.errors import UserError, visible
-from finllm.models.find import load_tokenizer, resolve_tokenizer, without_torch
+from finllm.models.asked import template_for
+from finllm.models.find import load_tokenizer, resolve_tokenizer, run_of, without_torch
 from finllm.terminal import Terminal
-from finllm.text.tokens import IGNORED, encode
+from finllm.text.tokens import ALL_TURNS, IGNORED, LAST_TURN
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -26,12 +27,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("dataset_dir")
     parser.add_argument("--split", default="train", choices=["train", "validation", "test"])
     parser.add_argument("--index", type=int, default=0, help="which row, from 0")
-    parser.add_argument("--tokenizer", default="smollm2-135m", help="the base model whose tokenizer reads it")
+    parser.add_argument("--tokenizer", default="smollm2-135m", help="the base model, or run, whose tokenizer reads it")
+    parser.add_argument("--template", help="alpaca (the default), chat or a Jinja file; a run has its own")
+    parser.add_argument("--loss_on", choices=[ALL_TURNS, LAST_TURN], help="as in training; a run has its own")
     parser.add_argument("--max_length", type=int, help="cut as training with this max_length would")
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Print one row: masked tokens dim, supervised ones green, the supervised EOS marked, token edges underlined.
+    """Print one row, with all its turns: masked tokens dim, supervised ones green, supervised ends marked, token edges
+    underlined.
 
     Tokens that hold parts of one character are printed as one.
     """
@@ -42,11 +46,17 @@ def run(arguments: argparse.Namespace) -> None:
     resolved = resolve_tokenizer(arguments.tokenizer)
     without_torch()
     tokenizer = load_tokenizer(resolved)
-    example = encode(tokenizer, row, arguments.max_length)
+    template, run = template_for(arguments.tokenizer, tokenizer, arguments.template), run_of(arguments.tokenizer)
+    loss_on = arguments.loss_on or (run.config().get("loss_on") if run else None) or ALL_TURNS
+    (example,) = template.encode_rows([row], arguments.max_length, False, loss_on)
+    if example["refused"]:
+        raise UserError(
+            f"{row['id']} cannot be asked with template {template.id}: {example['refused']}; {template.otherwise}"
+        )
     text = Text()
     for number, (tokens, supervised) in enumerate(whole_characters(tokenizer, example)):
-        if supervised and tokens == [tokenizer.eos_token_id]:
-            text.append(" EOS ", END)
+        if supervised and len(tokens) == 1 and tokens[0] in template.stops:
+            text.append(" EOS " if tokens[0] == tokenizer.eos_token_id else f" {tokenizer.decode(tokens)} ", END)
         else:
             style = (RESPONSE if supervised else PROMPT) + (" underline" if number % 2 else "")
             text.append(visible(tokenizer.decode(tokens)), style)

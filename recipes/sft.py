@@ -21,11 +21,11 @@ from finllm.models.base import base_model_hash, check_length, count_parameters, 
 from finllm.models.dropout import set_dropout
 from finllm.models.find import load_tokenizer, resolve_base_model
 from finllm.models.method_proofs import choose
-from finllm.models.proofs import tokenizer_fits
+from finllm.models.proofs import template_proofs, tokenizer_fits
 from finllm.models.settings import name_of
 from finllm.provenance import provenance
 from finllm.run_dir import RunDir
-from finllm.text.prompts import TEMPLATE_HASH
+from finllm.text.templates import template_of
 from finllm.text.tokens import tokenize, tokenizer_hash
 from finllm.training import summary
 from finllm.training.batches import check_budget
@@ -65,11 +65,12 @@ def main() -> None:
         tokenizer = load_tokenizer(
             base, model_arguments.model_revision, eos_token=training.eos_token, pad_token=training.pad_token
         )
+    template = template_of(recipe.template, tokenizer, model_arguments.model_name_or_path)
     origin = provenance(
         dataset_hash=dataset.hash,
         base_model_hash=base_model_hash(base, revision=model_arguments.model_revision),
         tokenizer_hash=tokenizer_hash(tokenizer),
-        template_hash=TEMPLATE_HASH,
+        template_hash=template.hash,
         seed=training.seed,
         processes=process.num_processes,
     )
@@ -84,15 +85,19 @@ def main() -> None:
     with process.local_main_process_first():
         model = load_base_model(base, model_arguments)
     check_length(model, training.max_length)
-    tokenizer_fits(tokenizer, model)
+    tokenizer_fits(tokenizer, model, template.ids)
     if recipe.base_dropout is not None:
         set_dropout(model, recipe.base_dropout)
 
-    # Text to tokens, with a table of what max_length cuts and drops
+    # Text to tokens, with a table of what max_length cuts and drops. The template is saved with the tokenizer
     prompt_loss = training.completion_only_loss is False
     with process.local_main_process_first(), naming(cache_dir() / "arrow"):
-        train, train_lengths = tokenize(tokenizer, train, training.max_length, prompt_loss)
-        validation, validation_lengths = tokenize(tokenizer, validation, training.max_length, prompt_loss)
+        asked = template_proofs(template, train)
+        (train, train_lengths), (validation, validation_lengths) = (
+            tokenize(tokenizer, split, training.max_length, prompt_loss, template=template, loss_on=recipe.loss_on)
+            for split in (train, validation)
+        )
+    tokenizer.chat_template = template.jinja
 
     if process.is_main_process:
         summary.print_lengths({"train": train_lengths, "validation": validation_lengths})
@@ -111,9 +116,10 @@ def main() -> None:
         train_dataset=train,
         eval_dataset=validation,
         processing_class=tokenizer,
+        stops=template.stops,
         callbacks=[EarlyStoppingCallback(recipe.early_stopping_patience)] if recipe.early_stopping_patience else [],
     )
-    trainer.proofs = [*proofs, *trainer.proofs]
+    trainer.proofs = [*proofs, *trainer.proofs, *asked]
     if recipe.base_dropout is not None:
         trainer.prove_dropout(recipe.base_dropout)
     if process.is_main_process:

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 from processes import Done, run_ranks
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -22,6 +23,9 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 # pytest's workers inherit what is set here, and so read what was there before from a name of its own.
 GPUS = os.environ.setdefault("FINLLM_TESTS_ON", os.environ.get("CUDA_VISIBLE_DEVICES", "all"))
 os.environ["CUDA_VISIBLE_DEVICES"] = ""
+# The same cases at every run, and however long one takes on a machine under load.
+settings.register_profile("suite", database=None, derandomize=True, deadline=None)
+settings.load_profile("suite")
 LONGEST = 1800  # seconds that a process may take: a machine under load is slow, and one that hangs hangs for ever
 
 

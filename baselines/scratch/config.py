@@ -15,9 +15,14 @@ from finllm.bounded import read_yaml
 from finllm.errors import did_you_mean, raise_problems
 from finllm.terminal import Parser
 from finllm.text.credentials import credentials
+from finllm.text.prompts import TEMPLATE_ID
 
 VARIANTS = ("as_published", "causal", "seq2seq")
 LANGUAGE_MODEL = "baselines.scratch.lm"
+ALPACA_ALONE = (
+    "its tokenizer has no control tokens, so it asks single questions, in alpaca; conversations and other templates "
+    "are for recipes/sft.py"
+)
 CHOICES = {
     "variant": VARIANTS,
     "norm": ("pre", "post"),
@@ -103,12 +108,13 @@ def read_config(arguments: list[str], description: str) -> tuple[TrainConfig, bo
     parser = Parser(description=description, allow_abbrev=False)
     parser.add_argument("--config", help="YAML file of the keys below; a flag stands over the file")
     parser.add_argument("--resume", choices=["auto"], help="go on with the run in output_dir, or begin it")
+    parser.add_argument("--template", default=TEMPLATE_ID, help="alpaca, and no other")
     for field in dataclasses.fields(TrainConfig):
         default = "required" if field.default is dataclasses.MISSING else f"default {field.default}"
         parser.add_argument(f"--{field.name}", metavar="VALUE", default=argparse.SUPPRESS, help=default)
     known, unknown = parser.parse_known_args(arguments)
     flags = vars(known)
-    path, resume = flags.pop("config"), flags.pop("resume") == "auto"
+    path, resume, template = flags.pop("config"), flags.pop("resume") == "auto", flags.pop("template")
 
     names = [field.name for field in dataclasses.fields(TrainConfig)]
     problems = []
@@ -119,6 +125,9 @@ def read_config(arguments: list[str], description: str) -> tuple[TrainConfig, bo
         elif not before.startswith("--") or "=" in before:  # else it is the unknown flag's value
             problems.append(f"'{word}' belongs to no flag")
     from_file = read_yaml(path) if path else {}
+    for asked in (from_file.pop("template", TEMPLATE_ID), template):
+        if asked != TEMPLATE_ID:
+            problems.append(f"template is {asked!r} and must be {TEMPLATE_ID}: {ALPACA_ALONE}")
     problems += [f"unknown key '{key}'{did_you_mean(str(key), names)}" for key in from_file if key not in names]
     values = {key: value for key, value in {**from_file, **flags}.items() if key in names}
     for key, value in values.items():

@@ -17,12 +17,15 @@ import math
 import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 
+from baselines.scratch.config import ALPACA_ALONE
 from baselines.scratch.losses import IGNORED
 from baselines.scratch.tokenizer import BOS, EOS, PAD, Tokenizer
-from finllm.text.prompts import build_prompt
+from finllm.errors import UserError
+from finllm.text.prompts import build_prompt, refused_by_alpaca
 
 BUCKET = 32  # batches whose examples are sorted by length together: enough for little padding, few enough to mix
 ALIKE = 16  # tokens: sources that differ by less are of like length
@@ -59,6 +62,14 @@ def lay_out(prompt: list[int], response: list[int], variant: str, loss_on_prompt
         return Example([BOS, *response], [IGNORED, *response], prompt)
     prompt_labels = [IGNORED, *prompt[1:]] if loss_on_prompt else [IGNORED] * len(prompt)
     return Example(prompt + response, prompt_labels + response)
+
+
+def refuse_conversations(rows: Sequence[dict[str, Any]], name: str) -> None:
+    """Refuse rows with a system text or earlier turns, which these models would not be shown."""
+    found = [f"{row['id']}: {reason}" for row in rows if (reason := refused_by_alpaca(row))]
+    if found:
+        count = f"{len(found):,} of {len(rows):,} rows are no questions by themselves"
+        raise UserError(f"{name}: {count} ({found[0]}); {ALPACA_ALONE}")
 
 
 def encode_rows(

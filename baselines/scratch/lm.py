@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from accelerate import PartialState
 
+from baselines.scratch.config import ALPACA_ALONE
 from baselines.scratch.data import collate, encode_pair, lay_out
 from baselines.scratch.generation import write
 from baselines.scratch.losses import cross_entropy, next_token_pairs
@@ -19,6 +20,8 @@ from eval.models.language_model import Description, Generation, Pair, Score
 from finllm.errors import UserError
 from finllm.models.find import weights_hash
 from finllm.run_dir import RunDir
+from finllm.text.prompts import TEMPLATE_ID
+from finllm.text.templates import Alpaca
 
 
 def load(run: RunDir, batch_size: int) -> ScratchLanguageModel:
@@ -32,13 +35,17 @@ def load(run: RunDir, batch_size: int) -> ScratchLanguageModel:
     return ScratchLanguageModel(model.to(PartialState().device), tokenizer, batch_size)
 
 
-def reader(run: RunDir) -> ScratchReader:
+def reader(run: RunDir, template: str | None = None) -> ScratchReader:
     """What evaluation asks of such a model before any is scored; a model this small is read whole for it."""
+    if template not in (None, TEMPLATE_ID):
+        raise UserError(f"template is {template}, and {run.path} was trained from scratch: {ALPACA_ALONE}")
     return ScratchReader(run, load(run, batch_size=1))
 
 
 class ScratchReader:
     """See eval.models.fitting.Reader."""
+
+    template = Alpaca()
 
     def __init__(self, run: RunDir, model: ScratchLanguageModel):
         self.run, self.encode, self.config, self.tokenizer = run, model.encode, model.model.config, model.tokenizer
@@ -56,6 +63,8 @@ class ScratchReader:
 
 class ScratchLanguageModel:
     """What evaluation asks of a model, for all three variants; `batch_size` examples of like length at a time."""
+
+    template = Alpaca()
 
     def __init__(self, model: Transformer, tokenizer: Tokenizer, batch_size: int):
         self.model, self.tokenizer, self.batch_size = model.eval(), tokenizer, batch_size

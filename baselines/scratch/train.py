@@ -23,7 +23,7 @@ from accelerate.utils import set_seed
 
 from baselines.scratch.checkpoint import Progress, copy_of, load_checkpoint, patience_used
 from baselines.scratch.config import TrainConfig, read_config
-from baselines.scratch.data import Example, encode_rows, truncate
+from baselines.scratch.data import Example, encode_rows, refuse_conversations, truncate
 from baselines.scratch.loop import Training, adamw
 from baselines.scratch.model import Transformer
 from baselines.scratch.proofs import prove_causality, prove_saved
@@ -69,6 +69,7 @@ def train(config: TrainConfig, resume: bool = False) -> None:
     for split in rows:
         if not rows[split]:
             raise UserError(f"the {split} split of {dataset.path} is empty; prepare the dataset with more rows")
+        refuse_conversations(rows[split], f"the {split} split of {dataset.path}")
     if resume and (run.model / "tokenizer.model").exists():
         tokenizer = Tokenizer.load(run.model)
     else:

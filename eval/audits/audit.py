@@ -19,7 +19,7 @@ from eval.audits.likelihood import likelihood, padding, question, reproducibilit
 from eval.models.language_model import LanguageModel, Score
 from eval.results import AUDITS
 from finllm.run_dir import RunDir
-from finllm.text.prompts import TEMPLATE_HASH, build_prompt
+from finllm.text.prompts import TEMPLATE_HASH
 
 TRAINING_SAMPLE = 1000  # training examples whose length is looked at
 LEAST_EOS_SHARE, LEAST_STOP_RATE = 0.95, 0.5
@@ -54,7 +54,8 @@ def audit(
         found["memorisation"] = overlap.memorisation(rows, training, trained)
     max_length = run.config().get("max_length") if trained else None
     found["stopping"] = stopping(model, training if trained else None, max_length, rows)
-    found["template"] = template(trained, run.provenance().get("template_hash") if trained else None)
+    trained_with = run.provenance().get("template_hash") if trained else None
+    found["template"] = template(trained, trained_with, model.template.hash)
     found["padding"] = padding(model, pairs, scores)
     found["question"] = question(model, rows, pairs, scores)
     return {name: found[name] for name in AUDITS}
@@ -85,10 +86,8 @@ def stopping(
     said, figures, passed = [], {"eos_supervised": None}, True
     if training:
         some = sorted(training, key=lambda row: row["id"])[:TRAINING_SAMPLE]  # ids are hashes: a fixed random choice
-        lengths = []
-        for row in some:
-            prompt, response = model.encode(build_prompt(row["instruction"], row["input"]), row["output"])
-            lengths.append(len(prompt) + len(response))
+        prompts = zip(model.template.prompts(some), some, strict=True)
+        lengths = [sum(map(len, model.encode(prompt, row["output"]))) for prompt, row in prompts]
         share = sum(max_length is None or length <= max_length for length in lengths) / len(lengths)
         figures |= {"eos_supervised": share, "max_length": max_length, "training_examples": len(some)}
         passed &= share >= LEAST_EOS_SHARE
@@ -109,12 +108,12 @@ def _percent(share: float) -> str:
     return f"{100 * share:.3g} %"
 
 
-def template(trained: bool, trained_with: str | None) -> dict[str, Any]:
-    """The prompt of evaluation and generation, hashed, is the one that the run's provenance names."""
+def template(trained: bool, trained_with: str | None, asked_with: str = TEMPLATE_HASH) -> dict[str, Any]:
+    """The template of evaluation and generation is, by its hash, the one that the run's provenance names."""
     if not trained:
-        said, passed = f"not trained here; asked with template {TEMPLATE_HASH[:12]}", True
-    elif passed := trained_with == TEMPLATE_HASH:
-        said = f"trained and asked with the same template, {TEMPLATE_HASH[:12]}"
+        said, passed = f"not trained here; asked with template {asked_with[:12]}", True
+    elif passed := trained_with == asked_with:
+        said = f"trained and asked with the same template, {asked_with[:12]}"
     else:
-        said = f"trained with template {str(trained_with)[:12]} and asked with {TEMPLATE_HASH[:12]}"
-    return {"passed": passed, "summary": said, "trained_with": trained_with, "asked_with": TEMPLATE_HASH}
+        said = f"trained with template {str(trained_with)[:12]} and asked with {asked_with[:12]}"
+    return {"passed": passed, "summary": said, "trained_with": trained_with, "asked_with": asked_with}

@@ -12,6 +12,7 @@ import numpy as np
 from eval.metrics import bleu, rouge
 from finllm.data.near_duplicates import ALIKE, NearDuplicates
 from finllm.data.split import normalised_question
+from finllm.text.prompts import history_of
 from finllm.text.words import pieces
 
 WORDS = 5  # of the shortest run that counts as one, and of the shortest answer that can be a copy
@@ -20,12 +21,20 @@ LONG_RUN = 20  # words of one training answer, verbatim, from which an answer co
 MOST_MEMORISED = 0.05  # share of the answers
 
 
-def question_of(row: dict[str, str]) -> str:
-    return f"{row['instruction']}\n{row['input']}" if row["input"] else row["instruction"]
+def question_of(row: dict[str, Any]) -> str:
+    """All that the user says in a conversation: of a row of one turn its instruction and input."""
+    earlier = [turn["content"] for turn in history_of(row) if turn["role"] == "user"]
+    return "\n".join([*earlier, row["instruction"], *([row["input"]] if row["input"] else [])])
 
 
 def answer_of(row: dict[str, str]) -> str:
     return row["output"]
+
+
+def answers_of(rows: Sequence[dict[str, Any]]) -> list[str]:
+    """All answers that rows teach, those of earlier turns among them."""
+    earlier = [turn["content"] for row in rows for turn in history_of(row) if turn["role"] == "assistant"]
+    return [*(row["output"] for row in rows), *earlier]
 
 
 def contamination(test: Sequence[dict[str, str]], training: Sequence[dict[str, str]]) -> dict[str, Any]:
@@ -83,7 +92,7 @@ def _duplicates(
     others = [text_of(training[place]) for place in long_enough(training)]
     folded = {normalised_question(text) for text in others}
     exact = {place for place, text in zip(places, texts, strict=True) if normalised_question(text) in folded}
-    index = NearDuplicates(texts, answers)
+    index = NearDuplicates(texts, answers, among=[*texts, *others])
     near = {places[one] for part in _parts(others) for one in index.search(part)[0]}
     inside = set()
     for one, other in zip(*index.search(texts), strict=True):
@@ -94,9 +103,9 @@ def _duplicates(
 
 def _with_other_numbers(questions: list[str], others: Sequence[str]) -> int:
     """How many questions are among the others but for their numbers."""
-    count = 0
+    count, among = 0, [*questions, *others]
     for part in _parts(others):
-        found = set(NearDuplicates(questions).other_numbers(part)[0].tolist())
+        found = set(NearDuplicates(questions, among=among).other_numbers(part)[0].tolist())
         count += len(found)
         questions = [question for number, question in enumerate(questions) if number not in found]
     return count
@@ -116,7 +125,7 @@ def memorisation(rows: Sequence[dict[str, Any]], training: Sequence[dict[str, st
     answered = [row for row in rows if row["prediction"] is not None]
     if not answered:
         return {"passed": True, "summary": "no answers written, nothing to compare"}
-    longest = longest_overlaps([row["prediction"] for row in answered], [row["output"] for row in training])
+    longest = longest_overlaps([row["prediction"] for row in answered], answers_of(training))
     for row, words in zip(answered, longest, strict=True):
         row["verbatim_words"] = words
     share = sum(words >= LONG_RUN for words in longest) / len(longest)

@@ -6,13 +6,13 @@ from argparse import Namespace
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 from eval.models.language_model import LanguageModel
 from finllm.data.dataset_dir import DatasetDir
 from finllm.errors import UserError, raise_problems
 from finllm.run_dir import RunDir
-from finllm.text.prompts import build_prompt
+from finllm.text.templates import Template
 
 SHOWN = 10  # rows that a message names
 
@@ -21,6 +21,7 @@ class Reader(Protocol):
     """What is known of a model without its weights."""
 
     positions: float  # tokens that it can read; inf where there is no end
+    template: Template  # that it is asked in
 
     def hashes(self) -> dict[str, str]:
         """What its figures come from, by content: SHA-256 of `weights`, of an adapter's `base`, and of `tokenizer`."""
@@ -69,8 +70,8 @@ def left_out_of_all(subjects: Sequence[Subject], arguments: Namespace) -> dict[s
     return found
 
 
-def encoded(reader: Reader | LanguageModel, examples: Sequence[dict[str, str]], prompts: Sequence[str]) -> list[tuple]:
-    """Token ids of every example; all that the tokenizer cannot write are named at once."""
+def encoded(reader: Reader | LanguageModel, examples: Sequence[dict[str, Any]], prompts: Sequence[str]) -> list[tuple]:
+    """Token ids of every example's last answer and its prompt; all that cannot be written are named at once."""
     pairs, problems = [], []
     for example, prompt in zip(examples, prompts, strict=True):
         try:
@@ -95,9 +96,11 @@ def too_long(
     The first `max_generated` of the examples that are left are answered, with up to `max_new_tokens`. Without `skip`
     one `UserError` names rows, lengths and limits of all models.
     """
-    prompts = [build_prompt(example["instruction"], example["input"]) for example in examples]
     lengths = {
-        name: [(len(prompt), len(response)) for prompt, response in encoded(reader, examples, prompts)]
+        name: [
+            (len(prompt), len(response))
+            for prompt, response in encoded(reader, examples, reader.template.prompts(examples))
+        ]
         for name, reader in readers.items()
     }
     most = len(examples) if max_generated is None else max_generated

@@ -1,6 +1,7 @@
 """What any model must offer to be evaluated. Evaluation knows nothing else of a model.
 
-prompt        Below is … ### Response:\n │ An ETF is a fund … │ EOS │
+prompt        Below is … ### Response:\n │ An ETF is a fund … │ EOS │   in a conversation all that stands before its
+                                                              last answer, which ends in the template's token
 encode        prompt's ids               │ response's ids ─────── │
 log_probs                                │ one a response token ─ │   each given all ids before it
 distributions                            │ one a token of the vocabulary, at one position
@@ -21,12 +22,14 @@ from typing import TYPE_CHECKING, Protocol
 if TYPE_CHECKING:
     import numpy as np
 
+    from finllm.text.templates import Template
+
 Pair = tuple[list[int], list[int]]  # ids of a prompt and of its response
 
 
 @dataclass(frozen=True)
 class Score:
-    """The likelihood of one response and its EOS: `nll` in nats, summed; `tokens` counts the EOS too."""
+    """The likelihood of one response and its end: `nll` in nats, summed; `tokens` counts the end token too."""
 
     nll: float
     tokens: int
@@ -35,7 +38,7 @@ class Score:
 
 @dataclass(frozen=True)
 class Generation:
-    """One answer: its text without EOS, the tokens written (EOS included), and whether EOS ended it."""
+    """One answer: its text without its end token, the tokens written (that one included), whether it ended there."""
 
     text: str
     tokens: int
@@ -61,9 +64,10 @@ class LanguageModel(Protocol):
     """A model under evaluation. Results come in the order of the arguments, whatever the batching inside."""
 
     description: Description
+    template: Template  # that it is asked in: prompts are what its `prompts` writes
 
     def encode(self, prompt: str, response: str) -> Pair:
-        """Token ids of the prompt, and of the response with its EOS, exactly as `score` reads them.
+        """Token ids of the prompt, and of the response with its end token, exactly as `score` reads them.
 
         A response that the tokenizer cannot write (a character becomes the unknown token) is a `UserError`.
         """

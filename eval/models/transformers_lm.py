@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 
@@ -13,25 +12,17 @@ from torch.nn.functional import cross_entropy, linear
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from eval.models.language_model import Description, Generation, Pair, Score
+from eval.models.transformers_reader import encode_pair
 from finllm.cpu import joined
 from finllm.cpu.loss import BLOCK, CHUNK, aligned_head, is_plain, logits_at
-from finllm.errors import UserError
 from finllm.models.adapters import base_of
-from finllm.models.base import (
-    base_model_hash,
-    check_length,
-    count_parameters,
-    load_for_inference,
-    model_arguments,
-    positions_of,
-)
-from finllm.models.configs import causal_config
-from finllm.models.find import load_tokenizer, resolve_base_model
+from finllm.models.asked import template_for, template_of_run
+from finllm.models.base import check_length, count_parameters, load_for_inference
 from finllm.models.generate import answer_all, decoding, may_be_padded_left
-from finllm.models.proofs import head_difference, in_float32, rounding_of
-from finllm.models.virtual import answers_whole, virtual_tokens_of
+from finllm.models.proofs import head_difference, in_float32, rounding_of, tokenizer_fits
+from finllm.models.virtual import answers_whole
 from finllm.run_dir import RunDir
-from finllm.text.tokens import encode_prompt, encode_response, tokenizer_hash
+from finllm.text.templates import Alpaca, Template
 
 ALIKE = 0.9  # lengths of the rows that are scored together, shortest by longest: padding is computed for nothing
 
@@ -40,57 +31,25 @@ PROVED_TOKENS = 64  # of the first text, on which the head is tried
 Head = Callable[[torch.Tensor], torch.Tensor]  # last hidden states (N, C) to logits (N, V)
 
 
-class TransformersReader:
-    """See eval.models.fitting.Reader; of weights it reads nothing but, for `hashes`, their bytes."""
-
-    def __init__(self, folders: Sequence[str], revision: str, name: str):
-        """`folders`, resolved, are what a model is loaded from: its tokenizer from the first, its config from the last.
-
-        `name` is what a message calls its tokenizer.
-        """
-        self.folders, self.revision, self.name = folders, revision, name
-        self.config = causal_config(folders[-1], revision)
-        self.tokenizer = load_tokenizer(folders[0])
-        self.positions = positions_of(self.config) or math.inf
-
-    def encode(self, prompt: str, response: str) -> Pair:
-        """As `LanguageModel.encode`."""
-        return encode_pair(self.tokenizer, self.name, prompt, response)
-
-    def positions_of(self, prompt_tokens: int, response_tokens: int) -> int:
-        return prompt_tokens + response_tokens
-
-    def hashes(self) -> dict[str, str]:
-        """As provenance.json has them: of a hub id the commit."""
-        weights = (base_model_hash(folder, revision=self.revision) for folder in self.folders)
-        return {**dict(zip(("weights", "base"), weights, strict=False)), "tokenizer": tokenizer_hash(self.tokenizer)}
-
-
-def encode_pair(tokenizer: PreTrainedTokenizerBase, name: str, prompt: str, response: str) -> Pair:
-    """Ids of prompt and response. An unknown token in the response is a `UserError`: it would be scored as text."""
-    ids = encode_response(tokenizer, response)
-    unknown = tokenizer.unk_token_id
-    # Byte-level vocabularies know every text; GPT-2 names its EOS as the unknown token, which a text may hold.
-    if unknown is not None and unknown != tokenizer.eos_token_id and unknown in ids:
-        raise UserError(
-            f"the tokenizer of {name} cannot write {response[:60]!r}: some of it becomes "
-            f"{tokenizer.unk_token}; take a model whose vocabulary has bytes, or drop the example"
-        )
-    return encode_prompt(tokenizer, prompt), ids
-
-
 class TransformersLM:
     """A model with its tokenizer. Likelihoods are float32; logits are made where responses stand, and not kept."""
 
     def __init__(
-        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, description: Description, batch_size: int
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        description: Description,
+        batch_size: int,
+        template: Template | None = None,
     ):
+        """It is asked in `template`, without one in alpaca."""
         self.model, self.tokenizer, self.description, self.batch_size = model, tokenizer, description, batch_size
+        self.template = template or Alpaca(tokenizer)
         self._plain_head: bool | None = None  # found out on the first texts
 
     def encode(self, prompt: str, response: str) -> Pair:
         """As `LanguageModel.encode`."""
-        return encode_pair(self.tokenizer, self.description.tokenizer, prompt, response)
+        return encode_pair(self.template, self.description.tokenizer, prompt, response)
 
     def log_probs(self, pairs: Sequence[Pair]) -> list[np.ndarray]:
         """As eval.models.language_model says; float64 of what was computed in float32.
@@ -266,8 +225,8 @@ class TransformersLM:
 
     def generate(self, prompts: Sequence[str], max_new_tokens: int) -> list[Generation]:
         """Greedy, by finllm.models.generate: evaluation asks as users ask."""
-        config = decoding(self.tokenizer, max_new_tokens)
-        answers = answer_all(self.model, self.tokenizer, prompts, config, self.batch_size)
+        config = decoding(self.tokenizer, max_new_tokens, stops=self.template.stops)
+        answers = answer_all(self.model, self.tokenizer, prompts, config, self.batch_size, template=self.template)
         return [Generation(answer.text, answer.tokens, answer.stopped) for answer in answers]
 
 
@@ -275,6 +234,8 @@ def load(run: RunDir, batch_size: int) -> TransformersLM:
     """The model of a run of recipes/sft.py."""
     summary = run.summary()
     model, tokenizer = load_for_inference(str(run.path))
+    template = template_of_run(run, tokenizer)
+    tokenizer_fits(tokenizer, model, template.ids)
     if getattr(model, "quantization_method", None) is None:
         model = model.float()  # of weights that were frozen in bfloat16 the same values, and sums without its rounding
     description = Description(
@@ -285,29 +246,16 @@ def load(run: RunDir, batch_size: int) -> TransformersLM:
         trainable_parameters=summary["trainable_parameters"],
         dtype=dtype_of(model),
     )
-    return TransformersLM(model, tokenizer, description, batch_size)
+    return TransformersLM(model, tokenizer, description, batch_size, template)
 
 
-def load_base(name: str, batch_size: int) -> TransformersLM:
-    """An untouched base model."""
+def load_base(name: str, batch_size: int, template: str | None = None) -> TransformersLM:
+    """An untouched base model, asked in `template`, without one in alpaca."""
     model, tokenizer = load_for_inference(name)
+    asked = template_for(name, tokenizer, template)
+    tokenizer_fits(tokenizer, model, asked.ids)
     description = Description("base", name, name, count_parameters(model).total, 0, dtype_of(model))
-    return TransformersLM(model, tokenizer, description, batch_size)
-
-
-def reader(run: RunDir) -> TransformersReader:
-    """What is known of a run's model without its weights; of an adapter with the base model under it."""
-    config = run.config()
-    adapted = model_arguments(config).use_peft
-    folders = [str(run.model), *([resolve_base_model(config["model_name_or_path"])] if adapted else [])]
-    read = TransformersReader(folders, config.get("model_revision") or "main", run.summary()["base_model"])
-    read.positions -= virtual_tokens_of(run.model) if adapted else 0
-    return read
-
-
-def base_reader(name: str) -> TransformersReader:
-    """The same of an untouched base model."""
-    return TransformersReader([resolve_base_model(name)], "main", name)
+    return TransformersLM(model, tokenizer, description, batch_size, asked)
 
 
 def dtype_of(model: PreTrainedModel) -> str:

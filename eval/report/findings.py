@@ -7,6 +7,7 @@ from typing import Any
 
 from eval.evaluated import Run
 from eval.statistics.uncertainty import LEVEL
+from finllm.text.prompts import TEMPLATE_ID
 
 
 def reference_of(run: Run, runs: list[Run]) -> Run | None:
@@ -129,8 +130,12 @@ def caveats(runs: list[Run]) -> list[str]:
         said.append(f"ROUGE, BLEU and stop rate cover {most} answers, but only {', '.join(fewer)}.")
     if len(limits) > 1:
         said.append(f"Answers were cut at different limits: {', '.join(map(str, limits))} new tokens.")
+    asked = {run.name: run.results.template["id"] for run in runs}
     if differ("template", runs):
-        said.append("The models were prompted with different templates.")
+        named = ", ".join(f"{name} in {template}" for name, template in asked.items())
+        said.append(f"The models were asked in different templates: {named}.")
+    elif {*asked.values()} != {TEMPLATE_ID}:
+        said.append(f"All models were asked in template {runs[0].results.template['id']}.")
     if differ("signatures", written):
         said.append("ROUGE or BLEU were computed with different settings; see the signatures of each run.")
     if differ("confidence", runs):

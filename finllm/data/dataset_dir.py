@@ -1,16 +1,20 @@
 """The dataset dir: what `finllm prepare` leaves on disk and all later stages read.
 
 DATASET_DIR/
-  manifest.json      source and its hash, columns, what each cleaning step did, split settings, a hash a split
-  train.jsonl        {"id", "question_id", "instruction", "input", "output"} a line
+  manifest.json      source and its hash, files and columns read and left out, what each step did, a hash a split
+  train.jsonl        {"id", "question_id", "instruction", "input", "output"} a line, and where any row of the three
+                     splits has a system text or earlier turns, in every line also "system" (text, or "") and "history"
+                     ([{"role", "content"}], user and assistant by turns, or [])
   validation.jsonl
   test.jsonl
-  rejected.jsonl     {"row", "file", "line", "reason"} a line: rows that cleaning dropped, as they were read
+  rejected.jsonl     {"row", "file", "line", "reason"} a line: rows that were left out, as they were read
+  changed.jsonl      {"file", "line", "step", "field", "before", "after"} a line: what cleaning changed in the others
 """
 
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import os
 from collections.abc import Iterator, Mapping
@@ -25,7 +29,9 @@ if TYPE_CHECKING:
     import datasets
 
 ROW_FIELDS = ("id", "question_id", "instruction", "input", "output")
-FILES = ("manifest.json", *(f"{split}.jsonl" for split in SPLITS), "rejected.jsonl")
+CONVERSATION_FIELDS = ("system", "history")  # in all rows of a dataset, or in none
+FILES = ("manifest.json", *(f"{split}.jsonl" for split in SPLITS), "rejected.jsonl", "changed.jsonl")
+LATER = ("changed.jsonl",)  # what dataset dirs of an earlier version lack
 MANIFEST_KEYS = ("source", "template", "columns", "cleaning", "split", "splits", "rejected", "sha256")
 
 
@@ -55,7 +61,7 @@ class DatasetDir:
             )
         self.manifest: dict[str, Any] = read_json(self.path / "manifest.json")
         problems = [f"manifest.json has no '{key}'" for key in MANIFEST_KEYS if key not in self.manifest]
-        problems += [f"{name} is missing" for name in FILES if not (self.path / name).is_file()]
+        problems += [f"{name} is missing" for name in FILES if name not in LATER and not (self.path / name).is_file()]
         raise_problems(problems, f"{self.path}, which is not a whole dataset dir; prepare it anew")
         found = {name: sha256_of_file(self.path / f"{name}.jsonl") for name in SPLITS}
         changed = [problem for name in SPLITS if (problem := self._changed(name, found[name]))]
@@ -68,18 +74,18 @@ class DatasetDir:
                 f"those of {_short(self.hash)} (SHA-256 over the three splits); prepare the dataset anew"
             )
 
-    def rows(self, name: str) -> list[dict[str, str]]:
+    def rows(self, name: str) -> list[dict[str, Any]]:
         """The rows of a split, in the order of the source."""
         return list(self.each_row(name))
 
-    def each_row(self, name: str) -> Iterator[dict[str, str]]:
+    def each_row(self, name: str) -> Iterator[dict[str, Any]]:
         """The rows of a split one after the other; the split is checked before the first."""
         self._check(name)
         with open(self.path / f"{name}.jsonl", encoding="utf-8") as file:
             yield from map(json.loads, file)
 
     def split(self, name: str) -> datasets.Dataset:
-        """The rows of a split as a `datasets.Dataset`, all columns text.
+        """The rows of a split as a `datasets.Dataset`, all columns text but `history`, where there is one.
 
         It is memory-mapped from an Arrow file in the cache, named by the split's hash and made by whoever is first, so
         the processes of a machine share its pages and none holds the rows.
@@ -91,9 +97,14 @@ class DatasetDir:
         place = cache_dir() / "arrow" / f"{self.manifest['splits'][name]['sha256']}.arrow"
         sweep(place)
         if not place.exists():
-            features = datasets.Features({field: datasets.Value("string") for field in ROW_FIELDS})
+            rows = self.each_row(name)
+            first = next(rows, {})
+            text = datasets.Value("string")
+            features = datasets.Features(dict.fromkeys(first or ROW_FIELDS, text))
+            if "history" in first:
+                features["history"] = datasets.List({"role": text, "content": text})
             with atomic_open(place, "wb") as file, ArrowWriter(stream=file, features=features) as writer:
-                for row in self.each_row(name):
+                for row in itertools.chain([first] if first else [], rows):
                     writer.write(row)
                 writer.finalize(close_stream=False)
         return datasets.Dataset.from_file(str(place))

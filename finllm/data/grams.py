@@ -24,6 +24,9 @@ from finllm.text.words import stands_alone
 
 CHUNK = 512  # texts that are hashed at a time: their characters stay in the processor's cache
 MASK = "#"
+COMMON, LEAST_COMMON = 0.01, 20  # share and number of texts beyond which a gram that they hold says nothing
+NOTHING_VARIES = 0
+MOST_SAMPLED = 10_000  # texts by which that is decided
 
 # Unicode Technical Standard 39, the letters of its confusables whose look-alike is a Latin letter in most fonts.
 _CAPITALS = str.maketrans("ΝΥ", "NY")  # the small ones look like other letters than these
@@ -64,21 +67,32 @@ class Grams:
 
     `values_G` are 31-bit hashes, sorted within a text, odd where the gram holds a number; text n has those from
     `starts[n]` to `starts[n + 1]`, `sizes_N` of them. `numbers` are those of a text,
-    and `words_N` counts its words that are none.
+    and `words_N` counts its words that are none. Grams of `without`, which is in order, are left out; with them a text
+    has `whole_N`.
     """
 
-    def __init__(self, texts: Sequence[str], width: int, width_alone: int, masked: bool = True):
+    def __init__(
+        self, texts: Sequence[str], width: int, width_alone: int, masked: bool = True, without: np.ndarray | None = None
+    ):
         parts, self.numbers = [], []
         for start in range(0, len(texts), CHUNK):
             letters, numbers = zip(*(folded(text, masked) for text in texts[start : start + CHUNK]), strict=True)
             self.numbers += numbers
-            parts.append(_hashed(letters, width, width_alone))
-        none = (np.zeros(0, np.int32), np.zeros(0, np.int64), np.zeros(0, np.int64))
-        self.values_G, self.sizes_N, self.words_N = map(np.concatenate, zip(*parts or [none], strict=True))
+            hashed = _hashed(letters, width, width_alone)
+            left = _what_varies(*hashed[:2], without) if without is not None and len(without) else hashed[:2]
+            parts.append((*left, hashed[1], hashed[2]))
+        none = (np.zeros(0, np.int32), *[np.zeros(0, np.int64)] * 3)
+        together = map(np.concatenate, zip(*parts or [none], strict=True))
+        self.values_G, self.sizes_N, self.whole_N, self.words_N = together
         self.starts = np.concatenate([[0], np.cumsum(self.sizes_N)])
 
     def __len__(self) -> int:
         return len(self.sizes_N)
+
+    @cached_property
+    def varies_N(self) -> np.ndarray:
+        """The share of each text's grams that are not common."""
+        return np.minimum(self.sizes_N / np.maximum(self.whole_N, 1), 1)
 
     @cached_property
     def owners_G(self) -> np.ndarray:
@@ -115,6 +129,29 @@ class Grams:
 
         ones = (self.values_G & 1 if numbers_only else np.ones_like(self.values_G)).astype(np.int32)
         return csr_matrix((ones, self.values_G, self.starts), shape=(len(self), 2**31 - 1))
+
+
+def common_grams(texts: Sequence[str], width: int, width_alone: int, masked: bool = True) -> np.ndarray:
+    """The grams that stand in so many different texts that they say nothing of any of them, in order.
+
+    They are those of a fixed instruction, and of the words that all questions are made of. Of many texts a sample
+    decides, each n-th.
+    """
+    texts = list(dict.fromkeys(texts))
+    texts = texts[:: -(-len(texts) // MOST_SAMPLED) or 1]
+    values, counts = np.unique(Grams(texts, width, width_alone, masked).values_G, return_counts=True)
+    return values[counts > max(COMMON * len(texts), LEAST_COMMON)]
+
+
+def _what_varies(values: np.ndarray, sizes: np.ndarray, common: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Grams and their counts without what is common; of a text of nothing else one gram says that nothing varies."""
+    place = np.minimum(np.searchsorted(common, values), len(common) - 1)
+    kept = common[place] != values
+    left = np.bincount(np.repeat(np.arange(len(sizes)), sizes)[kept], minlength=len(sizes))
+    none = np.flatnonzero(left == 0)
+    values = np.insert(values[kept], (np.cumsum(left) - left)[none], NOTHING_VARIES)
+    left[none] = 1
+    return values, left
 
 
 def _hashed(texts: Sequence[str], width: int, width_alone: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

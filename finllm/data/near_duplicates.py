@@ -5,8 +5,10 @@ Texts are compared as sets of character 5-grams, folded as finllm/data/grams.py 
     alike    |A ∩ B| ≥ ½ |A ∪ B| (Jaccard index; Broder 1997) and both hold the same numbers, or
     inside   |A ∩ B| ≥ 0.9 |A|, A has seven words or more besides numbers, and B holds all numbers of A.
 
-The same question with other numbers is another question. Of answers a third way counts: 20-grams tell which parts are
-the same word for word, and where a third of the shorter one is, it was copied in part:
+The same question with other numbers is another question. Texts are compared twice: as they are, and without the grams
+that stand in more than 1 % of all texts. So a fixed instruction before each question makes no two of them alike, and
+what is left of two short questions without their common words is not enough. Of answers a third way counts: 20-grams
+tell which parts are the same word for word, and where a third of the shorter one is, it was copied in part:
 
     copied   |A ∩ B| ≥ 0.35 |A| in 20-grams, A has 16 words or more besides numbers, and 0.8 of the numbers in the
              same places are the same.
@@ -23,10 +25,11 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from finllm.data.grams import Grams, mixed
+from finllm.data.grams import Grams, common_grams, mixed
 
 WIDTHS = (5, 2)  # characters of a gram: in general, and where a character is a word
 ALIKE, INSIDE, LEAST_INSIDE = 0.5, 0.9, 7
+ALIKE_VARYING, FIXED, LEAST_VARYING = 0.3, 1 / 3, 3  # without common grams; share of a text, and words, that vary
 WIDTHS_COPIED, COPIED, LEAST_COPIED, SAME_NUMBERS = (20, 5), 0.35, 16, 0.8
 
 BANDS, ROWS = 42, 3  # a pair of Jaccard index J is proposed with probability 1 − (1 − J³)⁴², at ½ with 0.996
@@ -41,26 +44,37 @@ Pairs = tuple[np.ndarray, np.ndarray]  # positions of the one text and of the ot
 class NearDuplicates:
     """An index of texts, to be asked which of them are near duplicates of others."""
 
-    def __init__(self, texts: Sequence[str], answers: bool = False):
+    def __init__(self, texts: Sequence[str], answers: bool = False, among: Sequence[str] | None = None):
+        """`among` are the texts that decide what is common: those of the index, where there are no others."""
         self.texts, self.answers = texts, answers
-        self._grams = Grams(texts, *WIDTHS)
-        self._long = Grams(texts, *WIDTHS_COPIED, masked=False) if answers else None
+        among = texts if among is None else among
+        self._common = common_grams(among, *WIDTHS)
+        self._grams = Grams(texts, *WIDTHS, without=self._common)
+        if answers:
+            self._common_long = common_grams(among, *WIDTHS_COPIED, masked=False)
+            self._long = Grams(texts, *WIDTHS_COPIED, masked=False, without=self._common_long)
 
     def search(self, texts: Sequence[str]) -> Pairs:
         """All pairs of a text of the index and one of `texts` that are near duplicates."""
-        ours, theirs = self._grams, Grams(texts, *WIDTHS)
-        found = [_where(_alike, ours, pairs, theirs) for pairs in _in_one_bucket(ours, theirs)]
-        found.append(_where(_inside, ours, _holding(ours, theirs, INSIDE, LEAST_INSIDE, RAREST), theirs))
-        found.append(_turned(_where(_inside, theirs, _holding(theirs, ours, INSIDE, LEAST_INSIDE, RAREST), ours)))
-        if self._long is not None:
-            found += self._copied(Grams(texts, *WIDTHS_COPIED, masked=False), texts)
+        ours, theirs = self._grams, Grams(texts, *WIDTHS, without=self._common)
+        alike = [_where(_alike, ours, pairs, theirs) for pairs in _in_one_bucket(ours, theirs)]
+        found = [self._whole(_alike, _distinct(alike, len(texts)), texts)]
+        pairs = _where(_inside, ours, _holding(ours, theirs, INSIDE, LEAST_INSIDE, RAREST), theirs)
+        found.append(self._whole(_inside, pairs, texts))
+        pairs = _where(_inside, theirs, _holding(theirs, ours, INSIDE, LEAST_INSIDE, RAREST), ours)
+        found.append(_turned(_whole(_inside, pairs, texts, self.texts, self._common)))
+        if self.answers:
+            found += self._copied(Grams(texts, *WIDTHS_COPIED, masked=False, without=self._common_long), texts)
         return _distinct(found, len(texts))
 
     def other_numbers(self, texts: Sequence[str]) -> Pairs:
         """Pairs that are alike but for their numbers; of many such pairs of one text not all."""
-        ours, theirs = self._grams, Grams(texts, *WIDTHS)
+        ours, theirs = self._grams, Grams(texts, *WIDTHS, without=self._common)
         pairs = (_where(_other_numbers, ours, pairs, theirs) for pairs in _in_one_bucket(ours, theirs, numbers=False))
-        return _distinct(list(pairs), len(texts))
+        return self._whole(_other_numbers, _distinct(list(pairs), len(texts)), texts)
+
+    def _whole(self, test, pairs: Pairs, texts: Sequence[str]) -> Pairs:
+        return _whole(test, pairs, self.texts, texts, self._common)
 
     def _copied(self, theirs: Grams, texts: Sequence[str]) -> list[Pairs]:
         ours = self._long
@@ -76,11 +90,13 @@ def clusters(texts: Sequence[str]) -> list[int]:
     from scipy.sparse import coo_matrix
     from scipy.sparse.csgraph import connected_components
 
-    grams = Grams(texts, *WIDTHS)
+    common = common_grams(texts, *WIDTHS)
+    grams = Grams(texts, *WIDTHS, without=common)
     label = np.arange(len(texts))
     for test, proposed in _proposed_within(grams):
         apart = label[proposed[0]] != label[proposed[1]]
-        one, other = _where(test, grams, (proposed[0][apart], proposed[1][apart]), grams)
+        pairs = _where(test, grams, (proposed[0][apart], proposed[1][apart]), grams)
+        one, other = _whole(test, pairs, texts, texts, common)
         joined = coo_matrix((np.ones(len(one)), (label[one], label[other])), shape=(len(texts), len(texts)))
         label = connected_components(joined, directed=False)[1][label]
     _, first, cluster = np.unique(label, return_index=True, return_inverse=True)
@@ -183,6 +199,16 @@ def _where(test, ours: Grams, pairs: Pairs, theirs: Grams) -> Pairs:
     return pairs[0][holds], pairs[1][holds]
 
 
+def _whole(test, pairs: Pairs, texts: Sequence[str], others: Sequence[str], common: np.ndarray) -> Pairs:
+    """The pairs for which the test holds of the whole texts too, with what is common."""
+    if not len(common) or not len(pairs[0]):
+        return pairs
+    some, one = np.unique(pairs[0], return_inverse=True)
+    some_others, other = np.unique(pairs[1], return_inverse=True)
+    holds = test(Grams([texts[n] for n in some], *WIDTHS), Grams([others[n] for n in some_others], *WIDTHS), one, other)
+    return pairs[0][holds], pairs[1][holds]
+
+
 def _jaccard(ours: Grams, theirs: Grams, one: np.ndarray, other: np.ndarray) -> np.ndarray:
     shared = ours.shared(one, theirs, other)
     return shared / (ours.sizes_N[one] + theirs.sizes_N[other] - shared)
@@ -190,23 +216,35 @@ def _jaccard(ours: Grams, theirs: Grams, one: np.ndarray, other: np.ndarray) -> 
 
 def _alike(ours: Grams, theirs: Grams, one: np.ndarray, other: np.ndarray) -> np.ndarray:
     same = ours.of_numbers_N[one] == theirs.of_numbers_N[other]
-    return same & (_jaccard(ours, theirs, one, other) >= ALIKE)
+    return same & (_jaccard(ours, theirs, one, other) >= _least(ours, theirs, one, other))
 
 
 def _other_numbers(ours: Grams, theirs: Grams, one: np.ndarray, other: np.ndarray) -> np.ndarray:
     different = ours.of_numbers_N[one] != theirs.of_numbers_N[other]
-    return different & (_jaccard(ours, theirs, one, other) >= ALIKE)
+    return different & (_jaccard(ours, theirs, one, other) >= _least(ours, theirs, one, other))
+
+
+def _least(ours: Grams, theirs: Grams, one: np.ndarray, other: np.ndarray) -> np.ndarray:
+    """The Jaccard index from which two texts are alike.
+
+    Where common words are left out and most of both texts is not common, the whole texts decide, and what varies has
+    but to agree.
+    """
+    varies = np.minimum(ours.varies_N[one], theirs.varies_N[other])
+    return np.where((varies < 1) & (varies > FIXED), ALIKE_VARYING, ALIKE)
 
 
 def _inside(inner: Grams, outer: Grams, one: np.ndarray, other: np.ndarray) -> np.ndarray:
     holds = inner.shared(one, outer, other) >= INSIDE * inner.sizes_N[one]
+    holds &= inner.words_N[one] * inner.varies_N[one] >= LEAST_VARYING
     for pair in np.flatnonzero(holds):
         holds[pair] = Counter(inner.numbers[one[pair]]) <= Counter(outer.numbers[other[pair]])
     return holds
 
 
 def _copied(inner: Grams, outer: Grams, one: np.ndarray, other: np.ndarray) -> np.ndarray:
-    return inner.shared(one, outer, other) >= COPIED * inner.sizes_N[one]
+    varies = inner.words_N[one] * inner.varies_N[one] >= LEAST_COPIED
+    return varies & (inner.shared(one, outer, other) >= COPIED * inner.sizes_N[one])
 
 
 def _same_numbers(pairs: Pairs, texts: Sequence[str], ours: Grams, others: Sequence[str], theirs: Grams) -> Pairs:

@@ -5,65 +5,59 @@ from __future__ import annotations
 import argparse
 import contextlib
 import fcntl
-import hashlib
-import json
 import os
 import re
 import shutil
-import sys
-from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
-from typing import IO, Any
 
-from finllm.data.clean import STEPS, Cleaning, Rejected, check_steps
-from finllm.data.dataset_dir import FILES, DatasetDir, dataset_hash, is_dataset_dir
-from finllm.data.near_duplicates import clusters
-from finllm.data.rows import RawRow, Source, find_source, read_rows, source_hash, track
-from finllm.data.schema import COLUMNS, FIELDS, Row, check_rows
+from finllm.data.build import write_dataset
+from finllm.data.clean import STEPS, check_steps
+from finllm.data.dataset_dir import FILES, DatasetDir, is_dataset_dir
+from finllm.data.encoding import check_encoding
+from finllm.data.forms import FIELDS, FORMS, TURNS_COLUMN, Asked
+from finllm.data.rows import source_hash
 from finllm.data.settings import DEFAULTS, Settings
-from finllm.data.split import SPLITS, check_fractions, normalised_question, split_of
-from finllm.data.summary import print_summary
+from finllm.data.sources import SAMPLE, Source, find_source
+from finllm.data.summary import print_reading, print_summary
 from finllm.errors import UserError
-from finllm.files import atomic_folder, atomic_open, sweep, write_json
-from finllm.terminal import say
-
-TRACKED_BYTES = 10 << 20  # a source of less is read before a progress bar could be
+from finllm.files import atomic_folder, sweep
+from finllm.terminal import Terminal, say
 
 
 def prepare(
     source: Path | str,
     output_dir: Path | str,
     *,
-    columns: Mapping[str, str] = COLUMNS,
+    columns: Mapping[str, str] | None = None,
     skip_cleaning: Collection[str] = (),
-    seed: int = DEFAULTS.seed,
-    validation_fraction: float = DEFAULTS.validation_fraction,
-    test_fraction: float = DEFAULTS.test_fraction,
-    cluster_near_duplicates: bool = DEFAULTS.cluster_near_duplicates,
+    form: str | None = None,
+    leave_out: Collection[str] = (),
+    group_column: str | None = None,
     count_tokens: Callable[[list[str]], list[int]] | None = None,
     overwrite: bool = False,
+    **settings: object,
 ) -> DatasetDir:
-    """Make a dataset dir of a SOURCE (see `finllm.data.rows`) and print its summary to stdout.
+    """Make a dataset dir of a SOURCE (see `finllm.data.sources`) and print its summary to stdout.
 
-    A dataset dir that already holds the same source with the same settings is left as it is. Any other folder that is
-    not empty is refused, but for another dataset dir with `overwrite`. With `cluster_near_duplicates`, questions that
-    are near duplicates (finllm.data.near_duplicates) go to one split. `count_tokens` gives the number of tokens of each
-    text, for the summary. Raises `UserError` for everything that the user can mend.
+    `columns` names those of instruction, input, output or messages that are not to be recognised; `settings` are those
+    of `finllm.data.settings.Settings`. A dataset dir that already holds the same source with the same settings is left
+    as it is. Any other folder that is not empty is refused, but for another dataset dir with `overwrite`.
+    `count_tokens` gives the number of tokens of each text, for the summary. Raises `UserError` for everything that the
+    user can mend.
     """
-    settings = Settings(
-        columns, frozenset(skip_cleaning), seed, validation_fraction, test_fraction, cluster_near_duplicates
-    )
+    asked = Asked(form, dict(columns or {}), frozenset(leave_out), group_column)
+    chosen = Settings(asked=asked, skip_cleaning=frozenset(skip_cleaning), **settings)
     check_steps(skip_cleaning)
-    check_fractions(validation_fraction, test_fraction)
+    check_encoding(chosen.encoding)
     where = Path(output_dir)
     sweep(where.resolve())
-    found = _find(source)
+    found = _find(source, chosen.encoding)
     sha256 = source_hash(found)
-    if _holds_the_same(where, found, sha256, settings, overwrite):
+    if _holds_the_same(where, found, sha256, chosen, overwrite):
         say(f"{where} already holds this dataset (same source, same settings): left as it is")
     else:
-        _build(found, sha256, where, settings, overwrite)
+        _build(found, sha256, where, chosen, overwrite)
     dataset = DatasetDir(where)
     print_summary(dataset, count_tokens)
     return dataset
@@ -73,38 +67,52 @@ def resolve(name: Path | str, cache_dir: Path | str) -> DatasetDir:
     """Open the dataset dir `name`; any other SOURCE is first prepared, with default settings, inside `cache_dir`.
 
     The folder there is named after the source's content and the settings, so the same source is prepared once, also
-    when several processes ask for it at once.
+    when several processes ask for it at once. What was read and what was dropped is printed to stderr, by one process
+    of a machine.
     """
     if is_dataset_dir(name):
         return DatasetDir(name)
-    source = find_source(name)
-    sha256 = source_hash(source)
-    stem = source.name if not source.files else Path(source.name).absolute().name.split(".")[0]
-    readable = re.sub(r"[^A-Za-z0-9_]+", "-", stem).strip("-") or "dataset"
-    where = Path(cache_dir) / f"{readable}-{DEFAULTS.key(sha256)}"
-    sweep(where.resolve())
-    if not is_dataset_dir(where):
-        _build(source, sha256, where, DEFAULTS)
-        say(f"prepared {source.name} into {where}", file=sys.stderr)
-    return DatasetDir(where)
+    try:
+        source = find_source(name)
+        sha256 = source_hash(source)
+        stem = source.name if not source.files else Path(source.name).absolute().name.split(".")[0]
+        readable = re.sub(r"[^A-Za-z0-9_]+", "-", stem).strip("-") or "dataset"
+        where = Path(cache_dir) / f"{readable}-{DEFAULTS.key(sha256)}"
+        sweep(where.resolve())
+        done = "stands ready in"
+        if not is_dataset_dir(where):
+            _build(source, sha256, where, DEFAULTS)
+            done = "was prepared into"
+    except UserError as error:
+        if " --" not in str(error):
+            raise
+        raise UserError(
+            f"{error} (these are flags of finllm prepare: finllm prepare {name} --output_dir DATASET_DIR …, then name "
+            "DATASET_DIR in the place of the source)",
+            lines=error.lines,
+        ) from None
+    dataset = DatasetDir(where)
+    if os.environ.get("LOCAL_RANK", "0") == "0":
+        console = Terminal(stderr=True)
+        console.print(f"{source.name} {done} {where}", soft_wrap=True)
+        print_reading(dataset, console)
+    return dataset
 
 
-def _find(source: Path | str) -> Source:
-    found = find_source(source)
-    if found.files and is_dataset_dir(source) and Path(source) == Path(found.name):
+def _find(source: Path | str, encoding: str) -> Source:
+    if str(source) != SAMPLE and is_dataset_dir(source):
         raise UserError(f"{source} is a dataset dir already; use it as it is, or prepare the rows it was made from")
-    return found
-
-
-# Building ------------------------------------------------------------------------------------------------------------
+    return find_source(source, encoding)
 
 
 def _build(source: Source, sha256: str, where: Path, settings: Settings, overwrite: bool = False) -> None:
     """Make the dataset dir beside its place and rename it, so that a reader sees all of it or nothing."""
     place = where.resolve()
+    bad_file = place.with_name(f"{place.name}.bad_rows.jsonl")
     with atomic_folder(place) as building:
         aside = building.with_suffix(".old")
-        _write(building, source, sha256, settings)
+        write_dataset(building, source, sha256, settings, bad_file)
+        bad_file.unlink(missing_ok=True)  # of a try before this one
         held = os.open(place, os.O_RDONLY) if overwrite and place.exists() else None
         if held is not None:  # locked, so that nobody takes it for what a killed process set aside
             with contextlib.suppress(OSError):
@@ -122,108 +130,6 @@ def _build(source: Source, sha256: str, where: Path, settings: Settings, overwri
             shutil.rmtree(aside, ignore_errors=True)
             if held is not None:
                 os.close(held)
-
-
-def _write(folder: Path, source: Source, sha256: str, settings: Settings) -> None:
-    """Read, check, clean and split the source, row by row, into the files of a dataset dir."""
-    cleaning = Cleaning(settings.skip_cleaning)
-    rows_read = rejected = 0
-
-    def counted() -> Iterator[RawRow]:
-        nonlocal rows_read
-        rows = read_rows(source)
-        large = sum(path.stat().st_size for path in source.files) >= TRACKED_BYTES
-        for row in track(rows, "preparing") if large else rows:
-            rows_read += 1
-            yield row
-
-    with contextlib.ExitStack() as stack:
-        splits = {name: stack.enter_context(SplitFile.open(folder / f"{name}.jsonl")) for name in SPLITS}
-        dropped = stack.enter_context(atomic_open(folder / "rejected.jsonl"))
-
-        def kept() -> Iterator[Row]:
-            nonlocal rejected
-            for row in cleaning.clean(check_rows(counted(), settings.columns, source.name)):
-                if isinstance(row, Rejected):
-                    rejected += 1
-                    texts = dict(zip(FIELDS, row.row[:3], strict=True))
-                    line = {"row": texts, "file": row.row.file, "line": row.row.number, "reason": row.reason}
-                    dropped.write(json.dumps(line, ensure_ascii=False) + "\n")
-                else:
-                    yield row
-
-        _deal(kept(), splits, settings)
-    if not rows_read:
-        raise UserError(f"{source.name} holds no rows")
-    if rejected == rows_read:
-        counts = ", ".join(f"{step.step} {step.dropped:,}" for step in cleaning.counts() if step.dropped)
-        raise UserError(f"{source.name}: cleaning dropped all {rows_read:,} rows ({counts}); see --skip_cleaning")
-    empty = [name for name, split in splits.items() if not split.rows]
-    if empty:
-        distinct = len(set().union(*(split.deciding for split in splits.values())))
-        raise UserError(
-            f"{source.name}: {' and '.join(empty)} would be empty: {distinct:,} distinct questions with "
-            f"validation_fraction {settings.validation_fraction}, test_fraction {settings.test_fraction} and seed "
-            f"{settings.seed}; change the fractions or the seed, or add rows"
-        )
-    manifest = {
-        "source": {"name": source.name, "sha256": sha256, "rows": rows_read},
-        **settings.in_manifest(),
-        "cleaning": [step._asdict() for step in cleaning.counts()],
-        "splits": {name: split.described() for name, split in splits.items()},
-        "rejected": rejected,
-        "sha256": dataset_hash({name: split.described()["sha256"] for name, split in splits.items()}),
-    }
-    write_json(folder / "manifest.json", manifest)
-
-
-class SplitFile:
-    """A split as it is written: the file, its hash, and its questions by their ids."""
-
-    def __init__(self, file: IO[str]):
-        self.file, self.rows, self.digest = file, 0, hashlib.sha256()
-        self.questions: set[int] = set()
-        self.deciding: set[int] = set()  # the first questions of its clusters of near duplicates
-
-    @classmethod
-    @contextlib.contextmanager
-    def open(cls, path: Path) -> Iterator[SplitFile]:
-        with atomic_open(path) as file:
-            yield cls(file)
-
-    def add(self, row: dict[str, str], deciding: str) -> None:
-        line = json.dumps(row, ensure_ascii=False) + "\n"
-        self.file.write(line)
-        self.digest.update(line.encode())
-        self.rows += 1
-        self.questions.add(int(row["question_id"], 16))
-        self.deciding.add(int(deciding, 16))
-
-    def described(self) -> dict[str, Any]:
-        return {"rows": self.rows, "questions": len(self.questions), "sha256": self.digest.hexdigest()}
-
-
-def _deal(rows: Iterable[Row], splits: dict[str, SplitFile], settings: Settings) -> None:
-    """Write each row into the split that its question goes to, in the order of the source."""
-    questions: list[str] | None = None
-    if settings.cluster_near_duplicates:  # a question goes where the first of its near duplicates goes: all are held
-        rows = list(rows)
-        questions = [normalised_question(row.instruction, row.input) for row in rows]
-        first = clusters([f"{row.instruction}\n{row.input}" for row in rows])
-    ids: Counter[int] = Counter()
-    for number, row in enumerate(rows):
-        question = normalised_question(row.instruction, row.input)
-        row_id = _sixteen_hex("\0".join(row[:3]))
-        ids[int(row_id, 16)] += 1
-        copies = ids[int(row_id, 16)]
-        decides = question if questions is None else questions[first[number]]
-        split = split_of(decides, settings.seed, settings.validation_fraction, settings.test_fraction)
-        written = {"id": row_id if copies == 1 else f"{row_id}-{copies}", "question_id": _sixteen_hex(question)}
-        splits[split].add({**written, **dict(zip(FIELDS, row[:3], strict=True))}, _sixteen_hex(decides))
-
-
-def _sixteen_hex(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def _holds_the_same(where: Path, source: Source, sha256: str, settings: Settings, overwrite: bool) -> bool:
@@ -251,7 +157,7 @@ def _holds_the_same(where: Path, source: Source, sha256: str, settings: Settings
     others = sorted({path.name for path in where.iterdir()} - set(FILES))
     if others:
         raise UserError(f"{where} also holds {', '.join(others)}, which --overwrite would remove; move that first")
-    if any(path.resolve().is_relative_to(where.resolve()) for path in source.files):
+    if any(path.resolve().is_relative_to(where.resolve()) for _, path in source.files):
         raise UserError(f"the source {source.name} lies inside {where}, which --overwrite would remove; move it first")
     return False
 
@@ -264,12 +170,23 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "source",
         metavar="SOURCE",
-        help="a .json, .jsonl, .csv, .parquet or .zip file, a folder of them, a hub id (owner/name), or 'sample'",
+        help="a .json, .jsonl, .csv, .tsv, .parquet, .arrow or .zip file (texts may be .gz, .bz2, .xz or .zst), a "
+        "folder of them, a hub id (owner/name), or 'sample'",
     )
     parser.add_argument("--output_dir", required=True, metavar="DIR", help="where the dataset dir is made")
-    for field in FIELDS:
-        help = f"the source's column that holds the {field} (default: {COLUMNS[field]})"
-        parser.add_argument(f"--{field}_column", default=COLUMNS[field], metavar="NAME", help=help)
+    parser.add_argument("--form", choices=FORMS, help="what the columns are, where they are not to be recognised")
+    for field in (*FIELDS, TURNS_COLUMN):
+        help = f"the source's column that holds the {field} (default: recognised)"
+        parser.add_argument(f"--{field}_column", metavar="NAME", help=help)
+    parser.add_argument(
+        "--leave_out", nargs="+", default=[], metavar="COLUMN", help="columns to leave out though they hold something"
+    )
+    parser.add_argument("--encoding", default="", help="of all texts (default: UTF-8)")
+    parser.add_argument(
+        "--skip_bad_rows",
+        action="store_true",
+        help="go on without rows that cannot be read; they are in rejected.jsonl",
+    )
     parser.add_argument(
         "--skip_cleaning", nargs="+", default=[], metavar="STEP", help=f"steps to leave out: {', '.join(STEPS)}"
     )
@@ -280,8 +197,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
             type=float,
             default=getattr(DEFAULTS, f"{split}_fraction"),
             metavar="F",
-            help=f"share of the questions that go to {split} (default: %(default)s)",
+            help=f"share of the questions for {split} where the source has no {split} split (default: %(default)s)",
         )
+    parser.add_argument(
+        "--ignore_own_splits", action="store_true", help="put the source's own splits together and split anew"
+    )
+    parser.add_argument(
+        "--keep_shared_questions",
+        action="store_true",
+        help="keep rows of train whose question stands in the source's own test or validation too",
+    )
+    parser.add_argument(
+        "--group_column", metavar="NAME", help="keep rows that have the same here (document, company) in one split"
+    )
     parser.add_argument(
         "--cluster_near_duplicates",
         action="store_true",
@@ -292,15 +220,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace, count_tokens: Callable[[list[str]], list[int]] | None = None) -> None:
     """Run `finllm prepare` with parsed arguments."""
+    named = {field: getattr(args, f"{field}_column") for field in (*FIELDS, TURNS_COLUMN)}
+    same = ("form", "leave_out", "encoding", "skip_bad_rows", "skip_cleaning", "seed", "validation_fraction",
+            "test_fraction", "ignore_own_splits", "keep_shared_questions", "group_column", "cluster_near_duplicates",
+            "overwrite")  # fmt: skip
     prepare(
         args.source,
         args.output_dir,
-        columns={field: getattr(args, f"{field}_column") for field in FIELDS},
-        skip_cleaning=args.skip_cleaning,
-        seed=args.seed,
-        validation_fraction=args.validation_fraction,
-        test_fraction=args.test_fraction,
-        cluster_near_duplicates=args.cluster_near_duplicates,
+        columns={field: column for field, column in named.items() if column is not None},
         count_tokens=count_tokens,
-        overwrite=args.overwrite,
+        **{name: getattr(args, name) for name in same},
     )

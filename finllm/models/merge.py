@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import os
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -30,6 +31,7 @@ from finllm.terminal import say
 from finllm.text.prompts import build_prompt
 from finllm.text.tokens import encode_prompt
 
+ENDS = "generation_config.json"
 LIMIT = 1e-4  # nats a token, in float32
 ASKED = "What is the difference between a stock and a bond?"
 
@@ -112,6 +114,8 @@ def merge_run(name: str, output_dir: Path) -> None:
     with atomic_folder(output_dir.resolve()) as work:
         model.save_pretrained(work)
         tokenizer.save_pretrained(work)
+        if (run.model / ENDS).exists():  # the ids that end an answer, which training wrote
+            shutil.copyfile(run.model / ENDS, work / ENDS)
         again = load_base_model(str(work), dataclasses.replace(exact, use_peft=False, peft_type=None, peft=None))
         with torch.no_grad():
             after = float((nll_of(again.eval(), [row]).double() - own_N).abs().mean())

@@ -1,6 +1,7 @@
 """What is proved of a model on a few tokens of real rows, at the moment it costs seconds, and not assumed of its name.
 
     tokenizer_fits       every id that can occur has a row in the embedding
+    template_proofs      a model is asked, by other programs too, in the tokens that it was trained on
     head_difference      the logits are the last hidden state times the head: only then may positions skip the head
     future_difference    a token's prediction does not move when only later tokens change
     nll_of               what the model itself says of rows, each alone: the measure for faster ways, and for reloading
@@ -13,10 +14,10 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -26,7 +27,12 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from finllm.errors import UserError
 from finllm.models.adapters import base_of
 from finllm.models.virtual import answers_whole
+from finllm.text.prompts import TEMPLATE_ID
+from finllm.text.templates import PROVED, Template
 from finllm.text.tokens import IGNORED
+
+if TYPE_CHECKING:
+    from datasets import Dataset
 
 LARGE = 60.0  # the size of a logit at which soft caps, multipliers and clamps of a head show
 # Rounding of one computation done twice, as a share of what was computed: float32, and formats of 8 bits or so.
@@ -106,8 +112,10 @@ def rounding_of(model: torch.nn.Module) -> float:
     return ROUNDING if is_exact(model) else COARSE_ROUNDING
 
 
-def tokenizer_fits(tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel) -> None:
+def tokenizer_fits(tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel, written: Collection[int] = ()) -> None:
     """Refuse ids beyond the embedding's rows; a pad token beyond them becomes EOS, since masks go by position.
+
+    `written` are the control tokens that the template writes.
 
     Special tokens that neither open, end nor pad a row stay text when they stand in one (finllm.text.tokens), so a
     vocabulary may hold more of them than the embedding has rows, as that of text-only models of a family with pictures.
@@ -115,7 +123,7 @@ def tokenizer_fits(tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel) -
     rows = base_of(model).get_input_embeddings().weight.shape[0]
     if tokenizer.pad_token_id is not None and tokenizer.pad_token_id >= rows:
         tokenizer.pad_token = tokenizer.eos_token
-    needed = {tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id, tokenizer.unk_token_id}
+    needed = {tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id, tokenizer.unk_token_id, *written}
     unused = set(tokenizer.all_special_ids) - needed
     unused |= {id for id, token in tokenizer.added_tokens_decoder.items() if token.special and id not in needed}
     beyond = {token: id for token, id in tokenizer.get_vocab().items() if id >= rows and id not in unused}
@@ -126,6 +134,18 @@ def tokenizer_fits(tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel) -
             f"and the embedding has {rows:,} rows; take the tokenizer that belongs to {model.config.name_or_path}, or "
             "resize the model's embeddings before you fine-tune it"
         )
+
+
+def template_proofs(template: Template, rows: Dataset) -> list[Proof]:
+    """The template on the first rows: other programs ask by its chat template in the very tokens that are trained on.
+
+    A template that fails it is a `UserError`, but for alpaca, which is then saved without a chat template. Of alpaca as
+    it ever was nothing is told.
+    """
+    said = template.prove(rows.select(range(min(PROVED, len(rows)))).to_list())
+    saved = template.jinja is not None
+    proof = Proof("template", 0.0 if saved else None, 0.0, saved, said)
+    return [] if saved and template.id == TEMPLATE_ID else [proof]
 
 
 @torch.no_grad()

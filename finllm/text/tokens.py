@@ -17,22 +17,33 @@ import hashlib
 import json
 import tempfile
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
 from finllm.errors import UserError
-from finllm.text.prompts import TEMPLATE_HASH, build_prompt
+from finllm.text.prompts import ROLES_TAKE, TEMPLATE_HASH, TEMPLATE_ID, build_prompt, refused_by_alpaca
 
 if TYPE_CHECKING:
     from datasets import Dataset, Features
     from transformers import PreTrainedTokenizerBase
 
 IGNORED = -100
-COUNTS = ("lost", "kept", "length", "supervised", "spells", "unwritable")  # of each row, for the report
+ALL_TURNS, LAST_TURN = "all_turns", "last_turn"  # whose answers are learned in a conversation
+SHOWN = 3  # rows that a message names
+COUNTS = ("lost", "kept", "length", "supervised", "spells", "unwritable", "refused")  # of each row, for the report
+
+
+class Asking(Protocol):
+    """As much of finllm.text.templates.Template as rows need to become tokens."""
+
+    id: str
+    hash: str
+    otherwise: str  # what takes the rows that it refuses
+    encode_rows: Callable[..., list[dict[str, Any]]]
 
 
 @dataclass
@@ -59,7 +70,7 @@ class _Written:
 
 
 @functools.lru_cache(maxsize=8)
-def _control_ids(tokenizer: PreTrainedTokenizerBase, eos: int, pad: int) -> frozenset[int]:
+def control_ids(tokenizer: PreTrainedTokenizerBase, eos: int, pad: int) -> frozenset[int]:
     """The ids of `tokenizer` that are not text. `eos` and `pad` are its own, which can be set after it is loaded."""
     flagged = (id for id, token in tokenizer.added_tokens_decoder.items() if token.special)
     return frozenset({*tokenizer.all_special_ids, *flagged, eos, pad})
@@ -73,7 +84,7 @@ def _added_ids(tokenizer: PreTrainedTokenizerBase, control: frozenset[int]) -> C
 
 def _write(tokenizer: PreTrainedTokenizerBase, text: str, add_special_tokens: bool) -> _Written:
     """`text` in tokens of text. Only a text that spells a control token is written otherwise than by default."""
-    control = _control_ids(tokenizer, tokenizer.eos_token_id, tokenizer.pad_token_id)
+    control = control_ids(tokenizer, tokenizer.eos_token_id, tokenizer.pad_token_id)
     ids = tokenizer(text, add_special_tokens=add_special_tokens).input_ids
     if control.isdisjoint(ids):
         return _Written(ids, spells=False, control=[])
@@ -133,15 +144,17 @@ def encode_response(tokenizer: PreTrainedTokenizerBase, response: str) -> list[i
 
 def encode(
     tokenizer: PreTrainedTokenizerBase,
-    example: dict[str, str],
+    example: Mapping[str, str],
     max_length: int | None = None,
     prompt_loss: bool = False,
 ) -> dict[str, Any]:
-    """`input_ids` and `labels` of one example, both (T,), and `lost`: response tokens that `max_length` cut off.
+    """One example under the template alpaca: `input_ids` and `labels`, both (T,), and `lost`: response tokens that
+    `max_length` cut off.
 
     The cut takes the end of the response, and its EOS first: a response that was cut does not end there, so the model
     is not taught to stop there. Where the prompt alone fills `max_length`, `labels` hold nothing to learn. `spells`
-    says whether its text spells a control token; `unwritable` is empty, or why the tokenizer cannot write it as text.
+    says whether its text spells a control token; `unwritable` is empty, or why the tokenizer cannot write it as text;
+    `refused` is empty, or why it is no single question.
     """
     asked = _write(tokenizer, build_prompt(example["instruction"], example["input"]), add_special_tokens=True)
     answered = _write(tokenizer, example["output"], add_special_tokens=False)
@@ -156,6 +169,7 @@ def encode(
         "kept": len(kept),
         "spells": not control and (asked.spells or answered.spells),
         "unwritable": _unwritable(tokenizer, control) if control else "",
+        "refused": refused_by_alpaca(example),
     }
 
 
@@ -165,19 +179,26 @@ def tokenize(
     max_length: int | None,
     prompt_loss: bool = False,
     minimum_response_tokens: int = 1,
+    template: Asking | None = None,
+    loss_on: str = ALL_TURNS,
 ) -> tuple[Dataset, LengthReport]:
     """A split with `input_ids` and `labels`, and the report of what was cut and dropped.
 
-    A row that keeps fewer than `minimum_response_tokens` of its response is dropped, with the reason, and so is one
+    `template` is one of finllm.text.templates, without one alpaca; `loss_on` says whose answers are learned where a row
+    has several (finllm.text.chat). A row that it cannot ask is a `UserError`, with all such rows counted.
+
+    A row that keeps fewer than `minimum_response_tokens` of its answers is dropped, with the reason, and so is one
     whose text the tokenizer cannot write without a control token. A split of which nothing is left is a `UserError`.
     Where the split is memory-mapped, so is the result, from a file beside it that the next process or run with the same
     tokenizer, template and settings finds.
     """
 
-    def encode_batch(batch: dict[str, list[str]]) -> dict[str, list]:
-        texts = zip(batch["instruction"], batch["input"], batch["output"], strict=True)
-        examples = (dict(zip(("instruction", "input", "output"), each, strict=True)) for each in texts)
-        encoded = [encode(tokenizer, example, max_length, prompt_loss) for example in examples]
+    def encode_batch(batch: dict[str, list[Any]]) -> dict[str, list]:
+        rows = [dict(zip(batch, values, strict=True)) for values in zip(*batch.values(), strict=True)]
+        if template is None:
+            encoded = [encode(tokenizer, row, max_length, prompt_loss) for row in rows]
+        else:
+            encoded = template.encode_rows(rows, max_length, prompt_loss, loss_on)
         for row in encoded:
             row["length"] = len(row["input_ids"])
             row["supervised"] = sum(label != IGNORED for label in row["labels"][1:])
@@ -189,9 +210,10 @@ def tokenize(
         remove_columns=dataset.column_names,
         features=_features(),
         desc="tokenizing",
-        new_fingerprint=_fingerprint(dataset, tokenizer, max_length, prompt_loss),
+        new_fingerprint=_fingerprint(dataset, tokenizer, template, max_length, prompt_loss, loss_on),
     )
-    lost, kept, length, supervised, spells = (tokenized.data[key].to_numpy() for key in COUNTS[:-1])
+    _refuse(dataset, tokenized["refused"][:], template)
+    lost, kept, length, supervised, spells = (tokenized.data[key].to_numpy() for key in COUNTS[:-2])
     reasons = tokenized["unwritable"][:]
     enough = (kept >= minimum_response_tokens) & np.array([not reason for reason in reasons])
     left_out = np.flatnonzero(~enough).tolist()
@@ -223,14 +245,29 @@ def _features() -> Features:
     from datasets import Features, Sequence, Value
 
     ids = Sequence(Value("int32"))
-    counts = {**dict.fromkeys(COUNTS, Value("int32")), "spells": Value("bool"), "unwritable": Value("string")}
+    counts = {**dict.fromkeys(COUNTS, Value("int32")), "spells": Value("bool")}
+    counts |= dict.fromkeys(("unwritable", "refused"), Value("string"))
     return Features({"input_ids": ids, "labels": ids, **counts})
 
 
-def _fingerprint(dataset: Dataset, tokenizer: PreTrainedTokenizerBase, *settings: Any) -> str:
+def _refuse(dataset: Dataset, reasons: Sequence[str], template: Asking | None) -> None:
+    """Refuse rows that the template cannot ask: what it would make of them is not what they say."""
+    found = [row for row, reason in enumerate(reasons) if reason]
+    if found:
+        named = zip(dataset.select(found[:SHOWN])["id"], found[:SHOWN], strict=True)
+        said = "; ".join(f"{id}: {reasons[row]}" for id, row in named)
+        more = f"; and {len(found) - SHOWN:,} more" if len(found) > SHOWN else ""
+        name, fix = (TEMPLATE_ID, ROLES_TAKE) if template is None else (template.id, template.otherwise)
+        raise UserError(
+            f"{len(found):,} of {len(reasons):,} rows cannot be asked with template {name}: {said}{more}; {fix}"
+        )
+
+
+def _fingerprint(dataset: Dataset, tokenizer: PreTrainedTokenizerBase, template: Asking | None, *settings: Any) -> str:
     """What the tokens of a split depend on, as a name for the file that holds them."""
-    own = Path(__file__).read_text(encoding="utf-8")
-    content = [dataset._fingerprint, own, TEMPLATE_HASH, tokenizer_hash(tokenizer), *settings]
+    own = "".join(path.read_text(encoding="utf-8") for path in sorted(Path(__file__).parent.glob("*.py")))
+    hash = TEMPLATE_HASH if template is None else template.hash
+    content = [dataset._fingerprint, own, hash, tokenizer_hash(tokenizer), *settings]
     return hashlib.sha256(repr(content).encode()).hexdigest()[:32]
 
 
@@ -260,7 +297,7 @@ def count_tokens(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> li
     """Tokens of each text, without BOS and EOS."""
     if not texts:
         return []
-    control = _control_ids(tokenizer, tokenizer.eos_token_id, tokenizer.pad_token_id)
+    control = control_ids(tokenizer, tokenizer.eos_token_id, tokenizer.pad_token_id)
     together = tokenizer(list(texts), add_special_tokens=False).input_ids  # on all cores
     return [
         len(ids if control.isdisjoint(ids) else _write(tokenizer, text, add_special_tokens=False).ids)

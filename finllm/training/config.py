@@ -24,6 +24,8 @@ from finllm.cpu.machine import bf16_is_fast
 from finllm.errors import UserError, did_you_mean, raise_problems
 from finllm.models.settings import MethodConfig, changes_base, settings_problems
 from finllm.text.credentials import credentials
+from finllm.text.prompts import CHAT, TEMPLATE_ID
+from finllm.text.tokens import ALL_TURNS, LAST_TURN
 from finllm.training.unsupported import unsupported
 
 REPORTER_EXTRAS = ("tensorboard", "wandb", "trackio")  # extras of pyproject.toml
@@ -57,6 +59,14 @@ class RecipeArguments:
     )
     keep_freed_memory: bool = field(
         default=True, metadata={"help": "On a CPU, keep large buffers instead of giving them back at every step."}
+    )
+    template: str = field(
+        default=TEMPLATE_ID,
+        metadata={"help": "alpaca, chat (the base model's own chat template), or the path of a Jinja file."},
+    )
+    loss_on: str = field(
+        default=ALL_TURNS,
+        metadata={"help": "In conversations, whose answers are learned: all_turns, or last_turn alone."},
     )
     resume: str | None = field(
         default=None, metadata={"help": "`auto`: go on with the run in output_dir, or start it.", "choices": ["auto"]}
@@ -183,6 +193,19 @@ def _impossible(recipe: RecipeArguments, training: TrainingConfig, model: Method
         problems.append(f"torch_compile is true and {missing}; install it or remove torch_compile")
     if training.bf16 and not torch.cuda.is_available() and not bf16_is_fast():
         problems.append("bf16 is true and this CPU has no bfloat16 instructions (some 100 times slower); remove it")
+    if recipe.template not in (TEMPLATE_ID, CHAT) and not os.path.isfile(recipe.template):
+        problems.append(
+            f"template is {recipe.template!r}{did_you_mean(recipe.template, (TEMPLATE_ID, CHAT))}, and there is no "
+            "such file; give alpaca, chat or the path of a Jinja file"
+        )
+    if recipe.loss_on not in (turns := (ALL_TURNS, LAST_TURN)):
+        problems.append(
+            f"loss_on is {recipe.loss_on!r}{did_you_mean(recipe.loss_on, turns)}; it is one of {', '.join(turns)}"
+        )
+    if recipe.loss_on == LAST_TURN and training.completion_only_loss is False:
+        problems.append(
+            "loss_on is last_turn and completion_only_loss false, which learns whole rows; remove one of them"
+        )
     for name in ("max_train_samples", "max_eval_samples", "early_stopping_patience"):
         value = getattr(recipe, name)
         if value is not None and value < 1:

@@ -49,6 +49,7 @@ from finllm.models.dropout import set_dropout
 from finllm.models.find import load_tokenizer, resolve_base_model
 from finllm.run_dir import RunDir
 from finllm.terminal import Terminal
+from finllm.text.templates import template_of
 from finllm.text.tokens import tokenize
 from finllm.training.batches import batches_of_epoch
 from finllm.training.config import parse
@@ -116,7 +117,11 @@ def main(arguments: list[str]) -> None:
     split = resolve(recipe.dataset_name, cache_dir() / "datasets").split(recipe.dataset_train_split)
     if recipe.max_train_samples:
         split = split.shuffle(training.seed).select(range(min(recipe.max_train_samples, len(split))))
-    rows, report = tokenize(tokenizer, split, training.max_length, training.completion_only_loss is False)
+    template = template_of(recipe.template, tokenizer, model_arguments.model_name_or_path)
+    prompt_loss = training.completion_only_loss is False
+    rows, report = tokenize(
+        tokenizer, split, training.max_length, prompt_loss, template=template, loss_on=recipe.loss_on
+    )
     plan = predict(base, recipe, training, model_arguments, rows.to_list(), report.supervised_tokens)
     show(plan)
     if training.output_dir:

@@ -20,13 +20,13 @@ import itertools
 import logging
 import math
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from transformers import EvalPrediction, PreTrainedModel
+from transformers import EvalPrediction, GenerationConfig, PreTrainedModel
 
 from finllm.cpu import joined
 from finllm.cpu.loss import add_supervised_head
@@ -44,9 +44,13 @@ from finllm.training.resumable import ResumableTrainer
 
 
 class SupervisedTrainer(ResumableTrainer):
-    """SFTTrainer on tokenized rows. Arguments as SFTTrainer's, and `run`, the run dir that it writes into."""
+    """SFTTrainer on tokenized rows. Arguments as SFTTrainer's, and `run`, the run dir that it writes into.
 
-    def __init__(self, model: PreTrainedModel, *, args: TrainingConfig, **arguments: Any):
+    `stops` are the ids that end an answer: what is saved stops `generate` at each of them.
+    """
+
+    def __init__(self, model: PreTrainedModel, *, args: TrainingConfig, stops: Sequence[int] = (), **arguments: Any):
+        self._stops = stops
         self._may_join = args.device.type == "cpu" and joined.can_join(base_of(model)) and not args.torch_compile
         if args.join_rows and not self._may_join:
             raise UserError(
@@ -186,6 +190,11 @@ class SupervisedTrainer(ResumableTrainer):
         `load_saved` loads what a folder holds as any later reader will: it must be the model that was trained.
         """
         work = self.run.path / ".model"
+        generation = base_of(self.model).generation_config
+        held = generation.eos_token_id
+        stops = [*self._stops, *(held if isinstance(held, list) else [] if held is None else [held])]
+        stops = list(dict.fromkeys(stops))
+        generation.eos_token_id = stops if len(stops) > 1 else next(iter(stops), None)
         try:
             with naming(self.run.model):
                 self.save_model(str(work))
@@ -194,6 +203,8 @@ class SupervisedTrainer(ResumableTrainer):
             raise
         if self.is_world_process_zero():
             (work / "training_args.bin").unlink(missing_ok=True)  # a pickle; config.yaml says the same
+            if not (work / "generation_config.json").exists():  # peft saves none beside an adapter
+                GenerationConfig(eos_token_id=generation.eos_token_id).save_pretrained(work)
             checkpoints.check_weights(work)
             conv1d.write_record(base_of(self.model), work)
             starts.save_as_plain_lora(self.accelerator.unwrap_model(self.model), work)

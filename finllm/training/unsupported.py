@@ -17,7 +17,7 @@ from finllm.text.credentials import without_credentials
 
 OWN_BATCHES = "batches are made and dealt out by the recipe, so that a resumed run finds the same ones"
 OWN_LOSS = "the validation loss is Σ nll / Σ tokens of the whole split, and nothing else is computed"
-OWN_ROWS = "rows have `instruction`, `input` and `output`, and are tokenized by the recipe"
+OWN_ROWS = "rows are those of a dataset dir, and are tokenized by the recipe"
 PROVED = "it would change the model after the recipe has proved it"
 
 REASONS = {
@@ -52,8 +52,8 @@ REASONS = {
     "model_init_kwargs": "the model is loaded by model_name_or_path, model_revision, dtype and attn_implementation",
     "trust_remote_code": "no code of a model repository is run here",
     "router_aux_loss_coef": "only the likelihood itself is computed here",
-    "chat_template_path": "it belongs to conversations; these are instructions",
-    "assistant_only_loss": "it belongs to conversations; these are instructions",
+    "chat_template_path": "use template, which takes the path of a Jinja file too",
+    "assistant_only_loss": "the loss is always on answers alone; loss_on says whether on those of all turns",
     "dataset_text_field": OWN_ROWS,
     "dataset_kwargs": OWN_ROWS,
     "dataset_num_proc": "rows are tokenized once a machine, by one process, and kept in the cache",

@@ -29,7 +29,7 @@ def few_rows(tmp_path_factory) -> Path:
     from finllm.data.prepare import prepare
 
     source = tmp_path_factory.mktemp("source") / "rows.jsonl"
-    rows = (ROOT / "finllm/data/sample/tax.jsonl").read_text(encoding="utf-8").splitlines()[:12]
+    rows = (ROOT / "finllm/data/sample/tax.jsonl").read_text(encoding="utf-8").splitlines()[:8]
     source.write_text("\n".join(rows) + "\n", encoding="utf-8")
     prepare(source, source.parent / "data", validation_fraction=0.25, test_fraction=0.25, seed=3)
     return source.parent / "data"
@@ -111,7 +111,7 @@ def test_an_architecture_has_transformers_own_loss_and_gradients_from_loading_to
     folder = tiny.save(name, tmp_path / "base", tokenizer_dir)
     tokenizer = AutoTokenizer.from_pretrained(folder)
     rows = {split: examples(few_rows, tokenizer, split) for split in ("train", "validation", "test")}
-    runs, targets = {}, tiny.TARGETS.get(name, "all-linear")
+    runs, tests, targets = {}, {}, tiny.TARGETS.get(name, "all-linear")
     for method, flags in (("full", ()), ("lora", (*LORA, targets))):
         done = recipe(folder, method, *flags)
         assert done.status == 0, done.err
@@ -129,12 +129,13 @@ def test_an_architecture_has_transformers_own_loss_and_gradients_from_loading_to
             assert apart <= 1e-2 * max(moved[tensor], least) + 1e-6 * float(wanted.norm()), tensor
         with torch.no_grad():
             validation = nats_a_token(loaded, rows["validation"]).item()
-            test = nats_a_token(loaded, rows["test"]).item()
+            tests[method] = nats_a_token(loaded, rows["test"]).item()
         assert lines[-1]["validation_loss"] == pytest.approx(validation, rel=1e-4)
-        done = command("eval/run.py", run, "--max_generated", 1, "--max_new_tokens", 2, "--batch_size", 4)
-        assert done.status == 0, done.err
+    done = command("eval/run.py", *runs.values(), "--max_generated", 1, "--max_new_tokens", 2, "--batch_size", 4)
+    assert done.status == 0, done.err
+    for method, run in runs.items():
         results = json.loads((run / "eval" / "results.json").read_text())
-        assert results["splits"]["test"]["metrics"]["nll_per_token"]["value"] == pytest.approx(test, rel=1e-4)
+        assert results["splits"]["test"]["metrics"]["nll_per_token"]["value"] == pytest.approx(tests[method], rel=1e-4)
         of_likelihood = ("causality", "reproducibility", "likelihood", "question")
         assert all(results["audits"][audit]["passed"] for audit in of_likelihood), results["audits"]
         assert results["audits"]["padding"]["passed"] == (name not in WRITTEN_OTHERWISE)

@@ -175,7 +175,7 @@ def test_a_head_that_changes_its_logits_is_asked_for_them_where_responses_stand(
     model, forward = load_base(str(gpt2_dir), 4), GPT2LMHeadModel.forward
     prompts, responses = (
         ["What is a bond?", "What is a fund?", "What is a loan?"],
-        ["A loan.", "Some stocks.", "Money, so."],
+        ["A loan."] * 3,  # rows of like length, so one batch
     )
     asked, pairs = [], [model.encode(*pair) for pair in zip(prompts, responses, strict=True)]
 

@@ -44,7 +44,7 @@ def test_what_a_killed_prepare_leaves_is_swept_by_the_next_in_that_place_alone(p
 
 def test_what_is_left_beside_a_finished_dataset_is_swept_too(prepare, tmp_path):
     assert prepare(moment=Moment("replace", 1, ".part")) == -signal.SIGKILL
-    left = hidden(tmp_path / "place")[0]
+    (left,) = (name for name in hidden(tmp_path / "place") if (tmp_path / "place" / name).is_dir())
     shutil.copytree(tmp_path / "place" / left, tmp_path / "kept")
     assert prepare() == 0
     shutil.move(tmp_path / "kept", tmp_path / "place" / left)

@@ -289,6 +289,11 @@ def test_early_stopping_keeps_the_best(sft):
     summary = run.summary()
     assert summary["steps"] < 30
     assert summary["best_validation_loss"] < summary["final_validation_loss"]
+    losses = {line["validation_loss"]: line["step"] for line in read_jsonl(run.metrics)
+              if "validation_loss" in line and line["step"]}  # fmt: skip
+    best = load_file(run.checkpoints / f"checkpoint-{losses[min(losses)]}" / "model.safetensors")
+    saved = load_file(run.model / "model.safetensors")
+    assert [name for name in best if not torch.equal(best[name], saved[name])] == []
 
 
 def test_the_recipe_runs_under_accelerate_launch(shell, gpt2_dir, dataset_dir, tmp_path):
@@ -302,9 +307,10 @@ def test_the_recipe_runs_under_accelerate_launch(shell, gpt2_dir, dataset_dir, t
 
 
 def test_a_compiled_model_trains_as_the_plain_one_does(sft, tmp_path):
-    settings = (*FLOAT32, "--max_eval_samples", 1, "--eval_on_start", "false")  # the fewest shapes to compile
+    # The fewest shapes and functions to compile: numbers of dropout are drawn by one that breaks the graph.
+    settings = (*FLOAT32, "--max_eval_samples", 1, "--eval_on_start", "false", "--base_dropout", 0)
     plain = sft(*settings, "--join_rows", "false", output_dir=tmp_path / "plain", steps=2)[1]
-    done, compiled = sft(*settings, "--torch_compile", "true", "--torch_compile_backend", "aot_eager", steps=2)
+    done, compiled = sft(*settings, "--torch_compile", "true", "--torch_compile_backend", "eager", steps=2)
     assert done.status == 0, done.err
     losses = [[line["loss"] for line in read_jsonl(run.metrics) if "loss" in line] for run in (plain, compiled)]
     assert losses[0] == pytest.approx(losses[1], rel=1e-5)

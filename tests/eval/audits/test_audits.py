@@ -15,6 +15,7 @@ from eval.models.language_model import Description, Score
 from eval.models.transformers_lm import load_base
 from finllm.data.near_duplicates import clusters
 from finllm.text.prompts import TEMPLATE_HASH, build_prompt
+from finllm.text.templates import Alpaca
 
 
 def test_an_adapter_on_an_honest_model_is_honest(gpt2_dir):
@@ -41,6 +42,7 @@ class Table:
     """A model that gives each (prompt, response) the likelihood that `nll` says."""
 
     description = Description("base", "m", "m", 1, 0)
+    template = Alpaca()
 
     def __init__(self, nll):
         self.nll = nll

@@ -239,7 +239,7 @@ def longrope(folder):
         vocab_size=600, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=2,
         num_key_value_heads=2, max_position_embeddings=512, original_max_position_embeddings=120, pad_token_id=0,
         rope_parameters={"rope_type": "longrope", "rope_theta": 10000.0, "short_factor": [1.0] * 8,
-                         "long_factor": [4.0] * 8, "original_max_position_embeddings": 120},
+                         "long_factor": [16.0] * 8, "original_max_position_embeddings": 120},
     )  # fmt: skip
     model = AutoModelForCausalLM.from_config(config, attn_implementation="sdpa").eval()
     return TransformersLM(model, load_tokenizer(str(folder)), Description("base", "m", "m", 1, 0), batch_size=4)

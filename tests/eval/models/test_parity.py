@@ -23,7 +23,10 @@ REFERENCES = [
 
 @pytest.mark.parametrize("batch_size", [1, 2, 5])
 def test_likelihood_is_that_of_lm_eval(batch_size):
-    """Within 1e-4 nats a token, of response and EOS, of a model and texts that record_lm_eval.py recorded."""
+    """Within 1e-4 nats a token, of response and EOS, of a model and texts that record_lm_eval.py recorded.
+
+    None of these texts is the likeliest one: of the likeliest tokens test_set_probabilities.py tells.
+    """
     model, tokenizer = formula_model()
     lm = TransformersLM(model, tokenizer, Description("base", "formula", "bytes", 1, 0), batch_size)
     recorded = json.loads(FIXTURE.read_text(encoding="utf-8"))["texts"]
@@ -31,7 +34,6 @@ def test_likelihood_is_that_of_lm_eval(batch_size):
     scores = lm.score(*zip(*TEXTS, strict=True))
     for score, text in zip(scores, recorded, strict=True):
         assert abs(score.nll + text["log_likelihood"]) / score.tokens < 1e-4
-        assert (score.correct_tokens == score.tokens) == text["greedy"]
 
 
 def rows():

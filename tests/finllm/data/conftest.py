@@ -1,15 +1,17 @@
 """A small source with a fault of each kind that counts here, and the dataset dir made of it."""
 
 import json
+import sys
 
 import pytest
 
+from finllm.cli import main
 from finllm.data.prepare import prepare
 
 
 def _rows(count, start=0):
     return [
-        {"instruction": f"What is fund number {n}?", "input": "", "output": f"It’s fund {n}, one of many."}
+        {"instruction": f"What is fund number {n}?", "input": "", "output": f"Itâ€™s fund {n}, one of many."}
         for n in range(start, start + count)
     ]
 
@@ -21,7 +23,7 @@ def _write(path, rows):
 
 @pytest.fixture
 def make_rows():
-    """`make_rows(count, start=0)`: rows whose questions all differ, and whose answers have a curly quote."""
+    """`make_rows(count, start=0)`: rows whose questions differ; each answer has a quote that was decoded wrongly."""
     return _rows
 
 
@@ -44,3 +46,20 @@ def source(tmp_path):
 @pytest.fixture
 def dataset(source, tmp_path):
     return prepare(source, tmp_path / "dataset")
+
+
+@pytest.fixture
+def finllm_prepare(monkeypatch, capsys):
+    """`finllm_prepare(SOURCE, flags…)`: the command line in this process; its status, stdout and stderr."""
+
+    def call(*arguments):
+        monkeypatch.setattr(sys, "argv", ["finllm", "prepare", *map(str, arguments)])
+        status = 0
+        try:
+            main()
+        except SystemExit as exit:
+            status = exit.code or 0
+        printed = capsys.readouterr()
+        return status, printed.out, printed.err
+
+    return call

@@ -4,7 +4,7 @@ import random
 
 import pytest
 
-from finllm.data.clean import PLAIN, STEPS, Cleaning, Rejected
+from finllm.data.clean import PLAIN, STEPS, Cleaning, Rejected, mend_question
 from finllm.data.schema import Row
 from finllm.errors import UserError
 
@@ -58,7 +58,15 @@ def test_strip_leaves_white_space_inside():
 @pytest.mark.parametrize(
     ("damaged", "mended"),
     [
-        ("It’s “money”", 'It\'s "money"'),
+        ("It’s “money” – ‘more’…", None),
+        ("什么是“基金”？，：（好）", None),
+        ("「株式」とは何ですか？　ＡＢＣ", None),
+        (".replace('&', '&amp;')", None),
+        ("if a &lt; b:\n    return a;", None),
+        ("Write `&lt;p&gt;` for a paragraph.", None),
+        ("In HTML an ampersand is &amp;", None),
+        ("Profit &gt; loss", "Profit > loss"),
+        ("Line\r\nends", "Line\nends"),
         ("quality andâ€¦ time", "quality and… time"),
         ("AT&amp;T pays", "AT&T pays"),
         ("a\x07b", "ab"),
@@ -68,14 +76,19 @@ def test_strip_leaves_white_space_inside():
     ],
 )
 def test_unicode(damaged, mended):
-    assert changed("unicode", output=damaged).output == mended
+    assert changed("unicode", output=damaged).output == (mended or damaged)
 
 
 def test_text_taken_as_plain_is_what_ftfy_leaves():
     import ftfy
 
-    plain = "".join(map(chr, range(0x20, 0x7F))).replace("&", "") + "\t\n\n  x"
-    assert PLAIN.fullmatch(plain) and ftfy.fix_text(plain) == plain
+    plain = "".join(map(chr, range(0x20, 0x7F))).replace("&", "") + "\t\n\n  x‘’“”–—…"
+    as_here = {"uncurl_quotes": False, "fix_character_width": False}
+    assert PLAIN.fullmatch(plain) and ftfy.fix_text(plain, **as_here) == plain
+    draw = random.Random(0)
+    for _ in range(2000):
+        text = "".join(draw.choices(plain, k=9))
+        assert ftfy.fix_text(text, **as_here) == text
     assert not any(PLAIN.fullmatch(text) for text in ("&amp;", "\x00", "\r\n", "\x7f", "é"))
 
 
@@ -100,8 +113,8 @@ def test_csv_quotes(damaged, mended):
 
 def test_csv_quotes_are_seen_beside_curly_ones():
     (after,), _, steps = clean([row(output='"A ""thin"" market, a “thick” one."')])
-    assert after.output == 'A "thin" market, a "thick" one.'
-    assert counts(steps) == {"csv_quotes": (1, 0), "unicode": (1, 0)}
+    assert after.output == 'A "thin" market, a “thick” one.'
+    assert counts(steps) == {"csv_quotes": (1, 0)}
 
 
 @pytest.mark.parametrize("between", [" ", "\n\n", ""])
@@ -109,6 +122,13 @@ def test_repeated_halves(between):
     twice = f"{TEN}{between}{TEN.replace(' ', '  ')}"
     assert changed("repeated_halves", output=twice).output == TEN
     assert clean([row(output=twice + between + twice)])[0][0].output == TEN
+
+
+@pytest.mark.parametrize("asked", ["Say it twice.", "Repeat after me.", "请把下面的句子重复一遍。"])
+def test_what_was_asked_for_twice_stays(asked):
+    twice = f"{TEN} {TEN}"
+    assert changed("repeated_halves", instruction=asked, output=twice).output == twice
+    assert changed("repeated_halves", instruction="Go on.", input=asked, output=twice).output == twice
 
 
 @pytest.mark.parametrize(
@@ -152,11 +172,10 @@ def test_inputs_that_are_no_placeholders(kept):
         ("empty_output", {"output": "<NoOutput>"}),
         ("empty_output", {"output": "No output required."}),
         ("empty_output", {"output": "No input"}),
-        ("empty_output", {"output": "N/A"}),
         ("empty_output", {"output": "<nooutput> - a model cannot draw."}),
         ("empty_output", {"output": "Blue.\n6. Instruction: Name a fruit.\n6. Input:\n<noinput>\n6. Output:\nPlum"}),
         ("echo", {"output": "What is a fund?"}),
-        ("echo", {"input": "3, 4, 5", "output": "3, 4, 5 "}),
+        ("echo", {"input": "3, 4, 5", "output": "What is a fund?"}),
     ],
 )
 def test_rows_that_are_dropped(step, fields):
@@ -171,6 +190,9 @@ def test_rows_that_are_dropped(step, fields):
     "fields",
     [
         {"output": "None."},
+        {"output": "N/A"},
+        {"output": "Write <noinput> where a question has no input."},
+        {"input": "3, 4, 5", "output": "3, 4, 5"},
         {"output": "No"},
         {"output": "0"},
         {"output": "No output is lost when the price falls."},
@@ -191,7 +213,7 @@ def test_duplicates_keep_the_first():
 
 DAMAGED = {
     "strip": row(output=" a "),
-    "unicode": row(output="it’s"),
+    "unicode": row(output="itâ€™s"),
     "csv_quotes": row(output='"a ""b"" c"'),
     "repeated_halves": row(output=f"{TEN} {TEN}"),
     "input_placeholder": row(input="no input"),
@@ -251,3 +273,22 @@ def test_cleaning_the_cleaned_changes_nothing():
     assert all(step.changed or step.dropped for step in steps)
     again, rejected, steps = clean(kept)
     assert again == kept and not rejected and not counts(steps)
+
+
+def test_what_is_asked_is_mended_as_what_was_trained_on():
+    turns = [{"role": "user", "content": " Hi\r\n"}, {"role": "assistant", "content": "Hello"}]
+    asked = {
+        "instruction": " What â€œisâ€\x9d it? ",
+        "input": "N/A",
+        "system": "Be kind.\x07",
+        "id": 7,
+        "history": turns,
+    }
+    mended = mend_question(asked)
+    turns = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]
+    assert mended == {
+        "instruction": "What “is” it?", "input": "", "system": "Be kind.", "id": 7, "history": turns,
+    }  # fmt: skip
+    (kept,), _, _ = clean([row(asked["instruction"], asked["input"])])
+    assert (kept.instruction, kept.input) == (mended["instruction"], mended["input"])
+    assert mend_question({"instruction": "x"}) == {"instruction": "x"}

@@ -1,6 +1,7 @@
 """Near duplicates of every kind that docs/trust.md names: kept in one split, found by the audit; others are neither."""
 
 import json
+import random
 import subprocess
 import sys
 from pathlib import Path
@@ -173,13 +174,47 @@ def test_folding():
     assert folded("금리 인상") == ("금리 인상", ()) and folded("?!") == ("?!", ())
 
 
-def test_many_questions_of_one_pattern_are_one_cluster_and_soon():
-    texts = [f"Could you tell me in plain words what the shares of {name} are worth today?" for name in
-             (f"{a}{b}{c}" for a in "bdfglmnprstvz" for b in "aeiou" for c in "bdfglmnprstvz")]  # fmt: skip
-    assert set(clusters(texts)) == {0}
-    index = NearDuplicates(texts[:5])
-    assert set(index.search(texts)[0].tolist()) == {0, 1, 2, 3, 4}
-    assert index.search([])[0].size == 0 and NearDuplicates([]).search(texts)[0].size == 0 and clusters([]) == []
+SYLLABLES = [f"{a}{b}{c}" for a in "bdfglmnprstvz" for b in "aeiou" for c in "bdfglmnprstvz"]
+FIXED = (
+    "What is the sentiment of this news? Please choose an answer from {negative/neutral/positive}, and think of the "
+    "company, of its sector and of the market as a whole before you choose.\n"
+)
+CHINESE_FIXED = "请阅读下面的金融新闻，并判断它对公司股价的影响是正面、负面还是中性，只回答一个词语。\n"
+
+
+def headlines(count, sign=" ", seed=0):
+    """Texts of made-up words, no two of which are alike."""
+    draw = random.Random(seed)
+    return [sign.join(draw.choices(SYLLABLES, k=12)).capitalize() for _ in range(count)]
+
+
+def test_many_questions_of_one_pattern_differ_by_what_varies():
+    texts = [f"Could you tell me in plain words what the shares of {name} are worth today?" for name in SYLLABLES]
+    assert len(set(clusters(texts))) > 0.9 * len(texts)
+    assert NearDuplicates([])._grams.sizes_N.size == 0 and clusters([]) == []
+    index = NearDuplicates(texts[:5], among=texts)
+    assert set(zip(*map(list, index.search(texts)), strict=True)) == {(n, n) for n in range(5)}
+    assert index.search([])[0].size == 0 and NearDuplicates([]).search(texts)[0].size == 0
+
+
+@pytest.mark.parametrize("fixed", [FIXED, CHINESE_FIXED])
+def test_a_fixed_instruction_makes_no_two_rows_alike_and_hides_no_copy(fixed):
+    news = headlines(400) if fixed == FIXED else ["".join(random.Random(n).choices(HAN, k=24)) for n in range(400)]
+    changed = [f"{text[:-4]}{text[-2:]}" for text in news[:40]]
+    texts = [fixed + text for text in (*news, *changed)]
+    found = clusters(texts)
+    assert found[:400] == list(range(400)) and found[400:] == list(range(40))
+    rows = [row(text) for text in texts]
+    audit = contamination(rows[400:] + rows[300:350], rows[:300])
+    assert audit["near_questions"] == 40 and audit["exact_questions"] == 0 and len(audit["contaminated"]) == 40
+
+
+def test_the_instruction_alone_is_like_no_row_that_has_more():
+    texts = [FIXED + text for text in headlines(60)]
+    assert clusters([*texts, FIXED, FIXED.upper()]) == [*range(61), 60]
+
+
+HAN = [chr(code) for code in range(0x4E00, 0x5200)]
 
 
 def test_the_bundled_sample_is_clean_by_its_own_audit(tmp_path):

@@ -7,13 +7,14 @@ from pathlib import Path
 
 import pytest
 
+from finllm.data import build as build_module
 from finllm.data import prepare as prepare_module
 from finllm.data.dataset_dir import DatasetDir
 from finllm.data.prepare import prepare, resolve
 from finllm.errors import UserError
 from finllm.text.prompts import TEMPLATE_HASH
 
-FILES = ["manifest.json", "rejected.jsonl", "test.jsonl", "train.jsonl", "validation.jsonl"]
+FILES = ["changed.jsonl", "manifest.json", "rejected.jsonl", "test.jsonl", "train.jsonl", "validation.jsonl"]
 
 
 def all_rows(dataset):
@@ -28,7 +29,8 @@ def test_dataset_dir_on_disk(dataset, source):
     assert sorted(path.name for path in dataset.path.iterdir()) == FILES
     manifest = json.loads((dataset.path / "manifest.json").read_text(encoding="utf-8"))
     assert list(manifest) == [
-        *("schema_version", "source", "template", "columns", "split", "cleaning", "splits", "rejected", "sha256")
+        *("schema_version", "source", "template", "split", "asked", "rules", "columns", "files", "left_alone"),
+        *("left_out", "bad_rows", "cleaning", "examples", "splits", "rejected", "sha256"),
     ]
     assert manifest["schema_version"] == 1
     assert manifest["source"]["name"] == str(source) and manifest["source"]["rows"] == 203
@@ -40,6 +42,10 @@ def test_dataset_dir_on_disk(dataset, source):
         "test_fraction": 0.05,
         "cluster_near_duplicates": False,
     }
+    columns = {"instruction": "instruction", "input": "input", "output": "output"}
+    assert manifest["files"] == [
+        {"file": "rows.jsonl", "rows": 203, "split": None, "form": "Alpaca", "columns": columns}
+    ]
     assert {"step": "unicode", "enabled": True, "changed": 201, "dropped": 0} in manifest["cleaning"]
     assert {"step": "empty_output", "enabled": True, "changed": 0, "dropped": 1} in manifest["cleaning"]
     assert {"step": "duplicates", "enabled": True, "changed": 0, "dropped": 1} in manifest["cleaning"]
@@ -203,7 +209,7 @@ def test_nothing_is_left_of_a_failure(source, tmp_path, monkeypatch):
     def fail(*arguments):
         raise OSError("disk full")
 
-    monkeypatch.setattr(prepare_module, "write_json", fail)
+    monkeypatch.setattr(build_module, "write_json", fail)
     with pytest.raises(OSError, match="disk full"):
         prepare(source, tmp_path / "dataset")
     assert [path.name for path in tmp_path.iterdir()] == ["rows.jsonl"]
@@ -231,11 +237,13 @@ def test_empty_results_say_why(tmp_path, make_rows, write):
     with pytest.raises(UserError, match=r"cleaning dropped all 3 rows \(empty_output 2, echo 1\); see --skip_cleaning"):
         prepare(bad, tmp_path / "dataset")
     few = write(tmp_path / "few.jsonl", make_rows(3))
+    assert [split["rows"] for split in prepare(few, tmp_path / "few").manifest["splits"].values()] == [1, 1, 1]
+    write(few, make_rows(2))
     with pytest.raises(
-        UserError, match=r"would be empty: 3 distinct questions with validation_fraction 0\.05"
+        UserError, match=r"would be empty: 2 distinct questions with validation_fraction 0\.05"
     ) as raised:
         prepare(few, tmp_path / "dataset")
-    assert "change the fractions or the seed, or add rows" in str(raised.value)
+    assert "3 or more are needed" in str(raised.value) and str(raised.value).endswith("add rows")
     with pytest.raises(UserError, match=r"none\.jsonl holds no rows"):
         prepare(write(tmp_path / "none.jsonl", []), tmp_path / "dataset")
     assert not (tmp_path / "dataset").exists()
@@ -255,7 +263,7 @@ def test_resolve_prepares_once(dataset, source, tmp_path, capsys, make_rows, wri
     assert first.path.name.startswith("rows-") and len(first.path.name) == len("rows-") + 16
     before = state(first.path)
     assert resolve(source, tmp_path / "cache").path == first.path and state(first.path) == before
-    assert capsys.readouterr().err.count("prepared") == 1
+    assert capsys.readouterr().err.count("was prepared into") == 1
     write(source, make_rows(300))
     assert resolve(source, tmp_path / "cache").path != first.path
 

@@ -1,5 +1,6 @@
 """The command line of `finllm prepare`, and the summary that it prints."""
 
+import json
 import os
 import subprocess
 import sys
@@ -100,14 +101,12 @@ def test_percentiles_are_lengths_that_occur():
 
 
 def test_near_duplicate_questions_stay_in_one_split_when_asked(make_rows, write, tmp_path):
+    lines = (ROOT / "finllm/data/sample/tax.jsonl").read_text(encoding="utf-8").splitlines()[:60]
+    questions = [json.loads(line)["instruction"].rstrip("?.") for line in lines]
     families = [
-        {
-            "instruction": f"Could you tell me in plain words what happens to fund {n} when rates rise {tail}",
-            "input": "",
-            "output": "It falls.",
-        }
-        for n in range(60)
-        for tail in ("this year", "next year")
+        {"instruction": f"{question} {tail}", "input": "", "output": "It falls."}
+        for question in questions
+        for tail in ("these days", "nowadays")
     ]
     source = write(tmp_path / "rows.jsonl", [*make_rows(100), *families])
     splits = {}

@@ -11,8 +11,11 @@ from pathlib import Path
 
 import pytest
 
-from finllm.data import rows as rows_module
-from finllm.data.rows import find_source, read_rows, source_hash
+from finllm.data import parts as parts_module
+from finllm.data.encoding import likely
+from finllm.data.parts import BadRow
+from finllm.data.rows import read_rows, source_hash
+from finllm.data.sources import find_source
 from finllm.errors import UserError
 
 ROWS = [
@@ -75,18 +78,21 @@ def test_json_object_with_one_list(tmp_path):
     path = tmp_path / "rows.json"
     path.write_text(json.dumps({"version": 1, "data": ROWS}))
     assert [row.fields for row in read(path)] == ROWS
-    path.write_text(json.dumps({"train": ROWS, "test": ROWS}))
-    with pytest.raises(UserError, match=r"rows\.json: the JSON object holds 2 lists \(train, test\)"):
+    path.write_text(json.dumps({"train": ROWS, "more": ROWS}))
+    with pytest.raises(UserError, match=r"rows\.json: the JSON object holds 2 lists \(train, more\)"):
         read(path)
 
 
-def test_folder_is_read_in_order_of_names_and_not_below(tmp_path):
+def test_folder_is_read_in_order_of_names_and_below(tmp_path):
     for name in ("b.jsonl", "a.csv", ".hidden.jsonl"):
         write(tmp_path / name)
     (tmp_path / "notes.txt").write_text("not data")
     (tmp_path / "below").mkdir()
     write(tmp_path / "below" / "c.jsonl")
-    assert [row.file for row in read(tmp_path)] == ["a.csv", "a.csv", "b.jsonl", "b.jsonl"]
+    names = ["a.csv", "b.jsonl", "below/c.jsonl"]
+    assert [row.file for row in read(tmp_path)] == [name for name in names for _ in range(2)]
+    left = {each.file: each.reason for each in find_source(tmp_path).left_alone}
+    assert left == {".hidden.jsonl": "hidden", "notes.txt": "the format '.txt' is not read"}
 
 
 def test_byte_order_mark_blank_lines_and_long_fields(tmp_path):
@@ -102,22 +108,20 @@ def test_byte_order_mark_blank_lines_and_long_fields(tmp_path):
 @pytest.mark.parametrize(
     ("name", "data", "message"),
     [
-        ("a.jsonl", b'{"a": 1}\n{"a": \n', "a.jsonl, line 2: not JSON"),
-        ("a.jsonl", b'{"a": 1}\n\n[1]\n', "a.jsonl, line 3: not a JSON object"),
-        ("a.jsonl", b'{"a": 1}\n{"a": "caf\xe9"}\n', "a.jsonl, line 2: byte 0xe9 is not UTF-8"),
-        ("a.jsonl", b"[" * 100_000, "a.jsonl, line 1: JSON that cannot be read"),
-        ("a.json", b'[{"a": 1},\n {"a": }]', "a.json, line 2: not JSON"),
-        ("a.json", b'{"a": 1}\n{"a": 2}\n', "one object a line, name the file .jsonl"),
-        ("a.json", b'[{"a": 1}, 7]', "a.json, row 2: not a JSON object"),
-        ("a.json", b'"text"', "neither a JSON array of rows nor an object"),
-        ("a.json", b'{"a": 1}', "the JSON object holds no list"),
-        ("a.csv", b"a,b\n1,2\n1,2,3\n", "a.csv, line 3: 3 fields where the header has 2"),
-        ("a.csv", b'a,b\n1,2\n1,"2\n\n3', "a.csv, the record that starts on line 3: not CSV"),
-        ("a.csv", b"a,a\n1,2\n", "two columns have the same name (a, a)"),
-        ("a.csv", b"a,b\n1,\xff\n", "a.csv, line 2: byte 0xff is not UTF-8"),
+        ("a.json", b'"text"', "neither a JSON array of rows, nor an object"),
+        ("a.json", b'{"a": 1}', "the JSON object holds no list of rows (its keys: a)"),
+        ("a.json", b'{"a": {"0": "x"}}', "with pandas: to_json("),
+        ("a.json", b'{"train": [{"a": 1}], "b": }', "a.json, line 1: not JSON"),
         ("a.parquet", b"PAR1 but no more", "not a Parquet file that can be read"),
+        ("a.arrow", b"ARROW1 but no more", "not a Arrow file that can be read"),
         ("a.zip", b"PK\x03\x04 and no more", "not a zip file that can be read"),
-        ("a.xlsx", b"", "the format '.xlsx' is not read; known are .json, .jsonl, .csv, .parquet, .zip"),
+        ("a.jsonl.gz", b"\x1f\x8b and no more", "not a .gz file that can be read"),
+        ("a.jsonl.bz2", b"BZh and no more", "not a .bz2 file that can be read"),
+        ("a.jsonl.zst", b"(\xb5/\xfd and no more", "not a .zst file that can be read"),
+        ("a.xlsx", b"", "the format '.xlsx' is not read; known are .json, .jsonl,"),
+        ("a.csv", "a,b\n1,é\n".encode("utf-16"), "a.csv is not UTF-8; it looks like UTF-16: give --encoding utf-16"),
+        ("a.jsonl", '{"a": 1}\n'.encode("utf-16-be"), "give --encoding utf-16-be"),
+        ("a.jsonl", b"version https://git-lfs.github.com/spec/v1\n", "is a pointer of Git LFS and holds no rows"),
     ],
 )
 def test_what_cannot_be_read_is_named(tmp_path, name, data, message):
@@ -126,6 +130,32 @@ def test_what_cannot_be_read_is_named(tmp_path, name, data, message):
     with pytest.raises(UserError, match=re.escape(message)) as raised:
         read(path)
     assert str(path) in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "good", "bad"),
+    [
+        ("a.jsonl", b'{"a": 1}\n{"a": \n{"a": 2}\n', 2, "a.jsonl, line 2: not JSON"),
+        ("a.jsonl", b'{"a": 1}\n\n[1]\n', 1, "a.jsonl, line 3: not a JSON object"),
+        ("a.jsonl", b'{"a": 1}\n{"a": "caf\xe9"}\n', 1, "a.jsonl, line 2: byte 0xe9 is not UTF-8"),
+        ("a.jsonl", b'{"a": 1}\n{"a":' + b"[" * 100_000, 1, "a.jsonl, line 2: JSON that cannot be read"),
+        ("a.json", b'[{"a": 1},\n {"a": }]', 1, "a.json, row 2: line 2: not JSON"),
+        ("a.json", b'[{"a": 1}, 7, {"a": 2}]', 2, "a.json, row 2: not a JSON object"),
+        ("a.json", b'[{"a": 1}, {"a": "caf\xe9"}]', 1, "a.json, row 2: byte 0xe9 is not UTF-8"),
+        ("a.json", b'[{"a": 1}] [{"a": 2}]', 1, "a.json, row 2: line 1: not JSON (Extra data"),
+        ("a.csv", b"a,b\n1,2\n1,2,3\n4,5\n", 2, "a.csv, line 3: 3 fields where the header has 2"),
+        ("a.csv", b'a,b\n1,2\n1,"x" y\n4,5\n', 2, "a.csv, line 3: the record that starts here is not CSV"),
+        ("a.csv", b'a,b\n1,2\n1,"2\n\n3', 1, "a.csv, line 3: the record that starts here is not CSV"),
+        ("a.csv", b"a,b\n1,2\n1,\xff\n", 1, "a.csv, line 3: byte 0xff is not UTF-8"),
+    ],
+)
+def test_bad_rows_are_named_and_the_others_are_read(tmp_path, name, data, good, bad):
+    path = tmp_path / name
+    path.write_bytes(data)
+    rows = read(path)
+    (found,) = (row for row in rows if isinstance(row, BadRow))
+    assert f"{found.place}: {found.reason}".startswith(bad)
+    assert len(rows) == good + 1
 
 
 @pytest.mark.parametrize("member", ["../rows.jsonl", "/etc/rows.jsonl", "a/../../rows.jsonl", "C:/rows.jsonl"])
@@ -141,7 +171,7 @@ def test_zip_that_unpacks_to_too_much_is_refused(tmp_path, monkeypatch):
     with zipfile.ZipFile(tmp_path / "a.zip", "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("a.jsonl", json.dumps({"output": "0" * 50_000}))
     assert len(read(tmp_path / "a.zip")) == 1
-    monkeypatch.setattr(rows_module, "MAX_UNZIPPED_BYTES", 50_000)
+    monkeypatch.setattr(parts_module, "MAX_UNZIPPED_BYTES", 50_000)
     with pytest.raises(UserError, match=r"unpacks to 50,0.. bytes and the limit is 50,000"):
         read(tmp_path / "a.zip")
 
@@ -221,7 +251,10 @@ def test_hub_splits_are_put_together(monkeypatch):
 
 
 def test_hub_out_of_reach_names_the_ways_without_it():
-    code = "from finllm.data.rows import *; list(read_rows(find_source('owner/name')))"
+    code = (
+        "from finllm.data.rows import *; from finllm.data.sources import find_source; "
+        "list(read_rows(find_source('owner/name')))"
+    )
     done = subprocess.run(
         [sys.executable, "-c", code],
         env={**os.environ, "HF_HUB_OFFLINE": "1"},
@@ -252,6 +285,7 @@ def test_source_hash_is_of_names_and_bytes(tmp_path):
 def test_heavy_libraries_are_not_imported_for_text():
     code = (
         "import sys; from finllm.data import prepare; from finllm.data.rows import *; "
+        "from finllm.data.sources import find_source; "
         "list(read_rows(find_source('sample'))); heavy = {'torch', 'transformers', 'datasets', 'pyarrow', 'ftfy'}; "
         "print(sorted(heavy & set(sys.modules)))"
     )
@@ -259,3 +293,16 @@ def test_heavy_libraries_are_not_imported_for_text():
         [sys.executable, "-c", code], cwd=Path(__file__).parents[3], capture_output=True, text=True, check=True
     )
     assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize(
+    ("text", "encoding"),
+    [
+        ("café", "cp1252"),
+        ("Müller, 5 €", "cp1252"),
+        ("请问基金的风险是什么？", "gb18030"),
+        ("株価は何ですか", "shift_jis"),
+    ],
+)
+def test_the_likely_encoding_of_a_short_text(text, encoding):
+    assert likely(text.encode(encoding)) == encoding

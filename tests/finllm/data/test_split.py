@@ -5,12 +5,20 @@ from collections import Counter
 
 import pytest
 
-from finllm.data.split import SPLITS, check_fractions, normalised_question, split_of
+from finllm.data.split import (
+    SPLITS,
+    bounds_of,
+    bounds_with_one_each,
+    check_fractions,
+    normalised_question,
+    place_of,
+    split_at,
+)
 from finllm.errors import UserError
 
 
 def split(question, seed=42, validation=0.2, test=0.3):
-    return split_of(question, seed, validation, test)
+    return split_at(place_of(question, seed), bounds_of(validation, test))
 
 
 @pytest.mark.parametrize(
@@ -101,3 +109,21 @@ def test_the_split_of_a_question_is_the_same_for_ever():
 def test_fractions_out_of_range(validation, test, message):
     with pytest.raises(UserError, match=message):
         check_fractions(validation, test)
+
+
+def test_a_split_that_the_source_has_itself_needs_no_fraction():
+    check_fractions(0, 0.1, {"validation"})
+    check_fractions(0, 0, {"validation", "test"})
+    check_fractions(0.9, 0.9, {"test"})
+    assert bounds_of(0.2, 0.3, {"test"}) == (0, 0.2) and bounds_of(0.2, 0.3, {"validation"}) == (0.3, 0.3)
+    with pytest.raises(UserError, match="0 is for sources with a test split of their own"):
+        check_fractions(0, 0, {"validation"})
+
+
+def test_few_questions_give_each_split_one():
+    for places in ([0.5, 0.6, 0.7], [0.01, 0.02, 0.03], [0.06, 0.5, 0.9], [0.2, 0.97, 0.98]):
+        bounds = bounds_with_one_each(bounds_of(0.05, 0.05), places)
+        assert {split_at(place, bounds) for place in places} == set(SPLITS), places
+    assert bounds_with_one_each(bounds_of(0.05, 0.05), [0.5, 0.6]) is None
+    bounds = bounds_with_one_each(bounds_of(0.05, 0.05, {"test"}), [0.5, 0.6], {"test"})
+    assert [split_at(place, bounds) for place in (0.5, 0.6)] == ["validation", "train"]

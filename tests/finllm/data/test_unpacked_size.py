@@ -5,7 +5,8 @@ import zipfile
 
 import pytest
 
-from finllm.data.rows import find_source, read_rows
+from finllm.data.rows import read_rows
+from finllm.data.sources import find_source
 from finllm.errors import UserError
 
 SIZE = 24  # where the size stands in an entry of a zip's directory, four bytes

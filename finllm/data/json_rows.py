@@ -1,0 +1,234 @@
+"""Rows of JSON: Lines, an array, objects one after the other, or an object that holds lists of rows.
+
+Which it is, the content says and not the name. Lines are read one by one, all else through a window that grows to the
+longest row: no more is held. A number keeps its text (9.40 is an answer of four characters), and NaN is nothing.
+"""
+
+from __future__ import annotations
+
+import codecs
+import io
+import json
+import re
+from collections.abc import Iterator
+from typing import IO, Any
+
+from finllm.data.encoding import decoded, undecoded
+from finllm.data.parts import BadRow, RawRow, is_lines
+from finllm.errors import UserError
+
+HEAD = 1 << 20  # bytes from which the layout is found out
+WINDOW = 1 << 18  # bytes that are decoded at a time, and more where one row is longer
+NEAR = 20  # characters before the end of a window within which what is cut off looks like an error
+_BLANK = re.compile(r"[ \t\n\r]*")
+
+
+class NumberText(str):
+    """A number that is no whole one, as it was written."""
+
+    __slots__ = ()
+
+
+DECODER = json.JSONDecoder(
+    parse_float=NumberText, parse_constant=lambda text: "" if text == "NaN" else NumberText(text)
+)
+
+
+def layout_of(stream: IO[bytes], name: str, place: str, encoding: str) -> str:
+    """`lines`, `array`, `objects` (one after the other) or `object` (that holds lists), by how a file begins."""
+    block = stream.read(HEAD)
+    whole, text = len(block) < HEAD, decoded(block, place, encoding).lstrip()
+    if text[:1] == "[":
+        return "array"
+    if text[:1] != "{":
+        if text and not is_lines(name):
+            raise UserError(f"{place}: neither a JSON array of rows, nor an object with a list of rows, nor JSON Lines")
+        return "lines"
+    line, _, rest = text.partition("\n")
+    if _is_object(line):
+        return "lines" if rest.strip() or is_lines(name) else "object"
+    try:
+        rest = text[DECODER.raw_decode(text)[1] :].lstrip()
+    except (ValueError, RecursionError):
+        some_line = whole and any(map(_is_object, rest.splitlines()))
+        return "lines" if is_lines(name) or some_line else "object"
+    return "objects" if rest[:1] == "{" or is_lines(name) else "object"
+
+
+def _is_object(line: str) -> bool:
+    try:
+        return isinstance(DECODER.decode(line), dict)
+    except (ValueError, RecursionError):
+        return False
+
+
+def lists_of(stream: IO[bytes], place: str, encoding: str) -> list[str]:
+    """The keys under which a JSON object holds lists of rows. Raises `UserError` where there is none."""
+    window, lists, others = Window(stream, place, encoding), [], []
+    try:
+        for key in window.fields():
+            if window.peek() != "[":
+                window.value()
+                others.append(key)
+                continue
+            items = window.items()
+            first = next(items, None)
+            for _ in items:
+                pass
+            (lists if first is None or isinstance(first, dict) else others).append(key)
+        if window.peek():
+            raise json.JSONDecodeError("Extra data", window.text, window.at)
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{place}{window.said(error)}") from None
+    if not lists:
+        hint = "; with pandas: to_json(…, orient='records', lines=True)" if others else ""
+        raise UserError(f"{place}: the JSON object holds no list of rows (its keys: {', '.join(others)}){hint}")
+    return lists
+
+
+def read_json(stream: IO[bytes], layout: str, key: str, file: str, place: str, encoding: str) -> Iterator:
+    """The rows of one file, `RawRow` and `BadRow`; of an object that holds lists, those of `key`."""
+    if layout == "lines":
+        yield from _lines(stream, file, place, encoding)
+        return
+    window, number = Window(stream, place, encoding), 0
+    try:
+        for fields in window.rows(layout, key):
+            number += 1
+            yield _row(fields, file, number, "row", window.damaged)
+    except (ValueError, RecursionError) as error:
+        yield BadRow(window.said(error).lstrip(", "), None, file, number + 1, "row", last=True)
+
+
+def _lines(stream: IO[bytes], file: str, place: str, encoding: str) -> Iterator[RawRow | BadRow]:
+    lines = stream if not encoding else io.TextIOWrapper(stream, encoding, newline="\n")
+    number = 0
+    while True:
+        try:
+            line = next(lines, None)
+        except UnicodeError as error:
+            raise UserError(f"{place}: it is not {encoding} ({error}); give another --encoding") from None
+        if line is None:
+            return
+        number += 1
+        if line.isspace():
+            continue
+        damaged = False
+        if not encoding:
+            try:
+                line = line.decode("utf-8-sig" if number == 1 else "utf-8")
+            except UnicodeDecodeError:
+                line, damaged = line.decode("utf-8", "surrogateescape"), True
+        try:
+            fields = DECODER.decode(line)
+        except json.JSONDecodeError as error:
+            if line.strip("\ufeff \t\r\n"):
+                yield BadRow(f"not JSON ({error.msg}, column {error.colno})", line, file, number)
+        except (ValueError, RecursionError) as error:
+            yield BadRow(f"JSON that cannot be read ({error})", line, file, number)
+        else:
+            yield _row(fields, file, number, "line", damaged)
+
+
+def _row(fields: Any, file: str, number: int, unit: str, damaged: bool) -> RawRow | BadRow:
+    if not isinstance(fields, dict):
+        return BadRow("not a JSON object", fields, file, number, unit)
+    if damaged and (byte := undecoded(json.dumps(fields, ensure_ascii=False))):
+        return BadRow(byte, fields, file, number, unit)
+    return RawRow(fields, file, number, unit)
+
+
+class Window:
+    """The part of a JSON text that is being read; `at` is where the next value begins."""
+
+    def __init__(self, stream: IO[bytes], place: str, encoding: str):
+        self.stream, self.place, self.encoding = stream, place, encoding
+        errors = "strict" if encoding else "surrogateescape"
+        self.decoder = codecs.getincrementaldecoder(encoding or "utf-8-sig")(errors)
+        self.text, self.at, self.line = "", 0, 1
+        self.ended = self.damaged = False
+
+    def rows(self, layout: str, key: str = "") -> Iterator[Any]:
+        """All values of an array, of the list `key` of an object, or that stand one after the other."""
+        if layout == "objects":
+            while self.peek():
+                yield self.value()
+            return
+        if layout == "object":
+            for each in self.fields():
+                if each == key:
+                    yield from self.items()
+                else:
+                    self.value()
+            return
+        yield from self.items()
+        if self.peek():
+            raise json.JSONDecodeError("Extra data", self.text, self.at)
+
+    def fields(self) -> Iterator[str]:
+        """The keys of an object; whoever asks for the next one has read the value of the one before."""
+        self._take("{")
+        while self.peek() != "}":
+            key = self.value()
+            self._take(":")
+            self.peek()
+            yield key
+            if self.peek() != "}":
+                self._take(",")
+        self.at += 1
+
+    def items(self) -> Iterator[Any]:
+        """The values of an array."""
+        self._take("[")
+        if self.peek() != "]":
+            yield self.value()
+            while self.peek() != "]":
+                self._take(",")
+                self.peek()
+                yield self.value()
+        self.at += 1
+
+    def peek(self) -> str:
+        """The next character that is not blank, or "" at the end."""
+        while True:
+            self.at = _BLANK.match(self.text, self.at).end()
+            if self.at < len(self.text) or self.ended:
+                return self.text[self.at : self.at + 1]
+            self._grow()
+
+    def value(self) -> Any:
+        while True:
+            try:
+                value, end = DECODER.raw_decode(self.text, self.at)
+            except json.JSONDecodeError as error:
+                cut = error.msg.startswith("Unterminated string") or error.pos > len(self.text) - NEAR
+                if self.ended or not cut:
+                    raise
+            else:
+                if end < len(self.text) or self.ended or self.text[end - 1] in '}]"':
+                    self.at = end
+                    return value
+            self._grow()
+
+    def said(self, error: Exception) -> str:
+        """What is wrong, and in which line."""
+        if not isinstance(error, json.JSONDecodeError):
+            return f": JSON that cannot be read ({error})"
+        line = self.line + self.text.count("\n", 0, error.pos)
+        column = error.pos - self.text.rfind("\n", 0, error.pos)
+        return f", line {line}: not JSON ({error.msg}, column {column}); nothing after it can be read"
+
+    def _take(self, character: str) -> None:
+        if self.peek() != character:
+            raise json.JSONDecodeError(f"Expecting '{character}'", self.text, self.at)
+        self.at += 1
+
+    def _grow(self) -> None:
+        block = self.stream.read(max(WINDOW, len(self.text) - self.at))
+        try:
+            new = self.decoder.decode(block, final=not block)
+        except UnicodeError as error:
+            raise UserError(f"{self.place}: it is not {self.encoding} ({error}); give another --encoding") from None
+        self.damaged = self.damaged or (not self.encoding and bool(undecoded(new)))
+        self.line += self.text.count("\n", 0, self.at)
+        self.text, self.at, self.ended = self.text[self.at :] + new, 0, not block

@@ -1,0 +1,220 @@
+"""The figures of finllm.models.proofs on models whose logits are set by hand, at what each is held against."""
+
+import math
+from types import SimpleNamespace
+
+import pytest
+import torch
+from set_models import chain, save
+from torch import nn
+from transformers import AutoModelForCausalLM
+
+from finllm.errors import UserError
+from finllm.models import proofs
+from finllm.models.proofs import (
+    Proof,
+    future_difference,
+    gradient_difference,
+    head_difference,
+    in_float32,
+    is_exact,
+    nll_of,
+    rounding_of,
+    tokenizer_fits,
+)  # fmt: skip
+
+SET = (chain("\nA loan."), 0.5)
+IDS = [byte + 1 for byte in b"So\nA loan. And on"]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return save(tmp_path_factory.mktemp("set"), *SET, positions=64)
+
+
+@pytest.fixture
+def model(folder):
+    return AutoModelForCausalLM.from_pretrained(folder).eval()
+
+
+def test_a_head_by_its_product_and_what_is_more_than_that(model):
+    ids = torch.tensor([IDS])
+    assert head_difference(model, ids) < 1e-6
+    model.lm_head.bias = nn.Parameter(torch.linspace(-3, 3, 257))
+    assert head_difference(model, ids) < 1e-6
+    forward = model.forward
+
+    def changed(change):
+        def call(*arguments, **given):
+            output = forward(*arguments, **given)
+            output.logits = change(output.logits)
+            return output
+
+        model.forward = call
+        return head_difference(model, ids)
+
+    # The largest logit is 8 ln 2 before it is scaled to 60
+    assert changed(lambda logits: logits * 1.25) == pytest.approx(0.2, rel=1e-4)
+    assert 0.06 < changed(lambda logits: logits + 6) < 0.1  # 6 of 66 or a little more
+    assert changed(lambda logits: 30 * torch.tanh(logits / 30)) > 0.5
+    assert changed(lambda logits: logits * math.nan) == math.inf
+    assert changed(lambda logits: logits[..., :-1]) == math.inf
+    model.forward = forward
+    head = model.lm_head
+    model.get_output_embeddings = lambda: None
+    assert head_difference(model, ids) == math.inf
+    model.get_output_embeddings = lambda: SimpleNamespace(weight=torch.ones(3))
+    assert head_difference(model, ids) == math.inf
+    del model.get_output_embeddings
+    handle = head.register_forward_pre_hook(lambda _, given: (given[0] * 2,))
+    assert head_difference(model, ids) > 0.4  # what the head is given is not the last hidden state
+    handle.remove()
+    with torch.no_grad():
+        head.weight.zero_()
+        head.bias = None
+    assert head_difference(model, ids) == 0
+    with torch.no_grad():
+        head.weight[0, 0] = math.inf
+    assert head_difference(model, ids) == math.inf
+
+
+def shifting(model, ahead, by=1.0, kept=None):
+    """The logits of a position hold `by` times the logits of the one so many places ahead."""
+    forward = model.forward
+
+    def call(input_ids, **given):
+        output = forward(input_ids=input_ids, **given)
+        logits = output.logits
+        logits[:, : logits.shape[1] - ahead] += by * logits[:, ahead:].clone()
+        return output
+
+    model.forward = call
+    return model
+
+
+@pytest.mark.parametrize("kept", [1, 8, 15])
+def test_what_moves_when_later_tokens_change(model, kept):
+    moved, rounding, nll = future_difference(model, IDS, kept, 1e-4)
+    assert (moved, rounding) == (0, 0) and len(nll) == len(IDS) - 1
+    # after "\n" its chain, one bit each; all else nine
+    bits = [1 if IDS[n + 1] == SET[0][IDS[n]] else 9 for n in range(len(IDS) - 1)]
+    assert (nll / math.log(2)).tolist() == pytest.approx(bits, rel=1e-5) and bits.count(1) == 7
+    moved, rounding, _ = future_difference(shifting(model, 1), IDS, kept, 1e-4)
+    assert moved > 1 and rounding == 0
+
+
+def test_what_is_drawn_anew_is_rounding_and_what_is_no_number_moves(model):
+    forward = model.forward
+
+    def noisy(input_ids, **given):
+        output = forward(input_ids=input_ids, **given)
+        output.logits = output.logits + torch.rand_like(output.logits)
+        return output
+
+    model.forward = noisy
+    moved, rounding, _ = future_difference(model, IDS, 8, 1e-4)
+    assert moved > 0.1 and rounding > 0.1
+    model.forward = lambda input_ids, **given: SimpleNamespace(logits=torch.full((len(input_ids), 17, 257), math.nan))
+    assert future_difference(model, IDS, 8, 1e-4)[0] == math.inf
+
+
+def test_the_own_nats_of_rows(model):
+    rows = [{"input_ids": IDS, "labels": [-100] * 3 + IDS[3:]}, {"input_ids": IDS[:2], "labels": [-100, IDS[1]]}]
+    nll = nll_of(model, rows)
+    assert nll.requires_grad and len(nll) == len(IDS) - 3 + 1
+    assert (nll.detach() / math.log(2)).tolist() == pytest.approx([1] * 7 + [9] * 7 + [9], rel=1e-5)
+
+
+class Two(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = nn.Parameter(torch.tensor([3.0, 4.0])), nn.Parameter(torch.tensor([1.0]))
+        self.frozen = nn.Parameter(torch.ones(1), requires_grad=False)
+
+
+def test_how_far_gradients_are_apart():
+    """Of `a` the own gradient is (6, 8), so a tenth of it is 0.1 apart; of `b` 1."""
+    model = Two()
+    own = lambda: (model.a**2).sum() + model.b.sum()  # noqa: E731
+    assert gradient_difference(model, own(), own(), 1e-3)[0] < 1e-6
+    share, name = gradient_difference(model, own(), 1.1 * (model.a**2).sum() + model.b.sum(), 1e-3)
+    assert (share, name) == (pytest.approx(0.1, rel=1e-4), "a")
+    share, name = gradient_difference(model, own(), (model.a**2).sum() - model.b.sum(), 1e-3)
+    assert (share, name) == (pytest.approx(2), "b")
+    share, name = gradient_difference(model, own(), (model.a**2).sum() - model.b.sum(), 0.5)
+    assert (share, name) == (pytest.approx(2 / (0.5 * math.sqrt(101)), rel=1e-4), "b")
+    share, name = gradient_difference(model, own(), (model.a**2).sum() + (model.b * math.nan).sum(), 1e-3)
+    assert (share, name) == (math.inf, "b")
+    assert model.a.grad is None and model.b.grad is None
+    assert gradient_difference(model, (model.a * 0).sum(), model.a.sum(), 1e-3)[0] > 1e20
+
+
+def test_precision_and_what_it_is_turned_back_into(model):
+    assert is_exact(model) and rounding_of(model) == 1e-4
+    with torch.autocast("cpu", torch.bfloat16):
+        assert not is_exact(model) and rounding_of(model) == 2**-5
+        with in_float32(model):
+            assert is_exact(model)
+    model.transformer.wte.bfloat16()
+    model.lm_head.half()
+    model.register_buffer("kept", torch.ones(1, dtype=torch.bfloat16))
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    assert not is_exact(model)
+    with in_float32(model):
+        assert is_exact(model) and model.kept.dtype == torch.float32
+        assert model.transformer.wte.weight.dtype == model.lm_head.weight.dtype == torch.float32
+    after = model.state_dict()
+    assert {name: tensor.dtype for name, tensor in after.items()} == {n: t.dtype for n, t in before.items()}
+    assert all(torch.equal(tensor, before[name]) for name, tensor in after.items())
+    with pytest.raises(ZeroDivisionError), in_float32(model):
+        raise ZeroDivisionError
+    assert model.lm_head.weight.dtype == torch.float16 and is_exact(Two().double())
+    layer = nn.Module()
+    layer.compute_dtype = torch.bfloat16
+    told = Two()
+    told.layer = layer
+    assert not is_exact(told)
+    with in_float32(told):
+        assert is_exact(told)
+    assert layer.compute_dtype == torch.bfloat16
+    quantised = Two()
+    quantised.a.data = quantised.a.data.bfloat16()
+    quantised.a.quant_state = 1
+    with in_float32(quantised):
+        assert quantised.a.dtype == torch.bfloat16 and is_exact(quantised)
+
+
+def test_a_proof_as_json():
+    assert Proof("n", 0.5, 1.0, True, "s").as_json() == {
+        "name": "n", "figure": 0.5, "limit": 1.0, "passed": True, "said": "s"
+    }  # fmt: skip
+    assert [Proof("n", each, 1, False, "s").as_json()["figure"] for each in (math.inf, math.nan, None, 0.0)] == [
+        None, None, None, 0.0
+    ]  # fmt: skip
+
+
+def tokenizer(rows, beyond=(), special=(), pad=0):
+    added, names = (
+        {id: SimpleNamespace(special=True) for id in special},
+        {f"t{id}": id for id in [*range(rows), *beyond]},
+    )
+    return SimpleNamespace(
+        pad_token_id=pad, eos_token="end", pad_token="pad", bos_token_id=0, eos_token_id=0, unk_token_id=None,
+        all_special_ids=[0], added_tokens_decoder=added, get_vocab=lambda: names,
+    )  # fmt: skip
+
+
+def test_ids_beyond_the_embedding(model):
+    model.config.name_or_path = "m"
+    assert tokenizer_fits(tokenizer(257), model) is None
+    with pytest.raises(UserError, match="has 2 tokens beyond the model's embedding, up to 't300' with id 300, and the "
+                                        "embedding has 257 rows"):  # fmt: skip
+        tokenizer_fits(tokenizer(258, [300]), model)
+    assert tokenizer_fits(tokenizer(257, [257, 258], special=[257, 258]), model) is None
+    padded = tokenizer(257, pad=257)
+    tokenizer_fits(padded, model)
+    assert padded.pad_token == "end"
+    inside = tokenizer(257, pad=256)
+    tokenizer_fits(inside, model)
+    assert inside.pad_token == "pad"
+    assert proofs.LARGE == 60.0
