@@ -123,7 +123,8 @@ def _lines(stream: IO[bytes], file: str, place: str, encoding: str) -> Iterator[
             fields = DECODER.decode(line)
         except json.JSONDecodeError as error:
             if line.strip("\ufeff \t\r\n"):
-                yield BadRow(f"not JSON ({error.msg}, column {error.colno})", line, file, number)
+                column = min(error.pos, len(line.rstrip())) + 1  # where the line ends early
+                yield BadRow(f"not JSON ({error.msg}, column {column})", line, file, number)
         except (ValueError, RecursionError) as error:
             yield BadRow(f"JSON that cannot be read ({error})", line, file, number)
         else:

@@ -80,7 +80,7 @@ def _reading(dataset: DatasetDir) -> Iterator[str]:
             for file in each
         )
     if left := manifest.get("left_alone"):
-        yield f"left alone, {len(left):,} files:"
+        yield f"files left alone: {len(left):,}"
         yield from _some(f"  {file['file']}: {file['reason']}" for file in left)
     if columns := manifest.get("left_out"):
         held = (f"{column} ({rows:,})" for column, rows in columns.items())

@@ -242,6 +242,8 @@ def longrope(folder):
                          "long_factor": [16.0] * 8, "original_max_position_embeddings": 120},
     )  # fmt: skip
     model = AutoModelForCausalLM.from_config(config, attn_implementation="sdpa").eval()
+    for layer in model.model.layers:  # random weights look at all tokens alike, wherever they stand
+        layer.self_attn.qkv_proj.weight.data *= 20
     return TransformersLM(model, load_tokenizer(str(folder)), Description("base", "m", "m", 1, 0), batch_size=4)
 
 

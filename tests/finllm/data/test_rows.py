@@ -135,7 +135,7 @@ def test_what_cannot_be_read_is_named(tmp_path, name, data, message):
 @pytest.mark.parametrize(
     ("name", "data", "good", "bad"),
     [
-        ("a.jsonl", b'{"a": 1}\n{"a": \n{"a": 2}\n', 2, "a.jsonl, line 2: not JSON"),
+        ("a.jsonl", b'{"a": 1}\n{"a": \n{"a": 2}\n', 2, "a.jsonl, line 2: not JSON (Expecting value, column 6)"),
         ("a.jsonl", b'{"a": 1}\n\n[1]\n', 1, "a.jsonl, line 3: not a JSON object"),
         ("a.jsonl", b'{"a": 1}\n{"a": "caf\xe9"}\n', 1, "a.jsonl, line 2: byte 0xe9 is not UTF-8"),
         ("a.jsonl", b'{"a": 1}\n{"a":' + b"[" * 100_000, 1, "a.jsonl, line 2: JSON that cannot be read"),
