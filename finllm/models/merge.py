@@ -106,7 +106,7 @@ def merge_run(name: str, output_dir: Path) -> None:
         except CannotMerge as error:
             raise UserError(f"{name} cannot be merged: {error}; evaluate and ask it as the run that it is") from error
         apart = float((nll_of(model, [row]).double() - own_N).abs().mean())
-    if apart > LIMIT:
+    if not apart <= LIMIT:
         raise UserError(
             f"{name} merged is another model: a token's loss moves by {apart:.3g} nats (limit {LIMIT:g}); keep it as "
             "an adapter"
@@ -119,7 +119,7 @@ def merge_run(name: str, output_dir: Path) -> None:
         again = load_base_model(str(work), dataclasses.replace(exact, use_peft=False, peft_type=None, peft=None))
         with torch.no_grad():
             after = float((nll_of(again.eval(), [row]).double() - own_N).abs().mean())
-        if after > LIMIT:
+        if not after <= LIMIT:
             raise UserError(
                 f"what was saved is {after:.3g} nats a token from the adapter (limit {LIMIT:g}); nothing is kept"
             )

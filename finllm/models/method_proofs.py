@@ -28,10 +28,8 @@ from finllm.text.tokens import IGNORED
 
 TOKENS, WHOLE = 24, 384  # of each of two rows; of rows that must hold what calls an adapter
 START, COARSE_START = 1e-4, 5e-2  # nats a token
-NUDGE, LEAST = (
-    0.02,
-    0.5,
-)  # how far a tensor is moved: this share of its root mean square, or of this where it is smaller
+NUDGE = 0.02  # a tensor is moved by this share of its root mean square,
+LEAST = 0.5  # or of this, where it is smaller
 
 
 def choose(

@@ -40,10 +40,7 @@ NESTED = {
 NEEDS = {"eva": "eva_config", "corda": "corda_config", "lora_ga": "lora_ga_config"}
 REFUSED = {
     ("ADALORA", "total_step"): "it is the run's number of steps, and set by the recipe",
-    (
-        "LORA",
-        "layer_replication",
-    ): "layers that stand twice share their weights, and merging adds both adapters to each (peft #1707)",
+    ("LORA", "layer_replication"): "layers that stand twice share weights, and merging adds both adapters (peft #1707)",
     ("LORA", "arrow_config"): "it mixes LoRAs that were trained before",
     ("CPT", "opt_weighted_loss_type"): "only the likelihood of answers is computed here",
     ("CPT", "cpt_tokens_type_mask"): "only the likelihood of answers is computed here, none of the context's own",

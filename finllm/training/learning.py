@@ -1,8 +1,8 @@
 """What a method does beside the optimizer's step, and the proof that all that trains has been reached by it.
 
 AdaLoRA (and others of peft's, by `update_and_allocate`) moves its ranks about after every step, and some methods add a
-term to the loss; neither transformers nor TRL does either. The proof: every tensor that trains has had a finite
-gradient, and is at the end not what it was.
+term to the loss; neither transformers nor TRL does either. The proof: every tensor that trains is the optimizer's, has
+had a gradient, and is at the end not what it was. One whose steps were all smaller than its own rounding is told.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from finllm.errors import UserError, at_most
 from finllm.models.methods import known_method
 from finllm.models.proofs import Proof
 
-ENOUGH = 3  # steps with a learning rate, after which what never moved is refused: LoRA's A moves from the second on
+ENOUGH = 3  # steps after which what stood still is refused: LoRA's A has a gradient from the second on
 
 
 def fingerprint(tensor: Tensor) -> int:
@@ -32,7 +32,7 @@ class Learning(TrainerCallback):
 
     def __init__(self) -> None:
         self.still: dict[str, int] = {}  # by name the fingerprint of what has not moved yet
-        self.untouched: set[str] = set()  # what has had no gradient yet
+        self.untouched: set[str] = set()  # what has had no gradient yet, or is none of the optimizer's
         self.count = self.steps = 0
 
     def on_train_begin(self, args, state, control, model=None, **kwargs):
@@ -45,9 +45,10 @@ class Learning(TrainerCallback):
     def on_pre_optimizer_step(self, args, state, control, model=None, optimizer=None, **kwargs):
         self.steps += any(group["lr"] > 0 for group in optimizer.param_groups)
         if self.untouched:
+            steps = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
             for name, parameter in model.named_parameters():
                 if name in self.untouched and parameter.grad is not None and bool(parameter.grad.any()):
-                    self.untouched.discard(name)
+                    self.untouched -= {name} if id(parameter) in steps else set()
 
     def on_optimizer_step(self, args, state, control, model=None, **kwargs):
         if self.still:
@@ -63,28 +64,22 @@ class Learning(TrainerCallback):
         config = getattr(model, "active_peft_config", None)
         method = known_method(str(config.peft_type.value)) if config is not None else None
         known = {name for name in self.still if method and method.silent and re.search(method.silent, name)}
-        wrong = sorted({*self.still} - known)
-        if (
-            method is None
-        ):  # of a model's own weights some may have no part in these rows, as an expert nobody was sent to
-            wrong = [name for name in wrong if name not in self.untouched] or (
-                wrong if len(wrong) == self.count else []
-            )
-        if wrong and self.steps >= ENOUGH:
+        # Of a model's own weights some may have no part in these rows, as an expert that nobody was sent to.
+        dead = sorted({*self.still} & self.untouched - known) if method else []
+        if len(self.still) == self.count:
+            dead = sorted(self.still)
+        if dead and self.steps >= ENOUGH:
             raise UserError(
-                f"{len(wrong):,} of {self.count:,} trainable tensors are what they were before training, after "
-                f"{self.steps:,} steps: {', '.join(at_most(wrong, 3))}; raise learning_rate, or set dtype: float32 if "
+                f"{len(dead):,} of {self.count:,} trainable tensors are what they were before training, after "
+                f"{self.steps:,} steps: {', '.join(at_most(dead, 3))}; raise learning_rate, or set dtype: float32 if "
                 "the weights are coarser; the checkpoints are kept"
             )
-        moved = self.count - len(self.still)
-        said = f"{moved:,} of {self.count:,} trainable tensors have moved"
-        if self.still:
-            said += (
-                f"; {method.silent_because}"
-                if known and method
-                else f"; not {', '.join(at_most(sorted(self.still), 3))}"
-            )
-        return [Proof("has learned", float(len(self.still)), float(len(known)), len(self.still) <= len(known), said)]
+        said = f"{self.count - len(self.still):,} of {self.count:,} trainable tensors have moved"
+        if known:
+            said += f"; {method.silent_because}"
+        if small := sorted({*self.still} - known):
+            said += f"; without a gradient, or with steps smaller than their rounding: {', '.join(at_most(small, 3))}"
+        return [Proof("has learned", float(len(self.still)), float(len(known)), not small, said)]
 
 
 def _tuner(model: Any) -> Any:
