@@ -49,7 +49,8 @@ anything is trained. `use_peft` and the `lora_*` keys are TRL's; `peft` adds any
   twice the rank that says the same of the base itself. EVA, CorDA and LoRA-GA read training rows before the first step.
 - **Without peft**: `trainable: [h.11, ln_f]` trains those of the model's own weights, by patterns of their names.
 
-Rates are where to begin looking: one end is the named source's own rate, the other up to two decades from it. C is the
+Rates are where to begin looking: one end is the named source's own rate, the other up to two decades from it. Where no
+`learning_rate` is given with a `peft_type`, it is the geometric middle of the two, and the command says so. C is the
 model's width, r the rank, in and out the sides of a layer, P virtual tokens. Made by
 `python benchmarks/methods.py` on 2026-11-26; defaults are those of
 `finllm/models/methods.py`. – is a method whose count depends on the weights.

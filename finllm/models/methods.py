@@ -8,6 +8,7 @@ r rank, in and out the sides of a layer, C model width, P virtual tokens, V voca
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -121,6 +122,12 @@ METHODS = {
                     refused="it mixes LoRAs that were trained before, and peft 0.21 builds it on none of GPT-2 and "
                             "Llama; train a LoRA"),
 }  # fmt: skip
+
+
+def usual_rate(kind: str) -> float | None:
+    """A learning rate to begin with: the geometric middle of the method's range; None of an unknown one."""
+    rates = known_method(kind).rates
+    return None if rates is None else float(f"{math.sqrt(rates[0] * rates[1]):.0e}")
 
 
 def known_method(kind: str) -> Method:

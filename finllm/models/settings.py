@@ -38,6 +38,7 @@ NESTED = {
 }  # fmt: skip
 # Inits that need their config, which has a default for everything
 NEEDS = {"eva": "eva_config", "corda": "corda_config", "lora_ga": "lora_ga_config"}
+OF_LAYERS = ("layers_to_transform", "layers_pattern", "rank_pattern", "alpha_pattern", "exclude_modules")
 REFUSED = {
     ("ADALORA", "total_step"): "it is the run's number of steps, and set by the recipe",
     ("LORA", "layer_replication"): "layers that stand twice share weights, and merging adds both adapters (peft #1707)",
@@ -153,6 +154,12 @@ def field_problems(config: type, given: dict[str, Any], kind: str) -> Iterator[s
             yield f"peft.{name} is {shortened(value)}; it must be {expected}"
 
 
+def _config_of(kind: str) -> type:
+    from peft import PEFT_TYPE_TO_CONFIG_MAPPING
+
+    return PEFT_TYPE_TO_CONFIG_MAPPING[kind]
+
+
 def _names(config: type) -> list[str]:
     return [known.name for known in dataclasses.fields(config) if known.init and known.name not in OWN]
 
@@ -229,3 +236,17 @@ def changes_base(arguments: ModelConfig) -> bool:
     init = str((getattr(arguments, "peft", None) or {}).get("init_lora_weights", ""))
     kind = getattr(arguments, "kind", LORA)
     return known_method(kind).changes_base or init.startswith(("pissa", "olora", "corda", "lora_ga"))
+
+
+def not_planned(arguments: MethodConfig) -> str:
+    """What of the method cannot be measured on a few random layers and added up (finllm.training.plan), or nothing."""
+    given = arguments.peft or {}
+    if arguments.trainable is not None:
+        return "trainable names weights of a model with all its layers"
+    if (kind := arguments.kind) is not None and "num_virtual_tokens" in _names(_config_of(kind)):
+        return f"{kind.lower()} puts virtual tokens before the rows"
+    if of_layers := [name for name in OF_LAYERS if given.get(name)]:
+        return f"peft.{of_layers[0]} makes them unequal"
+    if str(given.get("init_lora_weights")) in NEEDS:
+        return f"init_lora_weights: {given['init_lora_weights']} reads rows by the trained base model"
+    return ""

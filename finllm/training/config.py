@@ -12,6 +12,7 @@ import importlib.util
 import os
 import shutil
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass, field, fields
 from typing import Any
 
@@ -22,7 +23,9 @@ from trl import SFTConfig, TrlParser
 from finllm.bounded import read_yaml
 from finllm.cpu.machine import bf16_is_fast
 from finllm.errors import UserError, did_you_mean, raise_problems
+from finllm.models.methods import known_method, usual_rate
 from finllm.models.settings import MethodConfig, changes_base, settings_problems
+from finllm.terminal import say
 from finllm.text.credentials import credentials
 from finllm.text.prompts import CHAT, TEMPLATE_ID
 from finllm.text.tokens import ALL_TURNS, LAST_TURN
@@ -141,8 +144,9 @@ def parse(arguments: list[str] | None = None) -> tuple[RecipeArguments, Training
         "environment (HF_TOKEN)"
         for place in credentials(resolved(recipe, training, model))
     ]
-    raise_problems(_impossible(recipe, training, model) + looking, path or "the command line")
     given = {*from_file, *(flag.removeprefix("--") for flag in flags)}
+    problems = _impossible(recipe, training, model) + looking
+    raise_problems(problems or _rate(training, model, given), path or "the command line")
     if model.use_peft:
         # Frozen weights need no optimizer, so none of their last bits: half the memory, and no cast in every product.
         if training.bf16 and "dtype" not in given and not changes_base(model):
@@ -153,6 +157,20 @@ def parse(arguments: list[str] | None = None) -> tuple[RecipeArguments, Training
         training.load_best_model_at_end = True
         training.metric_for_best_model, training.greater_is_better = "eval_loss", False
     return recipe, training, model
+
+
+def _rate(training: TrainingConfig, model: MethodConfig, given: set[str]) -> Iterator[str]:
+    """Give a method that is asked for by name its own learning rate where none was given; what is wrong with that."""
+    if model.peft_type is None or "learning_rate" in given:
+        return
+    rate = usual_rate(model.peft_type)
+    if rate is None:
+        yield f"learning_rate is not set, and none is known for {model.peft_type.lower()}; set it"
+        return
+    training.learning_rate = rate
+    if os.environ.get("RANK", "0") == "0":
+        low, high = known_method(model.peft_type).rates
+        say(f"learning_rate is {rate:g}, the middle of {model.peft_type.lower()}'s own range ({low:g} to {high:g})")
 
 
 def _config_path(arguments: list[str]) -> str | None:

@@ -17,6 +17,7 @@ from finllm.models.merge import CannotMerge, merged
 from finllm.models.virtual import virtual_tokens
 from finllm.run_dir import RunDir
 from finllm.text.tokens import encode
+from finllm.training.config import parse
 
 KINDS = sorted(str(kind.value) for kind in PEFT_TYPE_TO_CONFIG_MAPPING)
 REFUSED = {
@@ -149,6 +150,13 @@ def test_mistakes_are_answered_with_the_fix(flags, said, train):
     done, run = train("gpt2", *flags)
     assert done.status == 2 and said in done.err and "Traceback" not in done.err, done.err
     assert not (run.path / "model").exists()
+
+
+@pytest.mark.parametrize(("flags", "rate"), [((), 2e-3), (("--learning_rate", 7e-4), 7e-4)])
+def test_a_method_that_is_named_has_a_rate_of_its_own(flags, rate, capsys):
+    _, training, _ = parse(["--model_name_or_path", "m", "--dataset_name", "d", "--output_dir", "o",
+                            "--peft_type", "ia3", *map(str, flags)])  # fmt: skip
+    assert training.learning_rate == rate and ("0.001 to 0.005" in capsys.readouterr().out) == (not flags)
 
 
 def test_some_of_the_weights_train_and_no_others(train, gpt2_dir):
