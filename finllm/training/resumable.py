@@ -29,7 +29,7 @@ from finllm.errors import UserError
 from finllm.files import read_json, write_json
 from finllm.run_dir import RunDir
 from finllm.terminal import say
-from finllm.training import checkpoints
+from finllm.training import checkpoints, method_state
 from finllm.training.callbacks import MetricsWriter, ProgressBar, SaveAfterEpochsEnd, StopAtStep, StopOnSignal
 from finllm.training.stopping import Stop, resume_command
 
@@ -120,6 +120,8 @@ class ResumableTrainer(SFTTrainer):
                 self.state.best_model_checkpoint = str(place)
             self.accelerator.wait_for_everyone()
             if self.args.should_save:
+                if self._holds_adapter():
+                    method_state.save(self.accelerator.unwrap_model(self.model), work)
                 self.state.save_to_json(str(work / "trainer_state.json"))
                 write_json(work / PROGRESS, progress)
                 (work / "training_args.bin").unlink(missing_ok=True)  # a pickle; config.yaml says the same
@@ -217,13 +219,28 @@ class ResumableTrainer(SFTTrainer):
         else:
             super()._run_epoch(**arguments)
 
+    def _holds_adapter(self) -> bool:
+        """Whether this process has all of an adapter, and no engine has sharded it."""
+        return hasattr(self.model, "peft_config") and not (self.is_fsdp_enabled or self.is_deepspeed_enabled)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model=None) -> None:
+        """As transformers', but an adapter's tensors come back as they were in training."""
+        folder = Path(resume_from_checkpoint)
+        if self._holds_adapter() and (folder / method_state.FILE).exists():
+            method_state.load(self.model if model is None else model, folder)
+        else:
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+
     def _load_best_model(self) -> None:
         wrong = checkpoints.damage(Path(self.state.best_model_checkpoint))
         if wrong:
             raise UserError(
                 f"the best checkpoint, {self.state.best_model_checkpoint}, is damaged: {wrong}; train again"
             )
-        super()._load_best_model()
+        if self._holds_adapter() and (Path(self.state.best_model_checkpoint) / method_state.FILE).exists():
+            method_state.load(self.model, Path(self.state.best_model_checkpoint))
+        else:
+            super()._load_best_model()
 
     def train_run(self, resume: bool) -> dict[str, Any]:
         """Train, from the newest whole checkpoint with `resume`, and validate at the end; its part of summary.json.
