@@ -27,7 +27,7 @@ function rateChart(study) {
       chart.append(svg("g", { class: curve.colour },
         svg("title", {}, curve.name), svg("path", { class: "validation", d: path }),
         ...curve.whole.map(([rate, loss]) => svg("circle", { class: "dot", cx: x(rate), cy: y(loss), r: 3 })),
-        ...curve.part.map(([rate, loss]) => svg("circle", { class: "dot faint", cx: x(rate), cy: y(loss), r: 2 })),
+        ...curve.part.map(([rate, loss]) => svg("circle", { class: "dot faint", cx: x(rate), cy: y(loss), r: 3 })),
         best ? svg("circle", { class: "ring", cx: x(best[0]), cy: y(best[1]), r: 7 }) : null));
     }
     return chart;
