@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import itertools
 import json
 import tempfile
 from collections import Counter
@@ -11,7 +12,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
-from finllm.data.clean import Cleaning, Rejected, text_of
+from finllm.data.clean import Cleaning, Rejected, digested, pieces_of
 from finllm.data.dataset_dir import dataset_hash
 from finllm.data.forms import WANTED
 from finllm.data.leftovers import ENCODE, BadRows, Changes, Rejections, as_read
@@ -134,7 +135,7 @@ class Writing:
                 place = place_of(decides, self.settings.seed)
                 self.places.add(place)
                 split = split_at(place, self.bounds)
-            row_id = _sixteen_hex(text_of(row))
+            row_id = digested(hashlib.sha256(), row).hexdigest()[:16]
             ids[int(row_id, 16)] += 1
             copies = ids[int(row_id, 16)]
             fields = as_read(row)
@@ -255,9 +256,9 @@ class SplitFile:
                 self._write({**json.loads(line), "system": "", "history": []})
 
     def _write(self, row: dict[str, Any]) -> None:
-        line = ENCODE(row) + "\n"
-        self.file.write(line)
-        self.digest.update(line.encode())
+        for piece in itertools.chain(pieces_of(ENCODE(row)), "\n"):
+            self.file.write(piece)
+            self.digest.update(piece.encode())
 
     def described(self) -> dict[str, Any]:
         return {"rows": self.rows, "questions": len(self.questions), "sha256": self.digest.hexdigest()}

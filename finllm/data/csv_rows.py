@@ -7,6 +7,7 @@ Python's `csv` reads the records. It takes four bytes for each character of a fi
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import io
 import itertools
@@ -80,6 +81,7 @@ def read_csv(stream: IO[bytes], file: str, place: str, encoding: str, wanted: Co
     csv.field_size_limit(sys.maxsize)  # the default of 131,072 is less than some answers
     errors = "strict" if encoding else "surrogateescape"
     text = io.TextIOWrapper(stream, encoding or "utf-8-sig", errors, newline="")
+    text._CHUNK_SIZE = SAMPLE  # a long line is put together of few pieces
     try:
         head = text.read(SAMPLE)
         dialect = find_dialect(head, len(head) < SAMPLE, wanted)
@@ -162,8 +164,8 @@ class Records:
         self.first = self.lines.number + 1
         self.lines.held, self.lines.length = [], 0
         try:
-            return next(self.reader, None)
-        except _LongRecord:
+            with contextlib.suppress(_LongRecord):  # whose traceback would hold the line
+                return next(self.reader, None)
             return _long_record(self.dialect, self.lines.let_go())
         finally:
             self.last = max(self.lines.number, self.first)
@@ -175,7 +177,7 @@ def _long_record(dialect: Dialect, lines: Iterator[str]) -> list[str]:
     fields: list[str] = []
     open_field: io.StringIO | None = None  # a quoted field that a line before this one began
     for line in lines:
-        at, end = 0, len(line.rstrip("\r\n"))
+        at, end = 0, len(line) - len(line[-2:]) + len(line[-2:].rstrip("\r\n"))
         while True:
             if open_field is None:
                 if dialect.blanks:
