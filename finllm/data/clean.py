@@ -15,7 +15,6 @@ from typing import Any, NamedTuple
 from finllm.data.schema import Change, Row
 from finllm.errors import did_you_mean, raise_problems
 
-
 PIECE = 1 << 20  # characters of a long text that are encoded at a time
 
 

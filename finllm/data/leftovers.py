@@ -65,7 +65,10 @@ class BadRows:
         some = "1 bad row" if self.count == 1 else f"{self.count:,} bad rows"
         fix = "mend them, or pass --skip_bad_rows to go on without them"
         if self.last:
-            fix = "mend the rows after which nothing could be read; --skip_bad_rows does not help there"
+            fix = (
+                "mend the rows after which nothing could be read; --skip_bad_rows does not help there, since nobody "
+                "knows where the next row begins"
+            )
         if self.encoded:
             encoding = likely(self.encoded)
             fix += f"; where the whole file is in another encoding, most likely {encoding}, pass --encoding {encoding}"

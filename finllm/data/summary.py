@@ -78,6 +78,8 @@ def _reading(dataset: DatasetDir) -> Iterator[str]:
             f"  {file['file']}: {file['rows']:,} rows" + (f", the {file['split']} split" if file["split"] else "")
             for file in each
         )
+    if (config := manifest["source"].get("config")) and (others := manifest["source"]["configs"]):
+        yield f"config: {config}, of {', '.join(others)}"
     if left := manifest.get("left_alone"):
         yield f"files left alone: {len(left):,}"
         yield from _some(f"  {file['file']}: {file['reason']}" for file in left)
