@@ -17,23 +17,13 @@ from collections.abc import Collection, Iterable, Iterator
 from typing import IO, Any, NamedTuple
 
 from finllm.data.encoding import undecoded
-from finllm.data.parts import BadRow, RawRow
+from finllm.data.parts import TWICE, BadRow, RawRow
 from finllm.errors import UserError
 
 SAMPLE = 1 << 18  # characters from which the dialect is found out
 LONG = 1 << 18  # characters of a record from which on it is read here and not by `csv`
 UNNAMED = "(unnamed)"
 _ESCAPED_QUOTE = re.compile(r'(\\+)"')
-
-
-class _Twice:
-    """What stands in the place of a value whose column's name is that of another column."""
-
-    def __bool__(self) -> bool:
-        return False
-
-
-TWICE = _Twice()
 
 
 class Dialect(NamedTuple):
@@ -240,6 +230,8 @@ def _rows(records: Records, file: str) -> Iterator[RawRow | BadRow]:
         first = records.first
         if not fields:
             continue
+        if not header and _names_delimiter(fields):
+            continue
         if not header:
             header = [name.strip() or UNNAMED for name in fields]
             twice = [name for place, name in enumerate(header) if name in header[:place]]
@@ -260,6 +252,11 @@ def _rows(records: Records, file: str) -> Iterator[RawRow | BadRow]:
             yield BadRow(byte, row, file, first)
         else:
             yield RawRow(row, file, first)
+
+
+def _names_delimiter(fields: list[str]) -> bool:
+    """Whether the first line is `sep=;`, which Excel takes for the delimiter and not for a header."""
+    return len(fields) == 2 and fields[0].strip().lower() == "sep=" and not fields[1]
 
 
 def find_dialect(head: str, whole: bool, wanted: Collection[str]) -> Dialect:
@@ -289,7 +286,7 @@ def _fits(dialect: Dialect, head: str, whole: bool, wanted: Collection[str]) -> 
         if fields is None:
             break
         if not header:
-            header = fields
+            header = [] if _names_delimiter(fields) else fields
             continue
         if fields:
             # A quote that the dialect takes for text, though it opens a field after a blank

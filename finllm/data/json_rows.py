@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from typing import IO, Any, NamedTuple
 
 from finllm.data.encoding import decoded, undecoded
-from finllm.data.parts import BadRow, RawRow, is_lines
+from finllm.data.parts import TWICE, BadRow, RawRow, is_lines
 from finllm.errors import UserError
 
 HEAD = 1 << 20  # bytes from which the layout is found out
@@ -44,8 +44,19 @@ class Broken(NamedTuple):
     reason: str
 
 
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object; a key that stands in it twice has no value, where Python would take the last one."""
+    held = dict(pairs)
+    if len(held) < len(pairs):
+        names = [name for name, _ in pairs]
+        held.update({name: TWICE for name in held if names.count(name) > 1})
+    return held
+
+
 DECODER = json.JSONDecoder(
-    parse_float=NumberText, parse_constant=lambda text: "" if text == "NaN" else NumberText(text)
+    object_pairs_hook=_object,
+    parse_float=NumberText,
+    parse_constant=lambda text: "" if text == "NaN" else NumberText(text),
 )
 
 
@@ -153,7 +164,7 @@ def _lines(stream: IO[bytes], file: str, place: str, encoding: str) -> Iterator[
 def _row(fields: Any, file: str, number: int, unit: str, damaged: bool) -> RawRow | BadRow:
     if not isinstance(fields, dict):
         return BadRow("not a JSON object", fields, file, number, unit)
-    if damaged and (byte := undecoded(json.dumps(fields, ensure_ascii=False))):
+    if damaged and (byte := undecoded(json.dumps(fields, ensure_ascii=False, default=str))):
         return BadRow(byte, fields, file, number, unit)
     return RawRow(fields, file, number, unit)
 

@@ -56,7 +56,11 @@ class BadRows:
         if len(self.shown) < MOST_SHOWN:
             self.shown.append(f"{row.place}: {row.reason}")
         if row.reason.startswith("byte 0x") and len(self.encoded) < MOST_BYTES:
-            content = row.content if isinstance(row.content, str) else json.dumps(row.content, ensure_ascii=False)
+            content = (
+                row.content
+                if isinstance(row.content, str)
+                else json.dumps(row.content, ensure_ascii=False, default=str)
+            )
             self.encoded += content.encode("utf-8", "surrogateescape")[:MOST_BYTES]
         self.sink.add(row.content, row.file, row.number, row.reason)
 

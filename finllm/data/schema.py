@@ -10,9 +10,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 from finllm.data.conversations import Conversation, Turn, Unfit, Unreadable, arranged, history_of, parsed, turns_of
-from finllm.data.csv_rows import TWICE
 from finllm.data.forms import Asked, Form, looks_fixed, recognise, telling
-from finllm.data.parts import BadRow, Part, RawRow
+from finllm.data.parts import TWICE, BadRow, Part, RawRow
 from finllm.errors import UserError, did_you_mean
 
 PEEKED, MOST_PEEKED = 100, 10_000  # rows whose columns tell the form; rows, bad ones too, that are held for it

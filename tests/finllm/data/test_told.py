@@ -167,6 +167,20 @@ def test_sources_of_the_recipe_are_told_too_and_its_hints_name_a_command(tmp_pat
     assert f"finllm prepare {tmp_path / 'b.jsonl'} --output_dir DATASET_DIR" in str(raised.value)
 
 
+@pytest.mark.parametrize(("line", "said"), [
+    ('{"instruction": "Q?", "output": "first", "output": "A"}', "two columns are named 'output'"),
+    ('{"messages": [{"role": "user", "content": "Q?"}, {"role": "assistant", "content": "a", "content": "b"}]}',
+     "turn 2 has _Twice (two values of one name) as its content"),
+    ('{"messages": [{"role": "user", "content": "Q?"}, {"role": "assistant", "content": "a", "thinking": "So."}]}',
+     "turn 2 has thinking beside its content, which would be lost"),
+    ('{"functions": [{"name": "f"}], "question": "Q?", "answer": "A"}', "the column 'functions' holds something"),
+])  # fmt: skip
+def test_what_a_row_says_twice_or_beside_its_answer_is_not_lost(line, said, tmp_path, finllm_prepare):
+    (tmp_path / "a.jsonl").write_text("".join(line.replace("Q?", f"Q{n}?") + "\n" for n in range(9)))
+    status, _, err = finllm_prepare(tmp_path / "a.jsonl", "--output_dir", tmp_path / "data")
+    assert status == 2 and said in err
+
+
 QUOTED = 'Is it "fair", or not?'
 CSVS = {
     "comma": 'question,answer\n"Is it ""fair"", or not?","Yes, 7"\n',
@@ -183,15 +197,16 @@ CSVS = {
     "missing fields": 'question,answer,topic\n"Is it ""fair"", or not?","Yes, 7"\n',
     "names twice": 'id,question,answer,id\n1,"Is it ""fair"", or not?","Yes, 7",2\n',
     "an index": ',Question,Answer\n0,"Is it ""fair"", or not?","Yes, 7"\n',
+    "Excel's line": 'sep=;\nquestion;answer;topic\n"Is it ""fair"", or not?";Yes, 7;a\n',
     "byte order mark": '\ufeffquestion,answer\n"Is it ""fair"", or not?","Yes, 7"\n',
 }
 
 
 @pytest.mark.parametrize("kind", CSVS)
 def test_csv_as_programs_write_it(kind, tmp_path, finllm_prepare):
-    head, row, _ = CSVS[kind].replace("\r\n", "\r").replace("\r", "\n").split("\n")
+    *head, row, _ = CSVS[kind].replace("\r\n", "\r").replace("\r", "\n").split("\n")
     end = "\r\n" if "\r\n" in CSVS[kind] else "\r" if "\r" in CSVS[kind] else "\n"
-    lines = [head, *(row.replace("fair", f"fair{n or ''}") for n in range(12))]
+    lines = [*head, *(row.replace("fair", f"fair{n or ''}") for n in range(12))]
     (tmp_path / "a.csv").write_bytes((end.join(lines) + end).encode())
     status, _, err = finllm_prepare(tmp_path / "a.csv", "--output_dir", tmp_path / "data")
     assert status == 0, err
