@@ -21,19 +21,30 @@ FLOORS = [
     {"bounded", "terminal"},
     {"text", "files"},
     {"cpu", "data", "run_dir"},
-    {"models"},
+    {"models", "study"},
     {"training"},
     {"show", "doctor"},
     {"cli"},
 ]
 ROOMS = {
-    "finllm": {"data", "text", "models", "cpu", "training"},
+    "finllm": {"data", "text", "models", "study", "cpu", "training"},
     "eval": {"models", "metrics", "audits", "statistics", "report"},
 }
 # On top of finllm/ and eval/ stand the ground, what belongs to no room, and the commands.
 ON_TOP = {
     "finllm": {"__init__", "bounded", "terminal", "errors", "files", "provenance", "run_dir", "cli", "doctor", "show"},
-    "eval": {"__init__", "run", "leaderboard", "export", "identity", "results", "shapes", "evaluated", "sharing"},
+    "eval": {
+        "__init__",
+        "run",
+        "leaderboard",
+        "export",
+        "identity",
+        "results",
+        "shapes",
+        "evaluated",
+        "sharing",
+        "forgetting",
+    },
 }
 MOST_LINES = 320
 
