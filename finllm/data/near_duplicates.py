@@ -227,8 +227,8 @@ def _other_numbers(ours: Grams, theirs: Grams, one: np.ndarray, other: np.ndarra
 def _least(ours: Grams, theirs: Grams, one: np.ndarray, other: np.ndarray) -> np.ndarray:
     """The Jaccard index from which two texts are alike.
 
-    Where common words are left out and more than a fifth of both texts is not common, the whole texts decide, and what varies has
-    but to agree.
+    Where common words are left out and more than a fifth of both texts is not common, the whole texts decide, and what
+    varies has but to agree.
     """
     varies = np.minimum(ours.varies_N[one], theirs.varies_N[other])
     return np.where((varies < 1) & (varies > FIXED), ALIKE_VARYING, ALIKE)
