@@ -19,7 +19,7 @@ from eval.report.findings import listing
 from eval.report.numbers import count, decimals, duration, memory
 from eval.report.tables import cell
 from eval.shapes import COUNT, Each, Maybe
-from eval.statistics.comparison import ranks
+from eval.statistics.comparison import ALPHA, ranks
 from eval.statistics.seeds import compare_recipes, recipes
 from finllm.errors import UserError, at_most, raise_problems
 from finllm.files import read_json
@@ -170,15 +170,19 @@ def findings(content: dict[str, Any], questions: int) -> list[str]:
         )
     else:
         said.append("Every other method is surely worse than some method here.")
+    if base and base["may_be_best"]:
+        said.append("Nor can the untrained base model be told from the best of them.")
     if base and base["bits_per_byte"] > best["bits_per_byte"]:
         gain = base["bits_per_byte"] - best["bits_per_byte"]
+        told = [each for each in content["comparisons"] if each["p_adjusted"] < ALPHA]
+        surely = {pair for each in told for pair in ((each["a"], each["b"]), (each["b"], each["a"]))}
         for row in rows[1:]:
             share = (base["bits_per_byte"] - row["bits_per_byte"]) / gain
             less = row["trainable_parameters"] / best["trainable_parameters"]
-            if less < FEW and share > 0:
+            if less < FEW and (base["name"], row["name"]) in surely:
                 said.append(
-                    f"{row['name']} gives {share:.0%} of {best['name']}'s gain over the base model with {less:.2g} of "
-                    "its trainable parameters."
+                    f"{row['name']} gives {100 * share:.0f} % of {best['name']}'s gain over the base model with {less:.2g} "
+                    "of its trainable parameters."
                 )
     for row in alike:
         ratio = row["train_seconds"] / best["train_seconds"]
@@ -210,6 +214,7 @@ def markdown(content: dict[str, Any], questions: int) -> str:
         "trainable",
         "train time",
         "peak memory",
+        "forgetting",
     ]
     lines = [heads, ["--:", ":--", *["--:"] * (len(heads) - 2)]]
     for row in content["rows"]:

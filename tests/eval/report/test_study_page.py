@@ -73,12 +73,14 @@ def test_methods_are_ranked_by_their_seeds_and_what_cannot_be_told_apart_is_said
     text = " ".join(content["findings"])
     assert text.startswith("lora predicts the reference answers best: 1.205 bits per byte")
     assert "lora and dora cannot be told apart" in text
-    assert "ia3 gives 80% of lora's gain over the base model with 0.01 of its trainable parameters" in text
+    assert "ia3 gives 80 % of lora's gain over the base model with 0.01 of its trainable parameters" in text
     assert "dora takes 2.0 times the training time of lora, for no difference that 12 questions can show" in text
     assert "The best rate of ia3 is the highest that was tried" in text
-    assert "Not trained: odd" in text
+    assert "Not trained: odd" in text and "Nor can" not in text
     assert page.data["study"]["curves"][0]["whole"] == [[1e-3, 1.5], [1e-3 / 3.16, 1.6]]
     assert all(each in page.words for each in ("Which method, at which rate", "not trained: <b>no layers</b>"))
+    widths = {line.count(" |") for line in markdown.splitlines() if line.startswith("| ")}
+    assert len(widths) == 1 and "| forgetting |" in markdown
     assert "| 1–2 | lora | 1.205 (" in markdown and "learning_rate: 0.001" in markdown and "\\<b\\>" in markdown
 
 
