@@ -181,8 +181,8 @@ def findings(content: dict[str, Any], questions: int) -> list[str]:
             less = row["trainable_parameters"] / best["trainable_parameters"]
             if less < FEW and (base["name"], row["name"]) in surely:
                 said.append(
-                    f"{row['name']} gives {100 * share:.0f} % of {best['name']}'s gain over the base model with {less:.2g} "
-                    "of its trainable parameters."
+                    f"{row['name']} gives {100 * share:.0f} % of {best['name']}'s gain over the base model with "
+                    f"{less:.2g} of its trainable parameters."
                 )
     for row in alike:
         ratio = row["train_seconds"] / best["train_seconds"]
