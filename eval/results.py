@@ -9,6 +9,7 @@ This module imports no torch.
 
 from __future__ import annotations
 
+import re
 import shlex
 from collections import Counter
 from dataclasses import asdict, dataclass, field
@@ -30,7 +31,7 @@ UNRANKED = {
     "likelihood": "its score is not the likelihood that was audited",
 }
 AUDITS = (*UNRANKED, "padding", "question", "contamination", "stopping", "memorisation", "template")
-METHODS = ("base", "full", "lora", "qlora", "scratch")
+METHOD = re.compile(r"[a-z][a-z0-9_]{0,60}")  # base, scratch, full, partial, lora, qlora, or another of peft's types
 LIKELIHOOD_METRICS = ("nll_per_token", "perplexity", "bits_per_byte", "token_accuracy")
 GENERATION_METRICS = (
     "rouge1",
@@ -255,8 +256,8 @@ def _problems_of_results(content: dict[str, Any]) -> list[str]:
     if not name.strip() or len(name) > MOST_NAME:
         problems.append(f"name has {len(name.strip()):,} characters, not 1 to {MOST_NAME}")
     problems += _long_texts(content, "")
-    if content["model"]["method"] not in METHODS:
-        problems.append(f"model.method is {shortened(content['model']['method'])}, not one of {', '.join(METHODS)}")
+    if not METHOD.fullmatch(content["model"]["method"]):
+        problems.append(f"model.method is {shortened(content['model']['method'])}, not a name in small letters")
     if content["model"]["total_parameters"] < 1:
         problems.append(f"model.total_parameters is {content['model']['total_parameters']}, not 1 or more")
     for name, audit in content["audits"].items():

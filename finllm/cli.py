@@ -14,6 +14,7 @@ HELP = {
     "plan": "predict the time and memory of a run before it starts, from the flags of recipes/sft.py",
     "doctor": "what this machine can do, and what it lacks",
     "generate": "ask a run dir or a base model",
+    "merge": "an adapter's run as a plain model, proved to be the same",
     "random-weights": "a model with random weights from a config, for benchmarks and tests",
 }
 
@@ -74,6 +75,12 @@ def _generate(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(run=generate.run)
 
 
+def _merge(parser: argparse.ArgumentParser) -> None:
+    from finllm.models import merge
+
+    merge.add_arguments(parser)
+
+
 def _random_weights(parser: argparse.ArgumentParser) -> None:
     from finllm.models.base import make_random_model
 
@@ -98,7 +105,7 @@ def _doctor(parser: argparse.ArgumentParser) -> None:
 
 COMMANDS = {
     "prepare": _prepare, "data": _data, "plan": _plan, "doctor": _doctor, "generate": _generate,
-    "random-weights": _random_weights,
+    "merge": _merge, "random-weights": _random_weights,
 }  # fmt: skip
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Supervised fine-tuning of a causal language model on instructions: full, LoRA or QLoRA, from one YAML.
+"""Supervised fine-tuning of a causal language model on instructions: full, or by any method of peft, from one YAML.
 
     accelerate launch --config_file accelerate_config.yaml recipes/sft.py --config recipes/configs/gpt2_lora.yaml
 
@@ -17,11 +17,12 @@ from finllm.cpu import machine
 from finllm.data.prepare import resolve
 from finllm.errors import run_command
 from finllm.files import cache_dir, naming
-from finllm.models.adapters import add_adapter, method_of
 from finllm.models.base import base_model_hash, check_length, count_parameters, load_base_model, load_saved
 from finllm.models.dropout import set_dropout
 from finllm.models.find import load_tokenizer, resolve_base_model
+from finllm.models.method_proofs import choose
 from finllm.models.proofs import template_proofs, tokenizer_fits
+from finllm.models.settings import name_of
 from finllm.provenance import provenance
 from finllm.run_dir import RunDir
 from finllm.text.templates import template_of
@@ -79,7 +80,7 @@ def main() -> None:
             summary.already_finished(run)
         return
 
-    # The base model and, where asked for, its adapter: seeded first, since an adapter begins with random numbers
+    # The base model, seeded first, since an adapter begins with random numbers
     set_seed(training.seed)
     with process.local_main_process_first():
         model = load_base_model(base, model_arguments)
@@ -87,8 +88,6 @@ def main() -> None:
     tokenizer_fits(tokenizer, model, template.ids)
     if recipe.base_dropout is not None:
         set_dropout(model, recipe.base_dropout)
-    if model_arguments.use_peft:
-        model = add_adapter(model, model_arguments)
 
     # Text to tokens, with a table of what max_length cuts and drops. The template is saved with the tokenizer
     prompt_loss = training.completion_only_loss is False
@@ -105,6 +104,10 @@ def main() -> None:
     if training.max_tokens_per_batch is not None:
         check_budget(train_lengths.lengths, training.max_tokens_per_batch, process.num_processes)
 
+    # What trains: an adapter, some of the weights, or all of them
+    model, proofs = choose(model, model_arguments, train)
+    check_length(model, training.max_length)
+
     training.output_dir = str(run.checkpoints)
     trainer = SupervisedTrainer(
         model,
@@ -114,9 +117,10 @@ def main() -> None:
         eval_dataset=validation,
         processing_class=tokenizer,
         stops=template.stops,
+        stop_at_step=recipe.stop_at_step,
         callbacks=[EarlyStoppingCallback(recipe.early_stopping_patience)] if recipe.early_stopping_patience else [],
     )
-    trainer.proofs += asked
+    trainer.proofs = [*proofs, *trainer.proofs, *asked]
     if recipe.base_dropout is not None:
         trainer.prove_dropout(recipe.base_dropout)
     if process.is_main_process:
@@ -130,7 +134,7 @@ def main() -> None:
         parameters = count_parameters(model)
         result = {
             "name": run.path.resolve().name,
-            "method": method_of(model_arguments),
+            "method": name_of(model_arguments),
             "base_model": model_arguments.model_name_or_path,
             "trainable_parameters": parameters.trainable,
             "total_parameters": parameters.total,

@@ -20,6 +20,7 @@ from finllm.models.asked import template_for, template_of_run
 from finllm.models.base import check_length, count_parameters, load_for_inference
 from finllm.models.generate import answer_all, decoding, may_be_padded_left
 from finllm.models.proofs import head_difference, in_float32, rounding_of, tokenizer_fits
+from finllm.models.virtual import answers_whole
 from finllm.run_dir import RunDir
 from finllm.text.templates import Alpaca, Template
 
@@ -136,6 +137,8 @@ class TransformersLM:
 
         That is proved on the first tokens of the first text, since no list of models knows the next one.
         """
+        if answers_whole(self.model):
+            return None  # what lies under its method knows nothing of it
         if self._plain_head is None:
             ids = [*pairs[0][0], *pairs[0][1]][:PROVED_TOKENS]
             with in_float32(self.model):
@@ -156,7 +159,8 @@ class TransformersLM:
             hidden_BTC = base_of(self.model).base_model(input_ids=input_ids, use_cache=False).last_hidden_state
             hidden_NC = hidden_BTC[predicts]
             return lambda part: head(hidden_NC[part])
-        logits_NV = logits_at(base_of(self.model), predicts, input_ids=input_ids, use_cache=False)
+        asked = self.model if answers_whole(self.model) else base_of(self.model)
+        logits_NV = logits_at(asked, predicts, input_ids=input_ids, use_cache=False)
         return lambda part: logits_NV[part]
 
     @torch.inference_mode()

@@ -13,6 +13,7 @@ from finllm.models.asked import template_for, template_of_run
 from finllm.models.base import base_model_hash, model_arguments, positions_of
 from finllm.models.configs import causal_config
 from finllm.models.find import load_tokenizer, resolve_base_model
+from finllm.models.virtual import virtual_tokens_of
 from finllm.run_dir import RunDir
 from finllm.text.templates import Template
 from finllm.text.tokens import tokenizer_hash
@@ -70,7 +71,10 @@ def reader(run: RunDir, template: str | None = None) -> TransformersReader:
     adapted = model_arguments(config).use_peft
     folders = [str(run.model), *([resolve_base_model(config["model_name_or_path"])] if adapted else [])]
     asked = lambda tokenizer: template_of_run(run, tokenizer, template)  # noqa: E731
-    return TransformersReader(folders, config.get("model_revision") or "main", run.summary()["base_model"], asked)
+    found = TransformersReader(folders, config.get("model_revision") or "main", run.summary()["base_model"], asked)
+    if adapted:
+        found.positions -= virtual_tokens_of(run.model)
+    return found
 
 
 def base_reader(name: str, template: str | None = None) -> TransformersReader:

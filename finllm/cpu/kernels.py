@@ -1,4 +1,4 @@
-"""What a CPU computes in fewer passes over memory than the plain modules do: dropout, GELU, LoRA, attention.
+"""What a CPU computes in fewer passes over memory than the plain modules do: dropout, GELU, LoRA, DoRA, attention.
 
 On two cores a training step of GPT-2 is one half matrix products and one half passes over their results, so these are
 worth as much as the products. Functions and distributions are those of the modules they stand for.
@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 from peft.tuners import lora
+from peft.tuners.lora.variants import DoraLinearVariant
 from torch import Tensor, nn
 from torch.nn.functional import gelu
 from transformers.activations import NewGELUActivation
@@ -96,11 +97,65 @@ class _AdaptedProduct(torch.autograd.Function):
         return (*(None if grad is None else grad.to(dtype) for grad, dtype in grads), None, None)
 
 
+class _DirectedProduct(torch.autograd.Function):
+    """g ⊙ (xW + scaling · xAᵀBᵀ) + b with g = magnitude / norm. T tokens, I inputs, O outputs, R rank. W, b are frozen.
+
+    With dropout the input of all but one plain xW is the dropped one d, as in peft: xW + b + g ⊙ z − dW with
+    z = dW + scaling · dAᵀBᵀ.
+    """
+
+    @staticmethod
+    def forward(ctx, x_TI, dropped_TI, weight_IO, bias_O, a_RI, b_OR, magnitude_O, norm_O, scaling, dtype):
+        x, a, b, weight = x_TI.to(dtype), a_RI.to(dtype), b_OR.to(dtype), weight_IO.to(dtype)
+        adapted = x if dropped_TI is None else dropped_TI.to(dtype)
+        plain_TO, inner_TR = adapted @ weight, adapted @ a.T
+        z_TO = torch.addmm(plain_TO, inner_TR, b.T, alpha=scaling)
+        gain_O = (magnitude_O / norm_O).to(dtype)
+        if dropped_TI is None:
+            result_TO = z_TO * gain_O
+        else:
+            result_TO = torch.addmm(plain_TO.neg_(), x, weight).addcmul_(z_TO, gain_O)
+        if bias_O is not None:
+            result_TO += bias_O.to(dtype)
+        ctx.save_for_backward(adapted, inner_TR, z_TO, weight_IO, a, b, gain_O, norm_O)
+        ctx.scaling, ctx.dtypes = scaling, (x_TI.dtype, a_RI.dtype, magnitude_O.dtype)
+        return result_TO
+
+    @staticmethod
+    def backward(ctx, grad_TO):
+        adapted, inner_TR, z_TO, weight_IO, a, b, gain_O, norm_O = ctx.saved_tensors
+        wants_x, wants_dropped = ctx.needs_input_grad[:2]
+        weight_OI = weight_IO.to(grad_TO.dtype).T
+        grad_magnitude = (grad_TO * z_TO).sum(0, dtype=norm_O.dtype) / norm_O
+        scaled_TO = grad_TO * gain_O
+        inner_grad_TR = (scaled_TO @ b).mul_(ctx.scaling)
+        grad_a, grad_b = inner_grad_TR.T @ adapted, (scaled_TO.T @ inner_TR).mul_(ctx.scaling)
+        grad_x = grad_dropped = None
+        if wants_dropped:
+            grad_x = grad_TO @ weight_OI if wants_x else None
+            grad_dropped = torch.addmm((scaled_TO - grad_TO) @ weight_OI, inner_grad_TR, a)
+        elif wants_x:
+            grad_x = (scaled_TO @ weight_OI).addmm_(inner_grad_TR, a)
+        inputs, adapter, of_magnitude = ctx.dtypes
+        grads = (
+            (grad_x, inputs),
+            (grad_dropped, inputs),
+            (None, None),
+            (None, None),
+            (grad_a, adapter),
+            (grad_b, adapter),
+            (grad_magnitude, of_magnitude),
+        )
+        return (*(None if grad is None else grad.to(dtype) for grad, dtype in grads), None, None, None)
+
+
 class AdaptedLinear(lora.Linear):
-    """A linear layer under LoRA (Hu et al. 2021, eq. 3) that adds the adapter's product into the layer's own result.
+    """A linear layer under LoRA (Hu et al. 2021, eq. 3) or DoRA (Liu et al. 2024, eq. 5 and 11), in few passes.
 
     peft's makes three results as wide as the layer and adds them up, casts the input to float32 for the adapter, and
-    autocast casts it back. Adapters that do something else (DoRA, several at once, a trained bias) go peft's way.
+    autocast casts it back. For DoRA it multiplies BA out and adds it to W, for the norms of the sum alone; here they
+    come from what W, B and A give without it. What does something else (several adapters, a trained bias) goes peft's
+    way.
     """
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
@@ -108,7 +163,10 @@ class AdaptedLinear(lora.Linear):
         base, name = self.base_layer, names[0] if names else None
         plain = type(base) in (nn.Linear, Conv1D) and not (args or kwargs or self.disable_adapters or self.merged)
         plain &= not any(parameter.requires_grad for parameter in base.parameters())  # peft's bias="all" trains some
-        if not plain or len(names) != 1 or name in self.lora_variant or self.lora_bias[name]:
+        if not plain or len(names) != 1 or self.lora_bias[name]:
+            return super().forward(x, *args, **kwargs)
+        variant = self.lora_variant.get(name)
+        if variant is not None and type(variant) is not DoraLinearVariant:
             return super().forward(x, *args, **kwargs)
         device = x.device.type
         dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
@@ -118,8 +176,31 @@ class AdaptedLinear(lora.Linear):
         weight_IO = base.weight if isinstance(base, Conv1D) else base.weight.T
         adapter = self.lora_A[name].weight, self.lora_B[name].weight, self.scaling[name]
         with torch.autocast(device, enabled=False):
-            result_TO = _AdaptedProduct.apply(x_TI, dropped_TI, weight_IO, base.bias, *adapter, dtype)
+            if variant is None:
+                result_TO = _AdaptedProduct.apply(x_TI, dropped_TI, weight_IO, base.bias, *adapter, dtype)
+            else:
+                a_RI, b_OR, scaling = adapter
+                magnitude_O = self.lora_magnitude_vector[name].weight
+                norm_O = self._norms(weight_IO, a_RI, b_OR, scaling)
+                result_TO = _DirectedProduct.apply(
+                    x_TI, dropped_TI, weight_IO, base.bias, a_RI, b_OR, magnitude_O, norm_O, scaling, dtype
+                )
         return result_TO.view(*x.shape[:-1], -1)
+
+    @torch.no_grad()
+    def _norms(self, weight_IO: Tensor, a_RI: Tensor, b_OR: Tensor, scaling: float) -> Tensor:
+        """‖w + scaling · (BA)ᵀ‖ of each output's weights w, (O,): ‖w‖² + 2s⟨w, (BA)ᵀ⟩ + s²‖(BA)ᵀ‖², and the root.
+
+        It has no gradient (Liu et al. 2024, section 4.3). ‖w‖² is computed once, since W is frozen.
+        """
+        known = (weight_IO.data_ptr(), weight_IO.dtype, weight_IO._version)
+        if getattr(self, "_squares_of", None) != known:
+            wide = torch.promote_types(weight_IO.dtype, torch.float32)
+            self._squares_of, self._squares_O = known, weight_IO.to(wide).square().sum(0)
+        across_OR = (a_RI.to(weight_IO.dtype) @ weight_IO).T.to(self._squares_O.dtype)
+        a_RI, b_OR = a_RI.to(across_OR.dtype), b_OR.to(across_OR.dtype)
+        added_OR = (2 * across_OR).add_(b_OR @ (a_RI @ a_RI.T), alpha=scaling).mul_(b_OR)
+        return torch.add(self._squares_O, added_OR.sum(1), alpha=scaling).clamp_(min=0).sqrt_()
 
 
 STANDS_FOR = {nn.Dropout: Dropout, NewGELUActivation: GELU, lora.Linear: AdaptedLinear}

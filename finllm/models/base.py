@@ -25,10 +25,12 @@ from finllm.cpu.machine import use_all_cores
 from finllm.errors import UserError
 from finllm.files import atomic_folder
 from finllm.models import checked
-from finllm.models.adapters import load_adapter
 from finllm.models.configs import causal_config, check_size
 from finllm.models.find import load_tokenizer, not_loaded, resolve_base_model, run_of, weights_hash
 from finllm.models.proofs import tokenizer_fits
+from finllm.models.saved import load_adapter
+from finllm.models.settings import MethodConfig
+from finllm.models.virtual import virtual_tokens
 from finllm.run_dir import RunDir
 
 
@@ -144,21 +146,22 @@ def positions_of(config: PreTrainedConfig) -> int | None:
 
 def check_length(model: PreTrainedModel, max_length: int | None) -> None:
     """Refuse a `max_length` beyond the model's positions."""
-    positions = positions_of(model.config)
-    if positions is not None and (max_length is None or max_length > positions):
+    positions, taken = positions_of(model.config), virtual_tokens(model)
+    if positions is not None and (max_length is None or max_length > positions - taken):
         raise UserError(
-            f"max_length is {max_length} and {model.config.name_or_path} has {positions:,} positions; "
-            f"set max_length to {positions} or less"
+            f"max_length is {max_length} and {model.config.name_or_path} has {positions:,} positions"
+            + (f", {taken} of which are for virtual tokens" if taken else "")
+            + f"; set max_length to {positions - taken} or less"
         )
 
 
-def model_arguments(config: dict[str, Any]) -> ModelConfig:
-    """The ModelConfig part of a run's config.yaml; a `UserError` where it is none."""
+def model_arguments(config: dict[str, Any]) -> MethodConfig:
+    """The MethodConfig part of a run's config.yaml; a `UserError` where it is none."""
     named = config.get("model_name_or_path")
     try:
         if not isinstance(named, str):
             raise ValueError(f"model_name_or_path is {named!r}, not the name of a base model")
-        return ModelConfig(**{key: config[key] for key in ModelConfig.__dataclass_fields__ if key in config})
+        return MethodConfig(**{key: config[key] for key in MethodConfig.__dataclass_fields__ if key in config})
     except (TypeError, ValueError) as error:
         raise UserError(f"the run's config.yaml: {error}; put back the file that training wrote") from error
 
@@ -192,7 +195,7 @@ def load_for_inference(name: str) -> tuple[PreTrainedModel, PreTrainedTokenizerB
         model, tokenizer = load_run_model(run)
     else:
         resolved = resolve_base_model(name)
-        model, tokenizer = load_base_model(resolved, ModelConfig()), load_tokenizer(resolved)
+        model, tokenizer = load_base_model(resolved, MethodConfig()), load_tokenizer(resolved)
     if not getattr(model, "quantization_method", None):
         model.to("cuda" if torch.cuda.is_available() else "cpu")
     if not torch.cuda.is_available():

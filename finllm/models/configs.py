@@ -10,8 +10,8 @@ from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig, PreTrainedConf
 from finllm.cpu.machine import memory_bytes
 from finllm.errors import UserError, raise_problems
 from finllm.models import checked
-from finllm.models.adapters import skeleton
 from finllm.models.find import not_loaded
+from finllm.models.skeletons import skeleton
 
 MOST_BUILT = 200  # layers of a model that is built without memory in well under a second
 

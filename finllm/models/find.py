@@ -90,14 +90,17 @@ def model_of(run: RunDir) -> Path:
 
 
 def _is_an_adapter(folder: Path, run: RunDir | None) -> UserError:
+    said = f"{folder} holds an adapter, which is no base model without the one under it; "
+    if run is not None:
+        return UserError(
+            f"{said}evaluate it with `python eval/run.py {run.path}`, ask it with `finllm generate {run.path}`, or "
+            f"merge the two into a folder and name that: finllm merge {run.path} --output_dir {run.path.name}_merged"
+        )
     merge = (
         "from peft import AutoPeftModelForCausalLM as P; from transformers import AutoTokenizer as T; "
         f"a = {str(folder)!r}; P.from_pretrained(a).merge_and_unload().save_pretrained('merged'); "
         "T.from_pretrained(a).save_pretrained('merged')"
     )
-    said = f"{folder} holds an adapter, which is no base model without the one under it; "
-    if run is not None:
-        said += f"evaluate it with `python eval/run.py {run.path}`, ask it with `finllm generate {run.path}`, or "
     return UserError(f'{said}merge the two into a folder and name that: python -c "{merge}"')
 
 

@@ -23,6 +23,7 @@ from finllm.models.asked import template_for
 from finllm.models.base import load_for_inference, positions_of
 from finllm.models.find import run_of
 from finllm.models.proofs import in_float32, rounding_of, tokenizer_fits
+from finllm.models.virtual import virtual_tokens
 from finllm.terminal import say
 from finllm.text.prompts import question_of
 from finllm.text.templates import Alpaca, Template
@@ -128,11 +129,12 @@ def may_be_padded_left(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBas
 
 
 def _check_room(model: PreTrainedModel, prompt_tokens: int, max_new_tokens: int) -> None:
-    positions = positions_of(model.config)
-    if positions is not None and prompt_tokens + max_new_tokens > positions:
+    positions, taken = positions_of(model.config), virtual_tokens(model)
+    if positions is not None and prompt_tokens + max_new_tokens > positions - taken:
+        less = f" less {taken} for virtual tokens" if taken else ""
         raise UserError(
             f"the longest prompt has {prompt_tokens:,} tokens and max_new_tokens is {max_new_tokens:,}, together more "
-            f"than the model's {positions:,} positions; shorten the prompt or lower max_new_tokens"
+            f"than the model's {positions:,} positions{less}; shorten the prompt or lower max_new_tokens"
         )
 
 

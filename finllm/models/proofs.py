@@ -26,6 +26,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from finllm.errors import UserError
 from finllm.models.adapters import base_of
+from finllm.models.virtual import answers_whole
 from finllm.text.prompts import TEMPLATE_ID
 from finllm.text.templates import PROVED, Template
 from finllm.text.tokens import IGNORED
@@ -160,7 +161,10 @@ def head_difference(model: PreTrainedModel, ids_BT: Tensor) -> float:
     if getattr(head, "weight", None) is None or head.weight.dim() != 2:
         return math.inf
     try:
-        hidden_BTC = base.base_model(input_ids=ids_BT, use_cache=False).last_hidden_state
+        if answers_whole(model):
+            hidden_BTC = _hidden_within(model, base, ids_BT)
+        else:
+            hidden_BTC = base.base_model(input_ids=ids_BT, use_cache=False).last_hidden_state
     except (AttributeError, TypeError):
         return math.inf  # it answers with something else, or wants to be asked otherwise
     largest = float(_product(hidden_BTC, head).abs().max())
@@ -179,10 +183,23 @@ def head_difference(model: PreTrainedModel, ids_BT: Tensor) -> float:
         handle.remove()
     if len(given) != 1 or given[0].shape != hidden_BTC.shape:
         return math.inf
-    ours_BTV = _product(given[0], head)
+    ours_BTV = _product(given[0], head)[:, -own_BTV.shape[1] :]
     if ours_BTV.shape != own_BTV.shape:
         return math.inf
     return max(_share_apart(own_BTV, ours_BTV), _share_apart(given[0].float(), (hidden_BTC * scale).float()))
+
+
+def _hidden_within(model: PreTrainedModel, base: PreTrainedModel, ids_BT: Tensor) -> Tensor:
+    """What `base_model` answers with inside the model's own forward: (B, T, C), or P + T with P virtual tokens."""
+    seen: list[Tensor] = []
+    handle = base.base_model.register_forward_hook(lambda module, given, output: seen.append(output.last_hidden_state))
+    try:
+        model(input_ids=ids_BT, use_cache=False)
+    finally:
+        handle.remove()
+    if len(seen) != 1:
+        raise TypeError("base_model is not asked once")
+    return seen[0]
 
 
 def _product(hidden_BTC: Tensor, head: torch.nn.Module) -> Tensor:

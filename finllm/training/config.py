@@ -12,16 +12,20 @@ import importlib.util
 import os
 import shutil
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass, field, fields
 from typing import Any
 
 import torch
 from transformers import integrations
-from trl import ModelConfig, SFTConfig, TrlParser
+from trl import SFTConfig, TrlParser
 
 from finllm.bounded import read_yaml
 from finllm.cpu.machine import bf16_is_fast
 from finllm.errors import UserError, did_you_mean, raise_problems
+from finllm.models.methods import known_method, usual_rate
+from finllm.models.settings import MethodConfig, changes_base, settings_problems
+from finllm.terminal import say
 from finllm.text.credentials import credentials
 from finllm.text.prompts import CHAT, TEMPLATE_ID
 from finllm.text.tokens import ALL_TURNS, LAST_TURN
@@ -70,6 +74,10 @@ class RecipeArguments:
     resume: str | None = field(
         default=None, metadata={"help": "`auto`: go on with the run in output_dir, or start it.", "choices": ["auto"]}
     )
+    stop_at_step: int | None = field(
+        default=None,
+        metadata={"help": "Stop after this step with a validation loss and a checkpoint; --resume auto goes on."},
+    )
 
 
 @dataclass
@@ -107,10 +115,10 @@ class TrainingConfig(SFTConfig):
         super().__post_init__()
 
 
-def parse(arguments: list[str] | None = None) -> tuple[RecipeArguments, TrainingConfig, ModelConfig]:
+def parse(arguments: list[str] | None = None) -> tuple[RecipeArguments, TrainingConfig, MethodConfig]:
     """Read `--config X.yaml` and the flags over it. Unknown keys and impossible combinations raise one `UserError`."""
     arguments = sys.argv[1:] if arguments is None else list(arguments)
-    parser = TrlParser([RecipeArguments, TrainingConfig, ModelConfig], allow_abbrev=False)
+    parser = TrlParser([RecipeArguments, TrainingConfig, MethodConfig], allow_abbrev=False)
     path = _config_path(arguments)
     known = {action.dest for action in parser._actions} | {"env"}
     from_file: dict[str, Any] = {}
@@ -140,11 +148,12 @@ def parse(arguments: list[str] | None = None) -> tuple[RecipeArguments, Training
         "environment (HF_TOKEN)"
         for place in credentials(resolved(recipe, training, model))
     ]
-    raise_problems(_impossible(recipe, training, model) + looking, path or "the command line")
     given = {*from_file, *(flag.removeprefix("--") for flag in flags)}
+    problems = _impossible(recipe, training, model) + looking
+    raise_problems(problems or _rate(training, model, given), path or "the command line")
     if model.use_peft:
         # Frozen weights need no optimizer, so none of their last bits: half the memory, and no cast in every product.
-        if training.bf16 and "dtype" not in given:
+        if training.bf16 and "dtype" not in given and not changes_base(model):
             model.dtype = "bfloat16"
         if recipe.base_dropout is None:
             recipe.base_dropout = 0.0
@@ -152,6 +161,20 @@ def parse(arguments: list[str] | None = None) -> tuple[RecipeArguments, Training
         training.load_best_model_at_end = True
         training.metric_for_best_model, training.greater_is_better = "eval_loss", False
     return recipe, training, model
+
+
+def _rate(training: TrainingConfig, model: MethodConfig, given: set[str]) -> Iterator[str]:
+    """Give a method that is asked for by name its own learning rate where none was given; what is wrong with that."""
+    if model.peft_type is None or "learning_rate" in given:
+        return
+    rate = usual_rate(model.peft_type)
+    if rate is None:
+        yield f"learning_rate is not set, and none is known for {model.peft_type.lower()}; set it"
+        return
+    training.learning_rate = rate
+    if os.environ.get("RANK", "0") == "0":
+        low, high = known_method(model.peft_type).rates
+        say(f"learning_rate is {rate:g}, the middle of {model.peft_type.lower()}'s own range ({low:g} to {high:g})")
 
 
 def _config_path(arguments: list[str]) -> str | None:
@@ -163,7 +186,7 @@ def _config_path(arguments: list[str]) -> str | None:
     return arguments[position]
 
 
-def _impossible(recipe: RecipeArguments, training: TrainingConfig, model: ModelConfig) -> list[str]:
+def _impossible(recipe: RecipeArguments, training: TrainingConfig, model: MethodConfig) -> list[str]:
     """Combinations that cannot work, or that would train something else than what was asked for."""
     problems = []
     for name, value in (
@@ -175,7 +198,7 @@ def _impossible(recipe: RecipeArguments, training: TrainingConfig, model: ModelC
             problems.append(f"{name} is not set; add it to the YAML or pass --{name}")
     if (model.load_in_4bit or model.load_in_8bit) and not model.use_peft:
         problems.append("load_in_4bit and load_in_8bit freeze the weights, so they need use_peft: true")
-    problems += unsupported(training, model)
+    problems += [*settings_problems(model), *unsupported(training, model)]
     if training.push_to_hub:
         problems.append(
             "push_to_hub is true, and nothing is sent away while a run is trained; remove it, and push what it made: "
@@ -186,6 +209,11 @@ def _impossible(recipe: RecipeArguments, training: TrainingConfig, model: ModelC
     if recipe.resume and training.save_only_model:
         problems.append(
             "resume needs whole checkpoints and save_only_model leaves the optimizer out; remove one of them"
+        )
+    if recipe.stop_at_step is not None and training.save_only_model:
+        problems.append(
+            "stop_at_step leaves a run to be gone on with, and save_only_model leaves the optimizer out; remove one of "
+            "them"
         )
     problems += _reporters(training.report_to)
     if training.torch_compile and (missing := _what_compiling_lacks()):
@@ -205,7 +233,7 @@ def _impossible(recipe: RecipeArguments, training: TrainingConfig, model: ModelC
         problems.append(
             "loss_on is last_turn and completion_only_loss false, which learns whole rows; remove one of them"
         )
-    for name in ("max_train_samples", "max_eval_samples", "early_stopping_patience"):
+    for name in ("max_train_samples", "max_eval_samples", "early_stopping_patience", "stop_at_step"):
         value = getattr(recipe, name)
         if value is not None and value < 1:
             problems.append(f"{name} is {value}; it must be at least 1")
@@ -253,12 +281,12 @@ def _what_compiling_lacks() -> str:
     return ""
 
 
-def resolved(*arguments: RecipeArguments | TrainingConfig | ModelConfig) -> dict[str, Any]:
+def resolved(*arguments: RecipeArguments | TrainingConfig | MethodConfig) -> dict[str, Any]:
     """Every key and value of a run, as config.yaml holds them; `--config` reads them back. Holds no token."""
     config = {}
     for part in arguments:
         for known in fields(part):
-            if not known.init or known.name in ("hub_token", "resume", "local_rank"):
+            if not known.init or known.name in ("hub_token", "resume", "stop_at_step", "local_rank"):
                 continue
             value = getattr(part, known.name)
             if hasattr(value, "to_dict"):

@@ -47,6 +47,7 @@ from finllm.models.base import count_parameters
 from finllm.models.configs import causal_config, check_size, with_layers
 from finllm.models.dropout import set_dropout
 from finllm.models.find import load_tokenizer, resolve_base_model
+from finllm.models.settings import not_planned
 from finllm.run_dir import RunDir
 from finllm.terminal import Terminal
 from finllm.text.templates import template_of
@@ -109,6 +110,8 @@ def main(arguments: list[str]) -> None:
         )
     if model_arguments.load_in_4bit or model_arguments.load_in_8bit:
         raise UserError("finllm plan does not know quantised weights; plan the same run without load_in_4bit")
+    if unknown := not_planned(model_arguments):
+        raise UserError(f"finllm plan measures some layers and adds the others up, and {unknown}; plan it without")
     if recipe.keep_freed_memory:
         machine.keep_freed_memory()
     base = resolve_base_model(model_arguments.model_name_or_path, weights=False)

@@ -27,6 +27,8 @@ from finllm.cpu import joined, kernels
 from finllm.errors import UserError
 from finllm.models.adapters import base_of
 from finllm.models.dropout import prove_dropout
+from finllm.models.merge import merged_proof
+from finllm.models.method_proofs import nudged
 from finllm.models.proofs import (
     Proof,
     future_difference,
@@ -62,8 +64,11 @@ def prove(trainer: Any) -> list[Proof]:
     trainer.model.eval()
     try:
         with in_float32(trainer.model):
-            unseen, long_N = _sees_no_future(trainer.model, long)
-            found = [unseen, *_way(trainer, probe, long, long_N)]
+            # An adapter beside its beginning, where half of its tensors have a gradient of zero on every way.
+            aside = nudged(trainer.model) if isinstance(trainer.model, PeftModel) else nullcontext()
+            with aside:
+                unseen, long_N = _sees_no_future(trainer.model, long)
+                found = [unseen, *_way(trainer, probe, long, long_N)]
             if any(len(document["input_ids"]) > LONGEST for document in documents[:2]):
                 _refuse_mixing(trainer, documents[:2])  # whole, which is dear where rows are long, and done there alone
         with trainer.accelerator.autocast():  # as its forward will have it once it is prepared
@@ -250,10 +255,11 @@ def prove_dropout_of(trainer: Any, share: float) -> Proof:
 
 
 @torch.no_grad()
-def prove_saved(trainer: Any, saved: Path, load_saved: Callable[[Path], PreTrainedModel]) -> Proof:
+def prove_saved(trainer: Any, saved: Path, load_saved: Callable[[Path], PreTrainedModel]) -> list[Proof]:
     """The model loaded anew from `saved`, on a freshly loaded base, gives validation rows the loss of the trained one.
 
-    Beside the trained one it would stand on a base that training or an adapter's start may have changed.
+    Beside the trained one it would stand on a base that training or an adapter's start may have changed. An adapter is
+    then merged into that base, where it can be: the second proof.
     """
     rows = [_short_of(trainer.eval_dataset[0])] if len(trainer.eval_dataset) else []
     way = ("joined" if trainer.joins_rows else "padded", "logits" if trainer.uses_own_logits else "head")
@@ -277,4 +283,5 @@ def prove_saved(trainer: Any, saved: Path, load_saved: Callable[[Path], PreTrain
             f"{after:.6f} nats a token when it is loaded anew and {before:.6f} before saving (limit {limit:.0e} a "
             "token); its checkpoints are kept. A start that is drawn anew at every load cannot be saved so"
         )
-    return Proof("saved model", apart, limit, True, f"loaded anew, a token's loss is within {apart:.1g} nats")
+    proof = Proof("saved model", apart, limit, True, f"loaded anew, a token's loss is within {apart:.1g} nats")
+    return [proof, merged_proof(loaded, rows, nll[1])] if isinstance(loaded, PeftModel) else [proof]

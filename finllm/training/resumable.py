@@ -28,8 +28,9 @@ from finllm.cpu.machine import peak_memory_bytes
 from finllm.errors import UserError
 from finllm.files import read_json, write_json
 from finllm.run_dir import RunDir
-from finllm.training import checkpoints
-from finllm.training.callbacks import MetricsWriter, ProgressBar, SaveAfterEpochsEnd, StopOnSignal
+from finllm.terminal import say
+from finllm.training import checkpoints, method_state
+from finllm.training.callbacks import MetricsWriter, ProgressBar, SaveAfterEpochsEnd, StopAtStep, StopOnSignal
 from finllm.training.stopping import Stop, resume_command
 
 PROGRESS = "progress.json"  # in a checkpoint: the counts behind metrics.jsonl and summary.json
@@ -41,9 +42,11 @@ class ResumableTrainer(SFTTrainer):
     Whoever computes the loss calls `count` for every batch of training.
     """
 
-    def __init__(self, *, run: RunDir, callbacks: list | None = None, **arguments: Any):
-        self.stop = Stop()
-        own = [MetricsWriter(run), *(callbacks or []), StopOnSignal(self.stop), SaveAfterEpochsEnd()]
+    def __init__(
+        self, *, run: RunDir, callbacks: list | None = None, stop_at_step: int | None = None, **arguments: Any
+    ):
+        self.stop, self.at_step = Stop(), StopAtStep(stop_at_step)
+        own = [MetricsWriter(run), *(callbacks or []), self.at_step, StopOnSignal(self.stop), SaveAfterEpochsEnd()]
         super().__init__(callbacks=own, **arguments)
         if not self.args.disable_tqdm:
             self.remove_callback(ProgressCallback)
@@ -85,9 +88,13 @@ class ResumableTrainer(SFTTrainer):
         super().log(logs, start_time)
 
     def evaluate(self, *args, **kwargs) -> dict[str, float]:
-        """As SFTTrainer's, with its time left out of the time and rate of training."""
+        """As SFTTrainer's, with its time left out of the time and rate of training, and its random numbers too.
+
+        Every pass over a DataLoader draws one, so that dropout would depend on how often a run is evaluated.
+        """
         start = time.perf_counter()
-        metrics = super().evaluate(*args, **kwargs)
+        with torch.random.fork_rng([self.args.device] if self.args.device.type == "cuda" else []):
+            metrics = super().evaluate(*args, **kwargs)
         seconds = time.perf_counter() - start
         self.evaluation_seconds += seconds
         self._logged["time"] += seconds
@@ -113,6 +120,8 @@ class ResumableTrainer(SFTTrainer):
                 self.state.best_model_checkpoint = str(place)
             self.accelerator.wait_for_everyone()
             if self.args.should_save:
+                if self._holds_adapter():
+                    method_state.save(self.accelerator.unwrap_model(self.model), work)
                 self.state.save_to_json(str(work / "trainer_state.json"))
                 write_json(work / PROGRESS, progress)
                 (work / "training_args.bin").unlink(missing_ok=True)  # a pickle; config.yaml says the same
@@ -203,10 +212,24 @@ class ResumableTrainer(SFTTrainer):
             for callback in self.callback_handler.callbacks
             if isinstance(callback, EarlyStoppingCallback)
         )
-        if stopped_early or self.state.global_step >= self.state.max_steps:
+        reached = self.state.max_steps if self.at_step.step is None else min(self.at_step.step, self.state.max_steps)
+        if stopped_early or self.state.global_step >= reached:
+            self.at_step.stopped = reached < self.state.max_steps and not stopped_early
             self.control.should_training_stop = True
         else:
             super()._run_epoch(**arguments)
+
+    def _holds_adapter(self) -> bool:
+        """Whether this process has all of an adapter, and no engine has sharded it."""
+        return hasattr(self.model, "peft_config") and not (self.is_fsdp_enabled or self.is_deepspeed_enabled)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model=None) -> None:
+        """As transformers', but an adapter's tensors come back as they were in training."""
+        folder = Path(resume_from_checkpoint)
+        if self._holds_adapter() and (folder / method_state.FILE).exists():
+            method_state.load(self.model if model is None else model, folder)
+        else:
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
 
     def _load_best_model(self) -> None:
         wrong = checkpoints.damage(Path(self.state.best_model_checkpoint))
@@ -214,12 +237,16 @@ class ResumableTrainer(SFTTrainer):
             raise UserError(
                 f"the best checkpoint, {self.state.best_model_checkpoint}, is damaged: {wrong}; train again"
             )
-        super()._load_best_model()
+        if self._holds_adapter() and (Path(self.state.best_model_checkpoint) / method_state.FILE).exists():
+            method_state.load(self.model, Path(self.state.best_model_checkpoint))
+        else:
+            super()._load_best_model()
 
     def train_run(self, resume: bool) -> dict[str, Any]:
         """Train, from the newest whole checkpoint with `resume`, and validate at the end; its part of summary.json.
 
-        Raises `SystemExit` with 143 or 130 where SIGTERM or SIGINT stopped the run, after a checkpoint is written.
+        Raises `SystemExit` with 143 or 130 where SIGTERM or SIGINT stopped the run, and with 0 where `stop_at_step`
+        did, after a checkpoint is written.
         """
         last = checkpoints.newest(self.run.checkpoints) if resume else None
         self.accelerator.wait_for_everyone()
@@ -248,6 +275,12 @@ class ResumableTrainer(SFTTrainer):
             self.stop.leave()
         if self.stop.signal:
             self.stop.exit(self.state.global_step, self.args.world_size, self.is_world_process_zero())
+        if self.at_step.stopped:
+            if self.is_world_process_zero():
+                step, steps = self.state.global_step, self.state.max_steps
+                say(f"{self.run.path} is at step {step:,} of {steps:,}, as stop_at_step asked; --resume auto goes on")
+            self.run.let_go()
+            raise SystemExit(0)
         seconds = self._train_seconds()
         if self.state.global_step not in [line["step"] for line in self.state.log_history if "eval_loss" in line]:
             self.evaluate()

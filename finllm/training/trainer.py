@@ -26,17 +26,20 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch.utils.data import SequentialSampler
 from transformers import EvalPrediction, GenerationConfig, PreTrainedModel
 
 from finllm.cpu import joined
 from finllm.cpu.loss import add_supervised_head
 from finllm.errors import UserError
-from finllm.files import naming
+from finllm.files import naming, write_jsonl
+from finllm.models import conv1d, starts
 from finllm.models.adapters import base_of
 from finllm.text.tokens import lengths_of
 from finllm.training import checkpoints
-from finllm.training.batches import LengthGroupedSampler, TokenBudgetSampler
+from finllm.training.batches import LengthGroupedSampler, TokenBudgetSampler, by_falling_length
 from finllm.training.config import TrainingConfig
+from finllm.training.learning import Learning, allocation_proof, own_term
 from finllm.training.proving import prove, prove_dropout_of, prove_saved
 from finllm.training.resumable import ResumableTrainer
 
@@ -57,7 +60,9 @@ class SupervisedTrainer(ResumableTrainer):
             )
         if not args.packing:
             args.dataset_kwargs = {**(args.dataset_kwargs or {}), "skip_prepare_dataset": True}
-        super().__init__(model=model, args=args, compute_metrics=_exact_loss, **arguments)
+        self.learning = Learning()
+        callbacks = [*arguments.pop("callbacks", []), self.learning]
+        super().__init__(model=model, args=args, compute_metrics=self._validated, callbacks=callbacks, **arguments)
         add_supervised_head(base_of(self.model))
         for parameter in model.parameters():
             # SFTTrainer casts QLoRA's adapters to bfloat16, where a step of 1e-4 is rounded away from a weight of 0.1,
@@ -115,6 +120,12 @@ class SupervisedTrainer(ResumableTrainer):
             lengths, budget, seed, epochs, rank=self.args.process_index, processes=self.args.world_size
         )
 
+    def _get_eval_sampler(self, eval_dataset):
+        """Rows grouped by length come longest first; transformers draws them, which would move training's numbers."""
+        if self.args.train_sampling_strategy != "group_by_length":
+            return SequentialSampler(eval_dataset)
+        return by_falling_length(lengths_of(eval_dataset))
+
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         """Σ nll over the batch's supervised tokens, divided by those of the whole optimizer step."""
         assert not return_outputs, "no logits are kept"
@@ -134,6 +145,8 @@ class SupervisedTrainer(ResumableTrainer):
         if self.args.average_tokens_across_devices and num_items_in_batch is not None:
             # num_items_in_batch counts the tokens of all processes, and DDP averages gradients over processes
             loss = loss * self.accelerator.num_processes
+        if self.model.training:  # a term of the method's own; it is none of the likelihood that is logged
+            loss = loss + own_term(self.model, inputs["labels"]) / self.args.gradient_accumulation_steps
         return loss
 
     def _likelihood(self, model, inputs) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -161,6 +174,16 @@ class SupervisedTrainer(ResumableTrainer):
         with torch.no_grad(), self.compute_loss_context_manager():
             _, nll_B, tokens_B = self._likelihood(model, inputs)
         return None, nll_B, tokens_B
+
+    def _validated(self, prediction: EvalPrediction) -> dict[str, float]:
+        """The split's loss; what each row has of it goes into validation.jsonl, for two runs to be compared by rows."""
+        if self.is_world_process_zero():
+            sums = zip(prediction.predictions.tolist(), prediction.label_ids.tolist(), strict=True)
+            rows = sorted(zip(self._get_eval_sampler(self.eval_dataset), sums, strict=True))
+            step = self.state.global_step
+            lines = ({"step": step, "row": row, "nll": nll, "tokens": tokens} for row, (nll, tokens) in rows)
+            write_jsonl(self.run.validation, lines)
+        return _exact_loss(prediction)
 
     def _clip_grad_norm(self, model):
         """As transformers', and a gradient that is no number never reaches the optimizer."""
@@ -200,9 +223,12 @@ class SupervisedTrainer(ResumableTrainer):
             if not (work / "generation_config.json").exists():  # peft saves none beside an adapter
                 GenerationConfig(eos_token_id=generation.eos_token_id).save_pretrained(work)
             checkpoints.check_weights(work)
+            conv1d.write_record(base_of(self.model), work)
+            starts.save_as_plain_lora(self.accelerator.unwrap_model(self.model), work)
             # Where an engine has sharded the model no process holds all of it, and `check_weights` is the only check.
             if not (self.is_fsdp_enabled or self.is_deepspeed_enabled):
-                self.proofs.append(prove_saved(self, work, load_saved))
+                self.proofs += [*self.learning.proof(self.model), *allocation_proof(self.model)]
+                self.proofs += prove_saved(self, work, load_saved)
             checkpoints.move_whole(work, self.run.model)
 
 

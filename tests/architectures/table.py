@@ -46,7 +46,7 @@ def row_of(name: str, folder: Path, runs: dict[str, Path]) -> str:
     taken = set()
     for run in runs.values():
         proofs = json.loads((run / "proofs.json").read_text(encoding="utf-8"))["proofs"]
-        taken.add(next(p["name"] for p in proofs if p["name"].startswith("gradients") and p["passed"]))
+        taken.add(next(p["name"] for p in proofs if p["name"].startswith("gradients, ") and p["passed"]))
     rows, loss = (sorted({name.removeprefix("gradients, ").split(" · ")[part] for name in taken}) for part in (0, 1))
     lora = "trains" if name not in TARGETS else f"trains on {TARGETS[name]}, not on `all-linear`"
     return f"| {name} | `{config['architectures'][0]}` | {', '.join(rows)} | {', '.join(loss)} | trains | {lora} |"

@@ -46,7 +46,8 @@ ARCHITECTURES: dict[str, dict] = {
 
 
 # Linear layers that LoRA may adapt where it may not have all of them.
-TARGETS = {"mamba": "in_proj", "mamba2": "in_proj"}
+# Bart's decoder has attention to an encoder, which is never asked: an adapter there gets no gradient.
+TARGETS = {"mamba": "in_proj", "mamba2": "in_proj", "bart": "fc1"}
 
 
 def config_of(name: str, **others):

@@ -73,7 +73,7 @@ def test_likelihood_alone_is_complete_when_nothing_was_generated(tmp_path):
             {"model": {"method": "lora", "base_model": None}},
             "model.tokenizer is missing; model.total_parameters is missing",
         ),
-        ({"model": {**vars(results().model), "method": "prompt"}}, "model.method is 'prompt', not one of base, full"),
+        ({"model": {**vars(results().model), "method": "Prompt!"}}, "model.method is 'Prompt!', not a name"),
         ({"model": {**vars(results().model), "total_parameters": 0}}, "model.total_parameters is 0"),
         ({"seconds": {"score": float("nan"), "generate": 1}}, "seconds.score is nan, not a finite number"),
         ({"audits": {"causality": {}}}, "audits.causality.passed is missing; audits.causality.summary is missing"),

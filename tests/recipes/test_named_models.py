@@ -1,8 +1,10 @@
 """What may stand where a model is named: a run dir or its `model/`; and what may not, each with the way out."""
 
+import json
 import re
 import shlex
 import shutil
+from pathlib import Path
 
 import pytest
 import yaml
@@ -100,11 +102,14 @@ def test_an_adapter_is_asked_by_either_name_and_is_a_base_once_it_is_merged(
             assert done.status == 2 and f"{run.model} holds an adapter, which is no base model" in done.err
             assert f"python eval/run.py {run.path}" in done.err and f"finllm generate {run.path}" in done.err
         assert not (tmp_path / "out").exists()
-    merge = shlex.split(re.search(r"name that: (python -c .*)", done.err)[1])
-    assert merge[:2] == ["python", "-c"]
+    merge = shlex.split(re.search(r"name that: (finllm merge .*)", done.err)[1])
     monkeypatch.chdir(tmp_path)
-    exec(merge[2], {})
-    done, on = train("on", model=tmp_path / "merged", steps=1)
+    done = command("finllm/cli.py", *merge[1:])
+    assert done.status == 0, done.err
+    merged = Path(merge[-1])
+    for name in ("generation_config.json", "tokenizer_config.json"):  # what ends an answer, and how it is asked
+        assert json.loads((merged / name).read_text()) == json.loads((run.model / name).read_text())
+    done, on = train("on", model=merged, steps=1)
     assert done.status == 0, done.err
     assert on.summary()["first_validation_loss"] == pytest.approx(run.summary()["final_validation_loss"], rel=1e-4)
 

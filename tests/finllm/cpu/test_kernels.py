@@ -5,6 +5,7 @@ import copy
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
+from peft.tuners import lora
 from torch import nn
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AutoModelForCausalLM
@@ -141,6 +142,40 @@ def test_an_adapters_own_dropout_is_applied_to_its_input_alone(gpt2_dir):
     torch.testing.assert_close(gradient, x.grad, rtol=1e-4, atol=1e-5)
     assert not torch.equal(ours, layer(x))
     assert torch.equal(layer.eval()(x), layer(x))
+
+
+@pytest.mark.parametrize("settings", ADAPTERS.values(), ids=ADAPTERS)
+def test_an_adapters_own_dropout_drops_what_pefts_drops(settings, gpt2_dir, monkeypatch):
+    model = adapted(gpt2_dir, lora_dropout=0.5, **settings).double().train()
+    kernels.use_in(model)
+    layer = next(module for module in model.modules() if type(module) is kernels.AdaptedLinear)
+    x, found = torch.randn(3, 5, layer.in_features, dtype=torch.float64, requires_grad=True), []
+    for forward in (lora.Linear.forward, kernels.AdaptedLinear.forward):
+        model.zero_grad()
+        torch.manual_seed(3)
+        result, x.grad = forward(layer, x), None
+        result.square().sum().backward()
+        trained = [parameter for parameter in layer.parameters() if parameter.requires_grad]
+        found.append([result.detach(), x.grad, *(parameter.grad.clone() for parameter in trained)])
+        # From here on peft's own way would raise
+        monkeypatch.setattr(lora.Linear, "forward", None)
+    for theirs, ours in zip(*found, strict=True):
+        torch.testing.assert_close(ours, theirs)
+
+
+def test_doras_norms_follow_its_weights(gpt2_dir):
+    """The part of them that is kept is computed anew where the frozen weights are other ones."""
+    model = adapted(gpt2_dir, use_dora=True).double()
+    plain = copy.deepcopy(model)
+    kernels.use_in(model)
+    ids = torch.randint(1, 600, (1, 9))
+    for change in (lambda weight: weight, lambda weight: 3 * weight, lambda weight: weight.float()):
+        for each in (model, plain):
+            for name, parameter in each.named_parameters():
+                if name.endswith("base_layer.weight"):
+                    parameter.data = change(parameter.data).to(torch.float64)
+        with torch.no_grad():
+            torch.testing.assert_close(model(ids).logits, plain(ids).logits)
 
 
 def test_frozen_bfloat16_weights_give_float32_gradients_under_autocast(gpt2_dir):

@@ -28,12 +28,25 @@ def test_what_can_be_counted_is_planned_exactly_and_the_summary_compares_the_res
     assert plan["train_seconds"] > 0 and plan["flops_per_step"] > 0
 
 
-def test_a_plan_names_what_it_cannot_know(command, gpt2_dir, dataset_dir):
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (("--use_peft", "true", "--load_in_4bit", "true"), "plan the same run without load_in_4bit"),
+        (("--trainable", "h.1"), "trainable names weights of a model with all its layers"),
+        (("--peft_type", "prefix_tuning"), "virtual tokens"),
+        (("--peft_type", "lora", "--peft", '{"layers_to_transform": [1]}'), "peft.layers_to_transform"),
+        (("--peft_type", "lora", "--peft", '{"init_lora_weights": "eva"}'), "init_lora_weights: eva"),
+    ],
+)
+def test_a_plan_names_what_it_cannot_know(flags, said, command, gpt2_dir, dataset_dir):
     done = command(
         "finllm/cli.py", "plan", "--model_name_or_path", gpt2_dir, "--dataset_name", dataset_dir, "--output_dir", "x",
-        "--use_peft", "true", "--load_in_4bit", "true",
+        *flags,
     )  # fmt: skip
-    assert done.status == 2 and "plan the same run without load_in_4bit" in done.err
+    assert done.status == 2 and said in done.err, done.err
+
+
+def test_a_plan_reads_the_recipes_flags(command):
     done = command("finllm/cli.py", "plan", "--lora_rnk", 8)
     assert done.status == 2 and "unknown flag --lora_rnk (did you mean" in done.err
 

@@ -1,0 +1,123 @@
+"""Fields whose value must fit the sides of the layers: defaults that do, and refusals of values that do not.
+
+peft adjusts some of them with a warning, or fails in the middle of building, by another error a method. in and out are
+the sides of a layer.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+from transformers.pytorch_utils import Conv1D
+
+from finllm.errors import at_most
+
+Side = tuple[str, int, int]  # a layer's name, in and out
+
+
+@dataclass(frozen=True)
+class Rule:
+    """`fits(value, in, out)` of every layer; where it does not, `largest(value, sides)` is a value that does."""
+
+    field: str
+    fits: Callable[[int, int, int], bool]
+    largest: Callable[[int, list[Side]], int]
+    must: str
+
+
+def _divisor(of: Callable[[int, int], int]) -> Callable[[int, list[Side]], int]:
+    def largest(value: int, sides: list[Side]) -> int:
+        common = math.gcd(*(of(*side[1:]) for side in sides))
+        return max(divisor for divisor in range(1, min(value, common) + 1) if common % divisor == 0)
+
+    return largest
+
+
+def _least(of: Callable[[int, int], int]) -> Callable[[int, list[Side]], int]:
+    return lambda value, sides: min(value, *(of(*side[1:]) for side in sides))
+
+
+def _divides_both(field: str) -> Rule:
+    must = "divide both sides of every layer"
+    return Rule(field, lambda value, i, o: i % value == 0 and o % value == 0, _divisor(math.gcd), must)
+
+
+def _divides_in(field: str) -> Rule:
+    return Rule(field, lambda value, i, o: i % value == 0, _divisor(lambda i, o: i), "divide every layer's input")
+
+
+def _rank(field: str) -> Rule:
+    must = "be no more than the smaller side of every layer, which is the rank of all that it can be"
+    return Rule(field, lambda value, i, o: value <= min(i, o), _least(min), must)
+
+
+def _entries(field: str) -> Rule:
+    return Rule(
+        field, lambda value, i, o: value <= i * o, _least(lambda i, o: i * o), "be no more than a layer's entries"
+    )
+
+
+RULES = {
+    "LORA": [_rank("r")],
+    "ADALORA": [_rank("init_r")],
+    "DEFT": [_rank("r")],
+    "DELORA": [_rank("r")],
+    "PSOFT": [_rank("r")],
+    "MISS": [Rule("r", lambda value, i, o: value <= i, _least(lambda i, o: i), "be no more than every layer's input")],
+    "C3A": [_divides_both("block_size")],
+    "VBLORA": [_divides_both("vector_length")],
+    "ROAD": [
+        Rule("group_size", lambda value, i, o: o % value == 0, _divisor(lambda i, o: o), "divide every layer's output")
+    ],
+    "OFT": [_divides_in("oft_block_size"), _divides_in("r")],
+    "BOFT": [_divides_in("boft_block_size"), _divides_in("boft_block_num")],
+    "FOURIERFT": [_entries("n_frequency")],
+    "WAVEFT": [_entries("n_frequency")],
+    "SHIRA": [
+        Rule("r", lambda value, i, o: value * (i + o) <= i * o, _least(lambda i, o: i * o // (i + o)),
+             "be so small that r(in + out) entries are in every layer")
+    ],
+}  # fmt: skip
+
+
+def fit(config: Any, given: dict[str, Any], model: nn.Module) -> list[str]:
+    """Give fields of a config of peft that nobody set a value that fits `model`; what is wrong with those that were."""
+    sides, problems = sides_of(config, model), []
+    for rule in RULES.get(str(config.peft_type.value), ()) if sides else ():
+        value = getattr(config, rule.field)
+        if not isinstance(value, int) or value == 0:  # 0: the other of two fields says it
+            continue
+        wrong = [side for side in sides if value < 1 or not rule.fits(value, side[1], side[2])]
+        if not wrong:
+            continue
+        largest = rule.largest(abs(value), sides)
+        if rule.field not in given:
+            setattr(config, rule.field, largest)
+            continue
+        name = "lora_r" if (config.peft_type.value, rule.field) == ("LORA", "r") else f"peft.{rule.field}"
+        layers = ", ".join(at_most([f"{name} ({i:,} to {o:,})" for name, i, o in wrong], 3))
+        problems.append(
+            f"{name} is {value:,} and must {rule.must}, at least 1; it does not fit {layers}; the largest that fits is "
+            f"{largest:,}"
+        )
+    return problems
+
+
+def sides_of(config: Any, model: nn.Module) -> list[Side]:
+    """The linear layers that a config of peft adapts, each with its sides."""
+    from peft.tuners.tuners_utils import _maybe_include_all_linear_layers, check_target_module_exists
+
+    if not getattr(config, "target_modules", None):
+        return []
+    expanded = _maybe_include_all_linear_layers(copy.deepcopy(config), model)
+    sides = []
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Linear | Conv1D) and check_target_module_exists(expanded, name):
+            shape = (module.nx, module.nf) if isinstance(module, Conv1D) else (module.in_features, module.out_features)
+            sides.append((name, *shape))
+    return sides

@@ -1,0 +1,252 @@
+"""What is asked of a model and its method: TRL's `ModelConfig`, and any method of peft by peft's own names.
+
+    peft_type: ia3                 any of peft's types, in small letters or capitals
+    peft: {feedforward_modules: [mlp.c_proj]}      any field of that type's config class
+    trainable: ["h.11.*", "ln_f"]  or no adapter: which of the model's own weights train
+
+`use_peft` and the `lora_*` keys mean what they mean in TRL, and `peft` adds to them any other field of LoRA's.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+import types
+import typing
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from trl import ModelConfig
+
+from finllm.errors import UserError, did_you_mean, shortened
+from finllm.models.methods import OWN, known_method
+
+LORA = "LORA"
+# ModelConfig's key: the field of LoraConfig
+KEYS = {
+    "lora_r": "r", "lora_alpha": "lora_alpha", "lora_dropout": "lora_dropout", "lora_target_modules": "target_modules",
+    "lora_target_parameters": "target_parameters", "lora_modules_to_save": "modules_to_save",
+    "use_rslora": "use_rslora", "use_dora": "use_dora",
+}  # fmt: skip
+# Fields whose value is a config of its own, by the class of peft that it is one of
+NESTED = {
+    "eva_config": "EvaConfig", "corda_config": "CordaConfig", "lora_ga_config": "LoraGAConfig",
+    "loftq_config": "LoftQConfig", "velora_config": "VeloraConfig", "monteclora_config": "MontecloraConfig",
+    "kasa_config": "KasaConfig", "arrow_config": "ArrowConfig", "use_bdlora": "BdLoraConfig",
+}  # fmt: skip
+# Inits that need their config, which has a default for everything
+NEEDS = {"eva": "eva_config", "corda": "corda_config", "lora_ga": "lora_ga_config"}
+OF_LAYERS = ("layers_to_transform", "layers_pattern", "rank_pattern", "alpha_pattern", "exclude_modules")
+REFUSED = {
+    ("ADALORA", "total_step"): "it is the run's number of steps, and set by the recipe",
+    ("LORA", "layer_replication"): "layers that stand twice share weights, and merging adds both adapters (peft #1707)",
+    ("LORA", "arrow_config"): "it mixes LoRAs that were trained before",
+    ("CPT", "opt_weighted_loss_type"): "only the likelihood of answers is computed here",
+    ("CPT", "cpt_tokens_type_mask"): "only the likelihood of answers is computed here, none of the context's own",
+    ("CPT", "opt_loss_decay_factor"): "only the likelihood of answers is computed here",
+    ("CPT", "tokenizer_name_or_path"): "its context is given as ids (cpt_token_ids)",
+    ("MULTITASK_PROMPT_TUNING", "num_tasks"): "all rows here are of one task",
+    ("POLY", "n_tasks"): "all rows here are of one task",
+    ("ADAMSS", "use_asa"): "its masks are not in a checkpoint, so a resumed run would end elsewhere",
+}
+
+
+@dataclass
+class MethodConfig(ModelConfig):
+    """ModelConfig, and the method: one of peft's types with its fields, or weights of the model's own."""
+
+    peft_type: str | None = field(
+        default=None, metadata={"help": "A method of peft by peft's own name: lora, ia3, vera, prompt_tuning, …"}
+    )
+    peft: dict[str, Any] | str | None = field(
+        default=None, metadata={"help": "Fields of that method's config class: a mapping, on the command line JSON."}
+    )
+    trainable: list[str] | None = field(
+        default=None,
+        metadata={"help": "Instead of an adapter: patterns (`h.11.*`, `*bias`) of the model's weights that train."},
+    )
+
+    def __post_init__(self):
+        super().__post_init__()
+        if isinstance(self.peft, str):
+            try:
+                self.peft = json.loads(self.peft)
+            except json.JSONDecodeError as error:
+                raise UserError(f"peft is {shortened(self.peft)}, which is not JSON ({error})") from None
+        if self.peft is not None and not isinstance(self.peft, dict):
+            raise UserError(f"peft is {shortened(self.peft)}; it must map fields of the method's config to values")
+        if isinstance(self.trainable, str):
+            self.trainable = [self.trainable]
+        if self.peft_type is not None:
+            self.peft_type = str(self.peft_type).upper().replace("-", "_")
+        # A method that is named is one to be used; a run's config.yaml says both.
+        self.use_peft = self.use_peft or self.peft_type is not None or bool(self.peft)
+
+    @property
+    def kind(self) -> str | None:
+        """Peft's type, in capitals; None without an adapter."""
+        return (self.peft_type or LORA) if self.use_peft else None
+
+
+def name_of(arguments: ModelConfig) -> str:
+    """What the way to train is called: full, partial, lora, qlora, ia3, ia3_in_4bit, …"""
+    kind = getattr(arguments, "kind", LORA if arguments.use_peft else None)
+    if kind is None:
+        return "partial" if getattr(arguments, "trainable", None) else "full"
+    bits = "4bit" if arguments.load_in_4bit else "8bit" if arguments.load_in_8bit else ""
+    if kind == LORA:
+        return "qlora" if bits else "lora"
+    return kind.lower() + (f"_in_{bits}" if bits else "")
+
+
+def settings_problems(arguments: MethodConfig) -> Iterator[str]:
+    """What is wrong with the method and its fields, as far as it can be known without a model."""
+    from peft import PEFT_TYPE_TO_CONFIG_MAPPING
+
+    if arguments.trainable is not None and arguments.use_peft:
+        yield "trainable names weights of the model's own and an adapter is asked for too; remove one of them"
+    if not arguments.use_peft:
+        return
+    known = {str(kind.value): config for kind, config in PEFT_TYPE_TO_CONFIG_MAPPING.items()}
+    kind = arguments.kind
+    if kind not in known:
+        suggestion = did_you_mean(kind.lower(), [name.lower() for name in known])
+        yield (
+            f"peft_type is {kind.lower()!r}{suggestion}; peft has " + ", ".join(name.lower() for name in sorted(known))
+        )
+        return
+    if reason := known_method(kind).refused:
+        yield f"peft_type is {kind.lower()!r}; {reason}"
+        return
+    given, usual = arguments.peft or {}, ModelConfig()
+    of_lora = {key: name for key, name in KEYS.items() if getattr(arguments, key) != getattr(usual, key)}
+    for key, name in of_lora.items():
+        if kind != LORA:
+            yield (
+                f"{key} is {getattr(arguments, key)!r} and belongs to LoRA, and peft_type is {kind.lower()!r}: "
+                f"two methods at once; " + (f"give peft: {{{name}: …}}" if name in _names(known[kind]) else "remove it")
+            )
+        elif name in given:
+            yield f"{key} and peft.{name} are two ways to say one thing; remove one of them"
+    yield from field_problems(known[kind], given, kind)
+
+
+def field_problems(config: type, given: dict[str, Any], kind: str) -> Iterator[str]:
+    """Fields that `config` does not have, that are not a person's to set, or whose value has another type."""
+    names, hints = _names(config), typing.get_type_hints(config)
+    for name, value in given.items():
+        if (kind, name) in REFUSED:
+            if value != _default(config, name):
+                yield f"peft.{name} is {shortened(value)}; {REFUSED[kind, name]}; remove it"
+        elif name not in names:
+            others = sorted(other.lower() for other in _who_has(name) if other != kind)
+            belongs = f"; it belongs to {', '.join(others[:4])}" if others else ""
+            yield f"peft.{name} is no field of {config.__name__}{did_you_mean(str(name), names)}{belongs}"
+        elif name in NESTED and isinstance(value, dict):
+            nested = _nested(name)
+            inner = {known.name for known in dataclasses.fields(nested)}
+            for key in value:
+                if key not in inner:
+                    yield f"peft.{name}.{key} is no field of {nested.__name__}{did_you_mean(str(key), inner)}"
+        elif (expected := _wrong_type(hints.get(name), value)) is not None:
+            yield f"peft.{name} is {shortened(value)}; it must be {expected}"
+
+
+def _config_of(kind: str) -> type:
+    from peft import PEFT_TYPE_TO_CONFIG_MAPPING
+
+    return PEFT_TYPE_TO_CONFIG_MAPPING[kind]
+
+
+def _names(config: type) -> list[str]:
+    return [known.name for known in dataclasses.fields(config) if known.init and known.name not in OWN]
+
+
+def _default(config: type, name: str) -> Any:
+    known = next((known for known in dataclasses.fields(config) if known.name == name), None)
+    return None if known is None or known.default is dataclasses.MISSING else known.default
+
+
+@functools.cache
+def _who_has(name: str) -> tuple[str, ...]:
+    from peft import PEFT_TYPE_TO_CONFIG_MAPPING
+
+    return tuple(str(kind.value) for kind, config in PEFT_TYPE_TO_CONFIG_MAPPING.items() if name in _names(config))
+
+
+def _nested(name: str) -> type:
+    import peft
+    from peft.tuners.lora import config
+
+    return getattr(peft, NESTED[name], None) or getattr(config, NESTED[name])
+
+
+PLAIN = {bool: "true or false", int: "a whole number", float: "a number", str: "a text"}
+
+
+def _wrong_type(hint: Any, value: Any) -> str | None:
+    """What a value must be where its field takes plain values only, and this is none of them; else None."""
+    union = typing.get_origin(hint) in (typing.Union, types.UnionType)
+    allowed = typing.get_args(hint) if union else (hint,)
+    choices = [
+        choice for each in allowed if typing.get_origin(each) is typing.Literal for choice in typing.get_args(each)
+    ]
+    if choices and all(typing.get_origin(each) is typing.Literal or each is type(None) for each in allowed):
+        return None if value in choices or (value is None and type(None) in allowed) else f"one of {choices}"
+    if any(each not in (*PLAIN, type(None)) for each in allowed):
+        return None  # lists, mappings, enumerations: peft's own to judge
+    fits = any(
+        (each is type(None) and value is None)
+        or (each is float and isinstance(value, int | float) and not isinstance(value, bool))
+        or type(value) is each
+        for each in allowed
+    )
+    return None if fits else " or ".join(PLAIN[each] for each in allowed if each in PLAIN)
+
+
+def given_settings(arguments: MethodConfig) -> dict[str, Any]:
+    """The fields that were given, of LoRA those of TRL's keys too, nested configs as peft wants them."""
+    given = dict(getattr(arguments, "peft", None) or {})
+    if getattr(arguments, "kind", LORA) == LORA:
+        named = getattr(arguments, "peft_type", None) is not None
+        usual = ModelConfig()
+        of_keys = {name: getattr(arguments, key) for key, name in KEYS.items()}
+        if named:  # then what is all its default in TRL has ours
+            of_keys = {
+                name: value for (key, name), value in zip(KEYS.items(), of_keys.values(), strict=True)
+                if value != getattr(usual, key)
+            }  # fmt: skip
+        of_keys = {name: value for name, value in of_keys.items() if value is not None or name not in given}
+        given = {**of_keys, **given}
+        needed = NEEDS.get(str(given.get("init_lora_weights")))
+        if needed and needed not in given:
+            given[needed] = {}
+    return {
+        name: _nested(name)(**value) if name in NESTED and isinstance(value, dict) else value
+        for name, value in given.items()
+    }
+
+
+def changes_base(arguments: ModelConfig) -> bool:
+    """Whether the method begins by rewriting the weights under it: what a coarse format would round."""
+    if not arguments.use_peft:
+        return False
+    init = str((getattr(arguments, "peft", None) or {}).get("init_lora_weights", ""))
+    kind = getattr(arguments, "kind", LORA)
+    return known_method(kind).changes_base or init.startswith(("pissa", "olora", "corda", "lora_ga"))
+
+
+def not_planned(arguments: MethodConfig) -> str:
+    """What of the method cannot be measured on a few random layers and added up (finllm.training.plan), or nothing."""
+    given = arguments.peft or {}
+    if arguments.trainable is not None:
+        return "trainable names weights of a model with all its layers"
+    if (kind := arguments.kind) is not None and "num_virtual_tokens" in _names(_config_of(kind)):
+        return f"{kind.lower()} puts virtual tokens before the rows"
+    if of_layers := [name for name in OF_LAYERS if given.get(name)]:
+        return f"peft.{of_layers[0]} makes them unequal"
+    if str(given.get("init_lora_weights")) in NEEDS:
+        return f"init_lora_weights: {given['init_lora_weights']} reads rows by the trained base model"
+    return ""
