@@ -282,3 +282,46 @@ def _clusters(pairs, count):
         for i, j in pairs:
             place[i] = place[j] = min(place[i], place[j])
     return place
+
+
+def found_by(index, texts):
+    return set(zip(*(side.tolist() for side in index.search(texts)), strict=True))
+
+
+def test_what_more_than_two_hundred_texts_hold_is_looked_for_in_none():
+    inner = Grams(["one two three four five six seven eight"], *SHORT)
+    for count, found in ((200, 200), (201, 0)):
+        outer = Grams([f"one two three four five six seven eight {word}" for word in SYLLABLES[:count]], *SHORT)
+        assert len(near_duplicates._holding(inner, outer, 0.9, 7, 2)[0]) == found
+
+
+def test_what_any_one_band_proposes_is_found(monkeypatch):
+    """The first, the last and one between: 42 bands propose, and none is left out."""
+    texts = [f"{word} {word[::-1]} {word}" for word in ("gold", "debt", "fund")]
+    other_numbers = [f"What is {number} worth, in short words?" for number in (2, 7)]
+    proposed = [(np.array([n]), np.array([n])) for n in range(3)]
+    monkeypatch.setattr(near_duplicates, "_in_one_bucket", lambda *given, **named: iter(proposed))
+    assert found_by(NearDuplicates(texts), texts) == {(0, 0), (1, 1), (2, 2)}
+    proposed[:] = [(np.array([n]), np.array([n + 3])) for n in range(3)]
+    assert clusters([*texts, *texts]) == [0, 1, 2, 0, 1, 2]
+    proposed[:] = [(np.array([0]), np.array([n])) for n in (0, 1)]
+    pairs = NearDuplicates(other_numbers[:1]).other_numbers([other_numbers[1], other_numbers[1]])
+    assert list(zip(*map(list, pairs), strict=True)) == [(0, 0), (0, 1)]
+
+
+def test_pairs_of_many_texts_are_no_numbers_of_32_bits():
+    pairs = (np.array([69_999, 3, 69_999], np.int32), np.array([70_000, 0, 70_000], np.int32))
+    one, other = near_duplicates._distinct([pairs, pairs], 70_001)
+    assert (one.tolist(), other.tolist()) == ([3, 69_999], [0, 70_000])
+
+
+@pytest.mark.parametrize(("rule", "least"), [("inside", 7), ("copied", 16)])
+def test_how_many_words_a_text_needs_to_be_found_in_another(rule, least):
+    draw = random.Random(3)
+    words, others = draw.sample(SYLLABLES, 20), draw.sample(SYLLABLES, 60)
+    for count, found in ((least - 1, set()), (least, {(0, 0)}), (least + 1, {(0, 0)})):
+        text = " ".join(words[:count])
+        held = text if rule == "inside" else " ".join(words[: count - 5])
+        for number in ("", " 5"):  # which is no word
+            index = NearDuplicates([text + number], answers=rule == "copied")
+            assert found_by(index, [f"{' '.join(others[:30])} {held}{number} {' '.join(others[30:])}"]) == found
