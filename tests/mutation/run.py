@@ -310,6 +310,8 @@ def _be_a_child(tree: Path, files: list[str], plugin: _Plugin) -> None:
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     held = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     resource.setrlimit(resource.RLIMIT_AS, (held + MEMORY, resource.RLIM_INFINITY))
+    # A process that a test starts would import this script under multiprocessing's name for the main module, and fail.
+    del sys.modules["__main__"].__file__
     os.chdir(tree)
     os.environ |= {"PYTHONPATH": str(tree), "OMP_NUM_THREADS": "1"}
     sys.path[:] = [str(tree), *(place for place in sys.path if Path(place).resolve() != Path(__file__).parent)]
