@@ -41,7 +41,8 @@ from typing import Any
 import pytest
 from mutate import Mutant, mutants_of
 
-ROOT = Path(__file__).resolve().parents[2]
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parents[1]
 HELD = ROOT / "runs" / "mutants"
 HEAVY = (  # what our modules import of others
     "torch", "transformers", "transformers.models.auto.modeling_auto", "transformers.models.gpt2.modeling_gpt2",
@@ -64,7 +65,7 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--again", action="store_true", help="look again at mutants that survived")
     arguments = parser.parse_args()
-    tests_of = tomllib.loads((Path(__file__).parent / "modules.toml").read_text(encoding="utf-8"))
+    tests_of = tomllib.loads((HERE / "modules.toml").read_text(encoding="utf-8"))
     modules = [m for m in tests_of if not arguments.modules or any(_within(m, part) for part in arguments.modules)]
     if not modules:
         sys.exit(f"none of {', '.join(arguments.modules)} is in modules.toml, which has {', '.join(tests_of)}")
@@ -188,7 +189,7 @@ def _selected(module: str, tests_of: dict[str, list[str]]) -> dict[str, tuple[st
 
 
 def _baseline_path(module: str, file: str, selected: tuple[str, ...]) -> Path:
-    content = f"{_hash(ROOT / module)} {_tests_hash([file])} {_hash(Path(__file__))} {selected}"
+    content = f"{_hash(ROOT / module)} {_tests_hash([file])} {_hash(HERE / "run.py")} {selected}"
     name = f"{module} {file}".replace("/", ".")
     return HELD / f"{name}.{hashlib.sha256(content.encode()).hexdigest()[:12]}.json"
 
@@ -314,7 +315,7 @@ def _be_a_child(tree: Path, files: list[str], plugin: _Plugin) -> None:
     del sys.modules["__main__"].__file__
     os.chdir(tree)
     os.environ |= {"PYTHONPATH": str(tree), "OMP_NUM_THREADS": "1"}
-    sys.path[:] = [str(tree), *(place for place in sys.path if Path(place).resolve() != Path(__file__).parent)]
+    sys.path[:] = [str(tree), *(place for place in sys.path if Path(place).resolve() != HERE)]
     assert not any(name.split(".")[0] in OURS for name in sys.modules), "nothing of ours may be there before the fork"
     options = ["-q", "-p", "no:cacheprovider", "-o", "addopts=", "-m", "not soak and not gpu", "--rootdir", str(tree)]
     temporary = ["--basetemp", str(tree.parent / "temporary")]
@@ -426,7 +427,7 @@ def _report(chosen: list[tuple[str, Mutant]], known: dict[str, dict[str, Any]]) 
 
 def _accepted() -> list[tuple[str, str, str]]:
     """Of mutants that cannot matter: the module, a text that their diff holds, and why."""
-    content = tomllib.loads((Path(__file__).parent / "cannot_matter.toml").read_text(encoding="utf-8"))
+    content = tomllib.loads((HERE / "cannot_matter.toml").read_text(encoding="utf-8"))
     return [(module, text, why) for module, each in content.items() for text, why in each.items()]
 
 
