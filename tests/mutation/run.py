@@ -189,7 +189,7 @@ def _selected(module: str, tests_of: dict[str, list[str]]) -> dict[str, tuple[st
 
 
 def _baseline_path(module: str, file: str, selected: tuple[str, ...]) -> Path:
-    content = f"{_hash(ROOT / module)} {_tests_hash([file])} {_hash(HERE / "run.py")} {selected}"
+    content = f"{_hash(ROOT / module)} {_tests_hash([file])} {_hash(HERE / 'run.py')} {selected}"
     name = f"{module} {file}".replace("/", ".")
     return HELD / f"{name}.{hashlib.sha256(content.encode()).hexdigest()[:12]}.json"
 
