@@ -101,4 +101,4 @@ def bounds_with_one_each(bounds: Bounds, places: Collection[float], own: Collect
         return (bound if count == natural else math.nextafter(in_order[count - 1], 2)), count
 
     test, count = end(bounds.test, 0, "test")
-    return Bounds(test, max(test, end(bounds.validation, count, "validation")[0]))
+    return Bounds(test, test if "validation" in own else end(bounds.validation, count, "validation")[0])

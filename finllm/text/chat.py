@@ -47,7 +47,7 @@ class Chat:
         special = {name: _plain(token) for name, token in tokenizer.special_tokens_map.items()}
         # A token that the template writes controls too, whatever it is flagged as; but for runs of blanks.
         written = {id for token, id in tokenizer.get_added_vocab().items() if token.strip() and token in source}
-        self._control = control_ids(tokenizer, tokenizer.eos_token_id, tokenizer.pad_token_id) | written
+        self._control = control_ids(tokenizer) | written
         names = [str(name) for name in tokenizer.convert_ids_to_tokens(sorted(self._control))]
         self._conversations = Conversations(source, special, names, str(tokenizer.eos_token), of)
         self.lead = self._conversations.shape.lead

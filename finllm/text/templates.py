@@ -113,7 +113,7 @@ class Alpaca:
 
     def _candidates(self) -> list[str]:
         """With and without the blank that some tokenizers put before a text that stands alone."""
-        control = control_ids(self.tokenizer, self.tokenizer.eos_token_id, self.tokenizer.pad_token_id)
+        control = control_ids(self.tokenizer)
         ids = list(itertools.takewhile(control.__contains__, encode_prompt(self.tokenizer, "a")))
         begin = "".join(map(str, self.tokenizer.convert_ids_to_tokens(ids)))
         return [alpaca_as_jinja(begin, prompt, response) for prompt in ("", " ") for response in ("", " ")]

@@ -69,11 +69,14 @@ class _Written:
     control: list[int]
 
 
+def control_ids(tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
+    """The ids of `tokenizer` that are not text, as it is now: special tokens can be added or set after it is loaded."""
+    return _control_ids(tokenizer, len(tokenizer.added_tokens_decoder), *tokenizer.all_special_ids)
+
+
 @functools.lru_cache(maxsize=8)
-def control_ids(tokenizer: PreTrainedTokenizerBase, eos: int, pad: int) -> frozenset[int]:
-    """The ids of `tokenizer` that are not text. `eos` and `pad` are its own, which can be set after it is loaded."""
-    flagged = (id for id, token in tokenizer.added_tokens_decoder.items() if token.special)
-    return frozenset({*tokenizer.all_special_ids, *flagged, eos, pad})
+def _control_ids(tokenizer: PreTrainedTokenizerBase, added: int, *special: int) -> frozenset[int]:
+    return frozenset({*special, *(id for id, token in tokenizer.added_tokens_decoder.items() if token.special)})
 
 
 @functools.lru_cache(maxsize=8)
@@ -84,7 +87,7 @@ def _added_ids(tokenizer: PreTrainedTokenizerBase, control: frozenset[int]) -> C
 
 def _write(tokenizer: PreTrainedTokenizerBase, text: str, add_special_tokens: bool) -> _Written:
     """`text` in tokens of text. Only a text that spells a control token is written otherwise than by default."""
-    control = control_ids(tokenizer, tokenizer.eos_token_id, tokenizer.pad_token_id)
+    control = control_ids(tokenizer)
     ids = tokenizer(text, add_special_tokens=add_special_tokens).input_ids
     if control.isdisjoint(ids):
         return _Written(ids, spells=False, control=[])
@@ -217,15 +220,22 @@ def tokenize(
     reasons = tokenized["unwritable"][:]
     enough = (kept >= minimum_response_tokens) & np.array([not reason for reason in reasons])
     left_out = np.flatnonzero(~enough).tolist()
-    dropped = [
-        (id, reasons[row] or f"its prompt has {tokens:,} tokens, max_length is {max_length:,}: nothing left to learn")
-        for row, id, tokens in zip(
-            left_out, dataset.select(left_out)["id"], (length - kept)[left_out].tolist(), strict=True
-        )
-    ]
+
+    def why(row: int) -> tuple[str, str]:
+        """Why a row is left out, and what to do where all are."""
+        if reasons[row]:
+            return reasons[row], "take another base model"
+        if lost[row]:
+            prompt, left = length[row] - kept[row], f"{kept[row]:,} tokens" if kept[row] else "nothing"
+            return f"its prompt has {prompt:,} tokens, max_length is {max_length:,}: {left} left to learn", (
+                "raise max_length"
+            )
+        return f"its answers have {kept[row]:,} tokens, fewer than {minimum_response_tokens:,}", "lower that number"
+
+    dropped = [(id, why(row)[0]) for row, id in zip(left_out, dataset.select(left_out)["id"], strict=True)]
     if not enough.any():
-        fix = "take another base model" if reasons[left_out[0]] else "raise max_length"
-        raise UserError(f"all {len(tokenized):,} rows were dropped: {dropped[0][1]}; {fix}")
+        reason, fix = why(left_out[0])
+        raise UserError(f"all {len(tokenized):,} rows were dropped: {reason}; {fix}")
     report = LengthReport(
         max_length,
         rows=len(tokenized),
@@ -297,7 +307,7 @@ def count_tokens(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> li
     """Tokens of each text, without BOS and EOS."""
     if not texts:
         return []
-    control = control_ids(tokenizer, tokenizer.eos_token_id, tokenizer.pad_token_id)
+    control = control_ids(tokenizer)
     together = tokenizer(list(texts), add_special_tokens=False).input_ids  # on all cores
     return [
         len(ids if control.isdisjoint(ids) else _write(tokenizer, text, add_special_tokens=False).ids)

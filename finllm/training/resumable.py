@@ -297,7 +297,8 @@ class ResumableTrainer(SFTTrainer):
             # of the model before training; None where that was not measured
             "first_validation_loss": losses[0] if evaluated[0]["step"] == 0 else None,
             "final_validation_loss": losses[-1],
-            "best_validation_loss": min(losses),
+            # of what was trained: an untrained model that was better is not among what this run can save
+            "best_validation_loss": min(line["eval_loss"] for line in evaluated if line["step"]),
         }
 
 

@@ -76,16 +76,31 @@ class Mutant:
 def mutants_of(path: Path) -> list[Mutant]:
     """All mutants of a module that are Python and no two of which are the same, in the order of its lines."""
     source = path.read_text(encoding="utf-8")
-    original, seen, kept = ast.dump(ast.parse(source)), set(), []
+    data, seen, kept = source.encode(), set(), []
+    # Of a mutant only the statement at the top that it is in is parsed: there are hundreds in a module.
+    blocks = {span: ast.dump(ast.parse(data[slice(*span)])) for span in _blocks(source)}
     for mutant in sorted(_Visitor(source).found, key=lambda each: (each.begin, each.end, each.new)):
+        begin, end = next(span for span in blocks if span[0] <= mutant.begin < span[1])
         try:
-            tree = ast.dump(ast.parse(mutant.applied(source)))
+            tree = ast.dump(ast.parse(data[begin : mutant.begin] + mutant.new.encode() + data[mutant.end : end]))
         except SyntaxError:
             continue
-        if tree != original and tree not in seen:
-            seen.add(tree)
+        if tree != blocks[begin, end] and (begin, tree) not in seen:
+            seen.add((begin, tree))
             kept.append(mutant)
     return kept
+
+
+def _blocks(source: str) -> list[tuple[int, int]]:
+    """Where each statement at the top of a module begins, with its decorators, and ends, in bytes."""
+    starts = [0, *itertools.accumulate(map(len, source.encode().splitlines(keepends=True)))]
+    return [
+        (
+            starts[min([node.lineno, *(each.lineno for each in getattr(node, "decorator_list", []))]) - 1],
+            starts[node.end_lineno - 1] + node.end_col_offset,
+        )
+        for node in ast.parse(source).body
+    ]
 
 
 def _name(node: ast.AST) -> str:

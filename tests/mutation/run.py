@@ -6,9 +6,10 @@
 
 A mutant costs what importing costs, so this process imports torch and its like once, and nothing of ours. For each
 mutant it forks a child, which imports the mutated module from a copy of the tree and runs the tests there. Before the
-first mutant of a module its tests run unchanged, and it is noted which of them reach which line: a mutant is shown to
-those that reach its line alone, the quickest first, up to the first that fails. What was found is kept in runs/mutants,
-so that a run goes on where it was stopped; a module or a test that has changed since is looked at again.
+first mutant each file of tests runs once unchanged, and it is noted which of its tests reach which lines of which
+modules: a mutant is shown to those that reach its line alone, the quickest first, up to the first that fails. What was
+found is kept in runs/mutants, so that a run goes on where it was stopped; a module or a test that has changed since is
+looked at again.
 """
 
 from __future__ import annotations
@@ -40,7 +41,8 @@ from typing import Any
 import pytest
 from mutate import Mutant, mutants_of
 
-ROOT = Path(__file__).resolve().parents[2]
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parents[1]
 HELD = ROOT / "runs" / "mutants"
 HEAVY = (  # what our modules import of others
     "torch", "transformers", "transformers.models.auto.modeling_auto", "transformers.models.gpt2.modeling_gpt2",
@@ -63,7 +65,7 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--again", action="store_true", help="look again at mutants that survived")
     arguments = parser.parse_args()
-    tests_of = tomllib.loads((Path(__file__).parent / "modules.toml").read_text(encoding="utf-8"))
+    tests_of = tomllib.loads((HERE / "modules.toml").read_text(encoding="utf-8"))
     modules = [m for m in tests_of if not arguments.modules or any(_within(m, part) for part in arguments.modules)]
     if not modules:
         sys.exit(f"none of {', '.join(arguments.modules)} is in modules.toml, which has {', '.join(tests_of)}")
@@ -75,11 +77,10 @@ def main() -> None:
     if todo:
         for name in HEAVY:
             importlib.import_module(name)
-        for module in tests_of:
-            _baseline_path(module, tests_of)
+        unknown = _unknown_files(sorted({module for module, _ in todo}), tests_of)
         gc.collect()
         gc.freeze()
-        _in_parallel(sorted({module for module, _ in todo}), tests_of, arguments.workers, _look_at_module)
+        _in_parallel(unknown, tests_of, arguments.workers, _look_at_file)
         _in_parallel(todo, tests_of, arguments.workers, _look_at_mutant)
         known = _known(tests_of, again=False)
     _report(chosen, known)
@@ -178,39 +179,72 @@ def _copied(tree: Path) -> Path:
     return tree
 
 
-def _baseline_path(module: str, tests_of: dict[str, list[str]]) -> Path:
-    content = _hash(ROOT / module) + _tests_hash(tests_of[module]) + _hash(Path(__file__))
-    return HELD / f"{module.replace('/', '.')}.{hashlib.sha256(content.encode()).hexdigest()[:12]}.json"
+def _selected(module: str, tests_of: dict[str, list[str]]) -> dict[str, tuple[str, ...]]:
+    """By file what a module's tests are: the whole file, or single tests of it."""
+    found: dict[str, tuple[str, ...]] = {}
+    for name in tests_of[module]:
+        file = name.split("::")[0]
+        found[file] = (*found.get(file, ()), name)
+    return found
 
 
-def _look_at_module(module: str, tests_of: dict[str, list[str]], tree: Path) -> None:
-    """Run a module's tests as it is: how long each takes, and which lines of the module it reaches."""
-    path = _baseline_path(module, tests_of)
-    if path.exists():
-        return
+def _baseline_path(module: str, file: str, selected: tuple[str, ...]) -> Path:
+    content = f"{_hash(ROOT / module)} {_tests_hash([file])} {_hash(HERE / 'run.py')} {selected}"
+    name = f"{module} {file}".replace("/", ".")
+    return HELD / f"{name}.{hashlib.sha256(content.encode()).hexdigest()[:12]}.json"
+
+
+def _unknown_files(modules: list[str], tests_of: dict[str, list[str]]) -> list[tuple[str, list[str]]]:
+    """Files of tests, each with the modules of which it is not known yet which lines its tests reach."""
+    found: dict[str, list[str]] = {}
+    for module in modules:
+        for file, selected in _selected(module, tests_of).items():
+            if not _baseline_path(module, file, selected).exists():
+                found.setdefault(file, []).append(module)
+    return list(found.items())
+
+
+def _look_at_file(item: tuple[str, list[str]], tests_of: dict[str, list[str]], tree: Path) -> None:
+    """Run a file's tests as the modules are: how long each takes, and which lines of each module it reaches."""
+    file, modules = item
     begun = time.perf_counter()
-    noted = _run(tree, tests_of[module], seconds=1800, traced=tree / module)
+    selected = {module: _selected(module, tests_of)[file] for module in modules}
+    wanted = sorted({name for names in selected.values() for name in names})
+    noted = _run(tree, wanted, seconds=1800, traced={str(tree / module): module for module in modules})
     if noted is None or noted["failed"]:
-        raise RuntimeError(f"the tests of {module} fail as they are: {noted and noted['failed']}")
-    for old in HELD.glob(f"{module.replace('/', '.')}.????????????.json"):
-        old.unlink()
-    path.write_text(json.dumps(noted), encoding="utf-8")
-    print(f"{module}: {len(noted['seconds'])} tests, {time.perf_counter() - begun:.0f} s", flush=True)
+        raise RuntimeError(f"the tests of {file} fail as they are: {noted and noted['failed']}")
+    for module, names in selected.items():
+        path = _baseline_path(module, file, names)
+        for old in HELD.glob(f"{path.name[: -len('????????????.json')]}????????????.json"):
+            old.unlink()
+        seconds = {test: each for test, each in noted["seconds"].items() if test.startswith(names)}
+        path.write_text(json.dumps({"seconds": seconds, "lines": noted["lines"].get(module, {})}), encoding="utf-8")
+    print(f"{file}: {len(noted['seconds'])} tests, {time.perf_counter() - begun:.0f} s", flush=True)
+
+
+def _noted_of(module: str, tests_of: dict[str, list[str]]) -> tuple[dict[str, float], dict[str, list[int]]]:
+    """Of each test of a module how long it takes, and which lines it reaches."""
+    seconds, lines = {}, {}
+    for file, selected in _selected(module, tests_of).items():
+        noted = json.loads(_baseline_path(module, file, selected).read_text(encoding="utf-8"))
+        seconds |= noted["seconds"]
+        lines |= noted["lines"]
+    return seconds, lines
 
 
 def _look_at_mutant(item: tuple[str, Mutant], tests_of: dict[str, list[str]], tree: Path) -> None:
     module, mutant = item
-    noted = json.loads(_baseline_path(module, tests_of).read_text(encoding="utf-8"))
+    taken, reached = _noted_of(module, tests_of)
     path, source = tree / module, (ROOT / module).read_text(encoding="utf-8")
     inside = _in_a_function(source, mutant)
     lines = set(range(mutant.line, mutant.last_line + 1)) if inside else None
-    reaching = [test for test in noted["seconds"] if lines is None or lines.intersection(noted["lines"].get(test, ()))]
-    reaching.sort(key=noted["seconds"].__getitem__)
+    reaching = [test for test in taken if lines is None or lines.intersection(reached.get(test, ()))]
+    reaching.sort(key=taken.__getitem__)
     verdict, by, begun = "survived", None, time.perf_counter()
     if reaching:
         path.write_text(mutant.applied(source), encoding="utf-8")
         try:
-            seconds = PATIENCE * sum(noted["seconds"][test] for test in reaching) + LEAST_SECONDS
+            seconds = PATIENCE * sum(taken[test] for test in reaching) + LEAST_SECONDS
             found = _run(tree, tests_of[module], seconds, chosen=reaching)
         finally:
             path.write_text(source, encoding="utf-8")
@@ -242,7 +276,7 @@ def _forget(path: Path) -> None:
 
 
 def _run(
-    tree: Path, files: list[str], seconds: float, chosen: list[str] | None = None, traced: Path | None = None
+    tree: Path, files: list[str], seconds: float, chosen: list[str] | None = None, traced: dict[str, str] | None = None
 ) -> dict[str, Any] | None:
     """What a child finds that runs tests in `tree`; None where it took too long or died."""
     noted = tree.parent / "noted.json"
@@ -277,9 +311,11 @@ def _be_a_child(tree: Path, files: list[str], plugin: _Plugin) -> None:
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     held = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     resource.setrlimit(resource.RLIMIT_AS, (held + MEMORY, resource.RLIM_INFINITY))
+    # A process that a test starts would import this script under multiprocessing's name for the main module, and fail.
+    del sys.modules["__main__"].__file__
     os.chdir(tree)
     os.environ |= {"PYTHONPATH": str(tree), "OMP_NUM_THREADS": "1"}
-    sys.path[:] = [str(tree), *(place for place in sys.path if Path(place).resolve() != Path(__file__).parent)]
+    sys.path[:] = [str(tree), *(place for place in sys.path if Path(place).resolve() != HERE)]
     assert not any(name.split(".")[0] in OURS for name in sys.modules), "nothing of ours may be there before the fork"
     options = ["-q", "-p", "no:cacheprovider", "-o", "addopts=", "-m", "not soak and not gpu", "--rootdir", str(tree)]
     temporary = ["--basetemp", str(tree.parent / "temporary")]
@@ -288,12 +324,15 @@ def _be_a_child(tree: Path, files: list[str], plugin: _Plugin) -> None:
 
 
 class _Plugin:
-    """Chooses and orders tests; notes what failed, how long each took, and the lines of one file that it reached."""
+    """Chooses and orders tests; notes what failed, how long each took, and the lines of modules that it reached.
 
-    def __init__(self, noted: Path, chosen: list[str] | None, traced: Path | None, files: list[str]):
-        self.noted, self.chosen, self.traced, self.files = noted, chosen, str(traced), files
+    `traced` has the name of each module by its path.
+    """
+
+    def __init__(self, noted: Path, chosen: list[str] | None, traced: dict[str, str] | None, files: list[str]):
+        self.noted, self.chosen, self.traced, self.files = noted, chosen, traced or {}, files
         self.seconds: dict[str, float] = defaultdict(float)
-        self.lines: dict[str, set[int]] = defaultdict(set)
+        self.lines: dict[str, dict[str, set[int]]] = {module: defaultdict(set) for module in self.traced.values()}
         self.failed, self.test, self.tracing = "", "", traced is not None
 
     def pytest_collection_modifyitems(self, items: list) -> None:
@@ -327,11 +366,11 @@ class _Plugin:
             self.seconds[item.nodeid] += time.perf_counter() - begun
 
     def _called(self, frame, event, argument):
-        return self._line if frame.f_code.co_filename == self.traced else None
+        return self._line if frame.f_code.co_filename in self.traced else None
 
     def _line(self, frame, event, argument):
         if event == "line":
-            self.lines[self.test].add(frame.f_lineno)
+            self.lines[self.traced[frame.f_code.co_filename]][self.test].add(frame.f_lineno)
         return self._line
 
     def pytest_runtest_logreport(self, report) -> None:
@@ -345,8 +384,10 @@ class _Plugin:
             self.failed = report.nodeid
 
     def write(self) -> None:
-        of = {test: self.lines[test] | self.lines[test.split("::")[0]] for test in self.seconds}
-        lines = {test: sorted(reached) for test, reached in of.items() if reached}
+        lines = {
+            module: {test: sorted(reached[test] | reached[test.split("::")[0]]) for test in self.seconds}
+            for module, reached in self.lines.items()
+        }
         content = {"failed": self.failed, "seconds": self.seconds, "lines": lines}
         self.noted.write_text(json.dumps(content), encoding="utf-8")
 
@@ -386,7 +427,7 @@ def _report(chosen: list[tuple[str, Mutant]], known: dict[str, dict[str, Any]]) 
 
 def _accepted() -> list[tuple[str, str, str]]:
     """Of mutants that cannot matter: the module, a text that their diff holds, and why."""
-    content = tomllib.loads((Path(__file__).parent / "cannot_matter.toml").read_text(encoding="utf-8"))
+    content = tomllib.loads((HERE / "cannot_matter.toml").read_text(encoding="utf-8"))
     return [(module, text, why) for module, each in content.items() for text, why in each.items()]
 
 

@@ -15,6 +15,7 @@ import yaml
 from trl import ModelConfig, SFTConfig
 
 from finllm.models.find import load_tokenizer
+from finllm.run_dir import RunDir
 from finllm.training.unsupported import REASONS
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -168,12 +169,17 @@ def test_what_would_not_do_what_it_says_is_refused(key, command, tmp_path):
 
 
 def test_what_a_run_wrote_is_taken_again(sft, command, tmp_path):
-    """Every key of a run's config.yaml at its default is no setting that could be refused."""
-    _, run = sft(steps=1)
+    """Every key of a run's config.yaml can be given, those at their defaults too, and they give the same run."""
+    _, run = sft("--seed", 5, "--weight_decay", 0.5, steps=2)
     config = run.config() | {"output_dir": str(tmp_path / "again")}
+    assert set(config) >= KEYS - set(REFUSED) - {"parallelism_config", "hub_token", "local_rank"}
+    assert (config["seed"], config["weight_decay"], config["max_steps"]) == (5, 0.5, 2)
     (tmp_path / "again.yaml").write_text(yaml.safe_dump(config))
     done = command("recipes/sft.py", "--config", tmp_path / "again.yaml")
     assert done.status == 0, done.err
+    again = RunDir(tmp_path / "again")
+    assert again.config() == config and figures_of(again) == figures_of(run) and len(figures_of(run)) == 4
+    assert (again.model / "model.safetensors").read_bytes() == (run.model / "model.safetensors").read_bytes()
 
 
 @pytest.fixture(scope="module")

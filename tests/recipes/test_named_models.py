@@ -138,8 +138,12 @@ def test_a_base_model_beside_a_config_yaml_is_still_one(train, gpt2_dir, tmp_pat
     shutil.copytree(gpt2_dir, tmp_path / "mine" / "model")
     for folder in (tmp_path / "mine", tmp_path / "mine" / "model"):
         (folder / "config.yaml").write_text("a: 1")
-    done, _ = train("out", model=tmp_path / "mine" / "model", steps=1)
+    done, run = train("out", model=tmp_path / "mine" / "model", steps=1)
     assert done.status == 0, done.err
+    _, named = train("named", model=gpt2_dir, steps=1)  # the same weights, and nothing of the file
+    assert run.provenance()["base_model_hash"] == named.provenance()["base_model_hash"]
+    assert (run.model / "model.safetensors").read_bytes() == (named.model / "model.safetensors").read_bytes()
+    assert run.summary()["base_model"] == str(tmp_path / "mine" / "model")
 
 
 def test_nothing_is_pushed_and_the_command_that_pushes_is_named(train):

@@ -1,6 +1,7 @@
 """What recipes/sft.py proves of a model before the first step and after the last, by its command line."""
 
 import json
+import re
 import shutil
 
 import pytest
@@ -9,6 +10,8 @@ from safetensors.torch import load_file, save_file
 from torch.nn.functional import cross_entropy
 from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2LMHeadModel, GPT2Model
 
+from finllm.data.dataset_dir import DatasetDir
+from finllm.data.prepare import prepare
 from finllm.models.base import load_run_model
 from finllm.models.find import load_tokenizer
 from finllm.text.tokens import encode
@@ -149,9 +152,23 @@ def test_a_pad_token_beyond_the_embedding_becomes_eos_and_the_model_loads_again(
     assert model.config.pad_token_id is None or model.config.pad_token_id < 600
 
 
-def test_a_special_token_that_no_row_can_hold_may_lie_beyond_the_embedding(sft, with_tokens):
-    done, _ = sft("--model_name_or_path", with_tokens(additional_special_tokens=["<image>"]), steps=1)
+def test_a_special_token_that_no_row_can_hold_may_lie_beyond_the_embedding(sft, with_tokens, tmp_path):
+    """It changes nothing: rows that spell it are written in letters, and the weights are those without it."""
+    folder = with_tokens(additional_special_tokens=["<image>"])
+    tokenizer = load_tokenizer(str(folder))
+    assert tokenizer.convert_tokens_to_ids("<image>") == 600 and max(tokenizer("<image>").input_ids) == 600
+    source = tmp_path / "rows.jsonl"
+    rows = [{"instruction": f"What is <image> {n}?", "output": f"An <image> of {n}."} for n in range(30)]
+    source.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    prepare(source, tmp_path / "data", validation_fraction=0.2, test_fraction=0.2)
+    flags = ("--dataset_name", tmp_path / "data")
+    done, run = sft(*flags, "--model_name_or_path", folder, steps=1)
     assert done.status == 0, done.err
+    train = len(DatasetDir(tmp_path / "data").rows("train"))
+    assert re.search(rf"rows that spell a control token, kept as text\W+{train}\W", done.out), done.out
+    _, without = sft(*flags, steps=1, output_dir=tmp_path / "without")
+    assert load_tokenizer(str(run.model)).convert_tokens_to_ids("<image>") == 600
+    assert (run.model / "model.safetensors").read_bytes() == (without.model / "model.safetensors").read_bytes()
 
 
 @pytest.mark.parametrize("special", [{"eos_token": "<end>"}, {"bos_token": "<begin>"}, {"words": ["interest"]}])

@@ -47,6 +47,23 @@ def test_attention_by_hand():
         assert attend_plain(q, Keys(k, v, visible)).flatten().tolist() == pytest.approx(expected)
 
 
+def test_padding_hides_keys_from_causal_queries_too():
+    """Query t sees the keys 0 … t that are text, and none else: the first of the second text is padding."""
+    keys_BS = torch.tensor([[True, True, False], [True, False, True]])
+    k = torch.zeros(2, 1, 3, 1)
+    assert Visible(True, keys_BS).mask(k).tolist() == [
+        [[[True, False, False], [True, True, False], [True, True, False]]],
+        [[[True, False, False], [True, False, False], [True, False, True]]],
+    ]
+    assert Visible(True).mask(k).tolist() == [[True, False, False], [True, True, False], [True, True, True]]
+    assert Visible(keys_BS=keys_BS).mask(k).tolist() == [[[[True, True, False]]], [[[True, False, True]]]]
+    assert Visible().mask(k) is None
+    v = torch.tensor([1.0, 10.0, 100.0]).view(1, 1, 3, 1).expand(2, 1, 3, 1)
+    for attend in (attend_plain, attend_fast):
+        found = attend(torch.zeros(2, 1, 3, 1), Keys(k, v, Visible(True, keys_BS)))
+        assert found.flatten().tolist() == pytest.approx([1, 5.5, 5.5, 1, 1, 50.5])
+
+
 def test_attention_is_that_of_torch():
     torch.manual_seed(0)
     ours, theirs = MultiHeadAttention(16, 4), torch.nn.MultiheadAttention(16, 4, bias=False, batch_first=True)

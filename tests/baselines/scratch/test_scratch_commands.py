@@ -5,8 +5,15 @@ import tempfile
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 from processes import run_ranks
+
+from baselines.scratch.model import Transformer
+from baselines.scratch.sampling import NEVER_WRITTEN
+from baselines.scratch.tokenizer import BOS, EOS, Tokenizer
+from finllm.errors import visible
+from finllm.text.prompts import build_prompt
 
 CHECKOUT = Path(__file__).resolve().parents[3]
 SCRIPT = "baselines/scratch/train.py"
@@ -68,9 +75,16 @@ def test_config_yaml_runs_again_as_a_module_to_the_same_weights(place):
 
 
 def test_a_finished_run_says_so(place, command):
+    """And nothing of it is touched; with other settings it is not what was asked for."""
     run = place / "runs/small"
-    done = command(SCRIPT, "--config", place / "small.yaml", "--output_dir", run, "--resume", "auto")
-    assert done.status == 0 and "is finished; nothing to do" in done.out
+    before = {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in run.rglob("*") if path.is_file()}
+    again = (SCRIPT, "--config", place / "small.yaml", "--output_dir", run, "--resume", "auto")
+    done = command(*again)
+    assert done.status == 0 and done.out == f"{run} is finished; nothing to do\n"
+    done = command(*again, "--learning_rate", "0.5")
+    assert done.status == 2 and "learning_rate" in done.err and "nothing to do" not in done.out
+    assert {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in before} == before
+    assert {path for path in run.rglob("*") if path.is_file()} == set(before)
 
 
 def test_two_processes_take_the_steps_of_one(place):
@@ -87,11 +101,37 @@ def test_two_processes_take_the_steps_of_one(place):
         assert losses_of_two == pytest.approx(losses_of_one, rel=1e-5) and losses_of_one
 
 
-def test_generate_answers(place):
-    done = process(
-        place, "runs/small", "What is a bond?", "--max_new_tokens", "5", script="baselines/scratch/generate.py"
-    )
-    assert done.status == 0 and done.out.strip(), done.err
+def test_generate_answers(place, command):
+    """With what the weights say is likeliest, token by token, each flag taken as it is given."""
+    run = place / "runs/small"
+    model, tokenizer = Transformer.load(run / "model").eval(), Tokenizer.load(run / "model")
+
+    def likeliest(prompt, most, never=()):
+        ids, answer = tokenizer.encode(prompt), []
+        while len(answer) < most:
+            with torch.no_grad():
+                hidden = model.hidden(torch.tensor([[BOS, *ids, *answer]]))
+                logits = model.logits(hidden)[0, -1]
+            logits[[*NEVER_WRITTEN, *(answer if never else ())]] = -torch.inf
+            answer.append(int(logits.argmax()))
+            if answer[-1] == EOS:
+                break
+        return visible(tokenizer.decode([id for id in answer if id != EOS]))
+
+    def generated(*flags):
+        done = command("baselines/scratch/generate.py", run, "What is a bond?", "--max_new_tokens", 5, *flags)
+        assert done.status == 0, done.err
+        return done.out
+
+    asked, with_input = build_prompt("What is a bond?"), build_prompt("What is a bond?", "A loan.")
+    assert generated() == likeliest(asked, 5) + "\n"
+    assert generated("--max_new_tokens", 3) == likeliest(asked, 3) + "\n" != generated()
+    assert generated("--no_repeat_ngram_size", 1) == likeliest(asked, 5, never=True) + "\n"
+    assert generated("--input", "A loan.") == likeliest(with_input, 5) + "\n"
+    drawn = [generated("--temperature", 5, "--seed", seed) for seed in (1, 1, 2)]
+    assert drawn[0] == drawn[1] != drawn[2]
+    done = process(place, "runs/small", "What is a bond?", script="-m baselines.scratch.generate")
+    assert done.status == 0 and done.out.startswith(likeliest(asked, 5)), done.err
 
 
 @pytest.mark.parametrize(

@@ -2,11 +2,13 @@
 
 import itertools
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
 import transformers
 
+from baselines.scratch import generation
 from baselines.scratch.generation import beam_search, write_one_each
 from baselines.scratch.sampling import (
     NEVER_WRITTEN,
@@ -21,6 +23,7 @@ from baselines.scratch.sampling import (
     penalise_repetition,
 )
 from baselines.scratch.tokenizer import EOS, PAD
+from finllm.errors import UserError
 
 HALVES = torch.tensor([[0.5, 0.25, 0.15, 0.1]]).log()
 
@@ -208,8 +211,52 @@ def test_padding_is_never_written():
         (Sampling(top_k=5), "top_k is 5 and temperature is 0, which draws nothing; set it above 0"),
         (Sampling(0.5, num_beams=4), "num_beams is 4 and temperature is 0.5: beam search draws nothing"),
         (Sampling(repetition_penalty=0), "repetition_penalty is 0 and must be above 0"),
+        (Sampling(repetition_penalty=math.inf), "repetition_penalty is inf and must be above 0"),
+        (Sampling(math.inf), "temperature is inf and must be at least 0"),
+        (Sampling(math.nan), "temperature is nan and must be at least 0"),
+        (Sampling(1, top_p=1.01), "top_p is 1.01 and must be above 0 and at most 1"),
+        (Sampling(1, min_p=0), "min_p is 0 and must be above 0 and at most 1"),
+        (Sampling(1, min_p=1.01), "min_p is 1.01 and must be above 0 and at most 1"),
+        (Sampling(1, no_repeat_ngram_size=0), "no_repeat_ngram_size is 0 and must be at least 1"),
+        (Sampling(num_beams=0), "num_beams is 0 and must be at least 1"),
+        (Sampling(top_p=0.5), "top_p is 0.5 and temperature is 0, which draws nothing; set it above 0"),
+        (Sampling(min_p=0.5), "min_p is 0.5 and temperature is 0, which draws nothing; set it above 0"),
+        (Sampling(0.5, num_beams=2), "num_beams is 2 and temperature is 0.5: beam search draws nothing"),
     ],
 )
 def test_values_that_cannot_work(sampling, message):
     assert list(sampling.problems()) == [message]
-    assert not list(Sampling(0.7, 5, 0.9, 0.1, 1.2, 3).problems())
+
+
+def test_values_at_their_limits_work():
+    for sampling in (Sampling(0.7, 5, 0.9, 0.1, 1.2, 3), Sampling(1e-9, 1, 1.0, 1.0, 1e-9, 1), Sampling(num_beams=1),
+                     Sampling(num_beams=2), Sampling(1.0, num_beams=1), Sampling()):  # fmt: skip
+        assert not list(sampling.problems()), sampling
+    several = Sampling(-1, 0, 2, 2, -1, 0, 0)
+    assert [problem.split()[0] for problem in several.problems()] == [
+        "temperature", "top_p", "min_p", "top_k", "no_repeat_ngram_size", "num_beams", "repetition_penalty"
+    ]  # fmt: skip
+
+
+def test_equally_likely_tokens_are_kept_in_the_order_of_their_ids():
+    assert left(keep_top_p(torch.zeros(1, 4096), 0.5)) == list(range(2048))
+
+
+@pytest.mark.parametrize("variant", ["as_published", "causal", "seq2seq"])
+@pytest.mark.parametrize("beams", [1, 2])
+def test_each_prompt_has_the_room_that_is_left_to_it(variant, beams, monkeypatch):
+    """And all must fit: of several prompts the longest is looked at."""
+    asked = []
+    for kind in ("Cached", "Recomputed"):
+        monkeypatch.setattr(generation, kind, lambda *given, kind=kind: (kind, *given[1:]))
+    for search in ("beam_search", "write_one_each"):
+        monkeypatch.setattr(generation, search, lambda *given, search=search: asked.append((search, *given)))
+    monkeypatch.setattr(generation, "lay_out", lambda prompt, answer, variant: SimpleNamespace(ids=[0, *prompt]))
+    model = SimpleNamespace(config=SimpleNamespace(variant=variant), position_limit=9)
+    prompts, sampling = [[1] * 3, [1] * 8, [1] * 5], Sampling(num_beams=beams)
+    generation.write(model, prompts, 4, sampling)
+    session = ("Recomputed", prompts) if variant == "as_published" else ("Cached", prompts, 4)
+    assert asked == [("beam_search" if beams == 2 else "write_one_each", session, [4, 0, 3], sampling)]
+    for place in range(3):
+        with pytest.raises(UserError):
+            generation.write(model, [[1] * (9 if each == place else 2) for each in range(3)], 4, sampling)

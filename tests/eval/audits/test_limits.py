@@ -90,6 +90,24 @@ def test_a_token_that_moves_when_the_rest_is_cut_off(apart, dtype, passed):
     assert found["tolerance"] == (0.1 if dtype == "int8" else 2e-4) and found["depends_on_length"] is False
 
 
+def test_what_moves_with_the_length_alone_is_no_leak_unless_one_token_is_no_number():
+    data, pairs, _ = asked(Set())
+    longest = max(len(response) for _, response in pairs)
+
+    def of_length(response, position=None):
+        return 0.01 * len(response)
+
+    found = causality(Set(lambda prompt, response, place: of_length(response), of_length), data, pairs)
+    assert found["passed"] and found["depends_on_length"] and found["largest_difference"] > 0.05
+    assert "no leak" in found["summary"]
+    broken = Set(
+        lambda prompt, response, place: math.nan if len(response) == longest and place else of_length(response),
+        of_length,
+    )
+    found = causality(broken, data, pairs)
+    assert not found["passed"] and found["largest_difference"] is None
+
+
 @pytest.mark.parametrize("place", ["first", "last", "random"])
 def test_it_is_looked_at_the_first_token_at_eos_and_between(place):
     data, pairs, _ = asked(Set())

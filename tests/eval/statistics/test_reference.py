@@ -191,6 +191,34 @@ def test_few_questions_allow_few_pairs():
     assert every_two(nats[:, :2], np.ones(6))[0, 1]["low"] is not None
 
 
+def test_two_models_differ_by_students_t_and_not_by_the_normal_distribution():
+    """Six questions of one length, whose differences lie evenly about 2 bits: mean ± t₅ · s / √6."""
+    bits = 2 + np.array([-3.0, -2, -1, 1, 2, 3])
+    found = every_two(np.stack([bits, np.zeros(6)], 1) * math.log(2), np.ones(6))[0, 1]
+    reach = 2.5705818366147395 * math.sqrt(28 / 5 / 6)
+    assert [found["difference"], found["low"], found["high"]] == pytest.approx([2, 2 - reach, 2 + reach])
+    # t = 2 / 0.9661 = 2.0702 with 5 degrees of freedom
+    assert found["p_value"] == found["p_adjusted"] == pytest.approx(0.0932, abs=1e-4)
+
+
+@pytest.mark.parametrize("questions", [2, 6, 30])
+def test_no_p_value_is_above_one(questions):
+    """However many pairs of models that are equally good; Bonferroni's product and that of the coins would be."""
+    draw = np.random.default_rng(questions)
+    nats = np.repeat(draw.gamma(3, 1, (questions, 1)), 5, axis=1) + draw.normal(0, 1e-3, (questions, 5))
+    found = [each["p_adjusted"] for each in every_two(nats, np.ones(questions)).values()]
+    assert all(0 < each <= 1 for each in found) and (max(found) == 1 or questions > 2)
+    runs = [seeded(f"{name}{seed}", seed, list(column), learning_rate=name)
+            for name, column in zip((1.0, 2.0, 3.0), nats.T, strict=False) for seed in (1, 2)]  # fmt: skip
+    assert [each["p_adjusted"] for each in compare_recipes(runs)] == [1.0] * 3 or questions > 6
+    assert all(0 < each["p_adjusted"] <= 1 for each in compare_recipes(runs))
+    same = [made(name, [1.0, 2.0, 4.0] * 4, config={"seed": seed, "rate": rate})
+            for name, seed, rate in (("a", 1, 1), ("b", 2, 1), ("c", 1, 2), ("d", 2, 2))]  # fmt: skip
+    assert [each["p_adjusted"] for each in compare_recipes([*same, made("m", [1.0, 2.0, 4.0] * 4, method="base")])] == [
+        1.0, 1.0, 1.0
+    ]  # fmt: skip
+
+
 def made(name, nll, questions=None, sizes=None, ranked=True, method="lora", config=None, provenance=None, metrics=None):
     questions = questions or [str(number) for number in range(len(nll))]
     sizes = sizes or [10] * len(nll)

@@ -4,8 +4,9 @@ import random
 
 import pytest
 
-from finllm.data.clean import PLAIN, STEPS, Cleaning, Rejected, mend_question
-from finllm.data.schema import Row
+from finllm.data.clean import PLAIN, STEPS, Cleaning, Rejected, _hash_of, keep_one_half, mend_question
+from finllm.data.conversations import Turn
+from finllm.data.schema import Change, Row
 from finllm.errors import UserError
 
 TEN = "one two three four five six seven eight nine ten."
@@ -65,6 +66,11 @@ def test_strip_leaves_white_space_inside():
         ("if a &lt; b:\n    return a;", None),
         ("Write `&lt;p&gt;` for a paragraph.", None),
         ("In HTML an ampersand is &amp;", None),
+        ("First:\nfor a in b:\nx &lt; y", None),
+        ("First:\n  #include <a>\nx &lt; y", None),
+        ("f(a &lt; b)", None),
+        ("'&lt;' is less, a fence is ```, a.b(c) &gt; d", None),
+        ("Here is why:\nit is for profit &gt; loss, and if not", "Here is why:\nit is for profit > loss, and if not"),
         ("Profit &gt; loss", "Profit > loss"),
         ("Line\r\nends", "Line\nends"),
         ("quality andâ€¦ time", "quality and… time"),
@@ -105,6 +111,7 @@ def test_text_taken_as_plain_is_what_ftfy_leaves():
         ('"a" and ""', None),
         ('name = ""\nother = ""', None),
         ('"x" or ""y"" or "z"', None),
+        ('""A"" and ""B"" of it', None),
     ],
 )
 def test_csv_quotes(damaged, mended):
@@ -202,6 +209,86 @@ def test_rows_that_are_dropped(step, fields):
 )
 def test_short_and_odd_answers_stay(fields):
     assert clean([row(**fields)])[0] == [row(**fields)]
+
+
+@pytest.mark.parametrize("words", [4, 5])
+def test_halves_of_five_words_or_more_are_cut(words):
+    half = " ".join(TEN.split()[:words])
+    assert changed("repeated_halves", output=f"{half} {half}").output == (half if words == 5 else f"{half} {half}")
+
+
+def test_halves_of_the_same_letters_in_other_words_and_very_long_ones_stay():
+    apart = "a b c de f g a b cd e f g"
+    assert changed("repeated_halves", output=apart).output == apart
+    half = "word " * 99 + "x" * (2**19 - 99 * 5)
+    assert keep_one_half(half * 2) == half and len(half * 2) == 2**20
+    assert keep_one_half(half * 2 + " ") == half * 2 + " "
+
+
+def test_what_was_asked_for_twice_is_cleaned_otherwise():
+    (after,), _, steps = clean([row("Say it twice.", output=f" {TEN} {TEN}\r\n")])
+    assert after.output == f"{TEN} {TEN}" and counts(steps) == {"strip": (1, 0)}
+
+
+TEXTS = {
+    "strip": (" a ", "a"),
+    "csv_quotes": ('"a ""b"" c"', 'a "b" c'),
+    "unicode": ("itâ€™s", "it’s"),
+    "repeated_halves": (f"{TEN} {TEN}", TEN),
+    "input_placeholder": ("N/A", ""),
+}
+EVERYWHERE = {"instruction", "input", "output", "system", "history"}
+WHERE = {"strip": EVERYWHERE, "csv_quotes": EVERYWHERE, "unicode": EVERYWHERE, "repeated_halves": {"output"},
+         "input_placeholder": {"input"}}  # fmt: skip
+
+
+@pytest.mark.parametrize("field", sorted(EVERYWHERE))
+@pytest.mark.parametrize("step", TEXTS)
+def test_each_step_looks_at_its_fields_and_at_no_other(step, field):
+    """And what it changed is told, with what reading had changed before."""
+    damaged, mended = TEXTS[step]
+    turns = (Turn("user", "Hello?"), Turn("assistant", damaged), Turn("user", "Well?"), Turn("assistant", "Yes."))
+    before = row(input="i")._replace(system="Be kind.")
+    before = before._replace(**{field: turns if field == "history" else damaged})
+    told = []
+    (after,) = Cleaning(changed=lambda *each: told.append(each)).clean([before])
+    looks = field in WHERE[step]
+    expected = mended if looks else damaged
+    held = after.history[1].content if field == "history" else getattr(after, field)
+    assert held == expected
+    assert after == before._replace(
+        **{field: (turns[0], Turn("assistant", expected), *turns[2:]) if field == "history" else expected}
+    )
+    assert told == ([(before, [Change(step, field, damaged, mended)])] if looks else [])
+    read = (Change("reading", "instruction", "a", "b"),)
+    told.clear()
+    list(Cleaning(changed=lambda *each: told.append(each)).clean([before._replace(changes=read)]))
+    assert [changes for _, changes in told] == [[*read, *([Change(step, field, damaged, mended)] if looks else [])]]
+    untouched = list(Cleaning((step,)).clean([before]))
+    assert untouched == [before]
+
+
+def test_duplicates_are_rows_that_say_the_same_and_nothing_less():
+    """Every part of a row that differs makes it another one; split, file and number do not, but for the split."""
+    turns = (Turn("user", "Hello?"), Turn("assistant", "Yes."))
+    one = row(input="i")
+    others = [one._replace(**each) for each in (
+        {"instruction": "Why?"}, {"input": "j"}, {"output": "It depends."}, {"system": "Be kind."}, {"history": turns},
+        {"system": "Be kind.", "history": turns}, {"system": "Be short."}, {"history": turns[::-1]}, {"split": "test"},
+        {"history": (Turn("user", "Hello?"), Turn("assistant", "No."))},
+        {"split": "train"}, {"input": ""},
+    )]  # fmt: skip
+    kept, rejected, _ = clean([one, *others])
+    assert kept == [one, *others] and not rejected
+    again = [each._replace(file="b.jsonl", number=7, group="g") for each in (one, *others)]
+    kept, rejected, _ = clean([one, *others, *again])
+    assert kept == [one, *others] and rejected == [(each, "duplicates") for each in again]
+
+
+def test_rows_are_told_apart_by_128_bits():
+    hashes = [_hash_of(row(number=n, output=str(n))) for n in range(200)]
+    assert {each.bit_length() for each in hashes} <= set(range(115, 129)) and max(hashes) >> 127
+    assert all(len({each >> shift & 0xFFFF for each in hashes}) > 190 for shift in range(0, 128, 16))
 
 
 def test_duplicates_keep_the_first():

@@ -4,6 +4,8 @@ import random
 from collections import Counter
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from finllm.data.split import (
     SPLITS,
@@ -127,3 +129,31 @@ def test_few_questions_give_each_split_one():
     assert bounds_with_one_each(bounds_of(0.05, 0.05), [0.5, 0.6]) is None
     bounds = bounds_with_one_each(bounds_of(0.05, 0.05, {"test"}), [0.5, 0.6], {"test"})
     assert [split_at(place, bounds) for place in (0.5, 0.6)] == ["validation", "train"]
+
+
+@given(st.data())
+def test_bounds_move_to_the_next_question_and_no_farther(data):
+    """Against counts: each split that is cut has as many questions as its fraction gives it, but one at least."""
+    own = data.draw(st.sampled_from([(), ("test",), ("validation",), ("train", "test"), SPLITS]))
+    fractions = [data.draw(st.sampled_from([0.0 if name in own else 0.01, 0.05, 0.3, 0.6])) for name in SPLITS[1:]]
+    places = data.draw(st.lists(st.integers(0, 99), unique=True, max_size=8).map(lambda all: [n / 100 for n in all]))
+    natural, cut = bounds_of(*fractions, own), [name for name in ("test", "validation") if name not in own]
+    bounds = bounds_with_one_each(natural, places, own)
+    if len(places) < 1 + len(cut):
+        assert bounds is None
+        return
+    counts, before, in_order = {}, 0, sorted(places)
+    for number, name in enumerate(cut):
+        bound, by_fraction = getattr(bounds, name), getattr(natural, name)
+        reached = sum(place < by_fraction for place in places)
+        counts[name] = min(max(reached - before, 1), len(places) - before - (len(cut) - number))
+        before += counts[name]
+        assert bound == by_fraction if before == reached else 0 < bound - in_order[before - 1] < 1e-9
+    assert Counter(split_at(place, bounds) for place in places) == Counter({**counts, "train": len(places) - before})
+
+
+def test_the_end_of_a_split_is_the_next_ones():
+    bounds = bounds_of(0.25, 0.25)
+    assert [split_at(place, bounds) for place in (0, 0.249, 0.25, 0.499, 0.5, 0.999)] == [
+        "test", "test", "validation", "validation", "train", "train"
+    ]  # fmt: skip

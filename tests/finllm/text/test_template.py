@@ -11,7 +11,7 @@ from set_models import EOS, byte_tokenizer
 from finllm.errors import UserError
 from finllm.text import tokens
 from finllm.text.prompts import TEMPLATE_HASH, TEMPLATE_ID, WITH_INPUT, WITHOUT_INPUT, build_prompt
-from finllm.text.tokens import count_tokens, encode, lengths_of, tokenize, tokenizer_hash
+from finllm.text.tokens import control_ids, count_tokens, encode, lengths_of, tokenize, tokenizer_hash
 
 ASKED = (
     "Below is an instruction that describes a task. Write a response that appropriately completes the request.\n\n"
@@ -75,10 +75,31 @@ def test_what_is_cut_dropped_and_counted(tokenizer):
 def test_a_minimum_of_the_response(tokenizer):
     split = Dataset.from_list([row("1", id="two"), row("12", id="three"), row("123456", id="cut")])
     tokenized, report = tokenize(tokenizer, split, len(ASKED) + 3, minimum_response_tokens=3)
-    assert [id for id, _ in report.dropped] == ["two"] and len(tokenized) == 2
+    assert report.dropped == [("two", "its answers have 2 tokens, fewer than 3")] and len(tokenized) == 2
     assert tokenize(tokenizer, split, None)[1].lengths == [len(ASKED) + each for each in (2, 3, 7)]
-    with pytest.raises(UserError, match="all 3 rows were dropped"):
-        tokenize(tokenizer, split, 500, minimum_response_tokens=99)
+    for max_length in (500, None):
+        with pytest.raises(UserError, match="all 3 rows were dropped: its answers have 2 tokens, fewer than 99; lower"):
+            tokenize(tokenizer, split, max_length, minimum_response_tokens=99)
+    cut = tokenize(tokenizer, split, len(ASKED) + 2, minimum_response_tokens=2)[1]
+    assert cut.dropped == [] and cut.truncated_rows == 2
+    said = rf"its prompt has {len(ASKED)} tokens, max_length is {len(ASKED) + 1}: 1 tokens left to learn; raise"
+    with pytest.raises(UserError, match=said):
+        tokenize(tokenizer, split, len(ASKED) + 1, minimum_response_tokens=2)
+
+
+def test_special_tokens_that_come_later_are_control_tokens_from_then_on(tokenizer):
+    """With the tokenizer's own control tokens known already: by a new task, and by a flag alone."""
+    asked = row("<a><b>")
+    letters = [byte + 1 for byte in b"<a><b>"]
+    assert control_ids(tokenizer) == {EOS} and encode(tokenizer, asked)["spells"] is False
+    tokenizer.bos_token = "~"
+    assert control_ids(tokenizer) == {EOS, ord("~") + 1}
+    for token in ("<a>", "<b>"):
+        tokenizer.add_special_tokens({"extra_special_tokens": [token]}, replace_extra_special_tokens=False)
+        found = encode(tokenizer, asked)
+        assert found["spells"] is True and found["input_ids"][-7:] == [*letters, EOS]
+    tokenizer.add_tokens(["<c>"])  # is text
+    assert len(control_ids(tokenizer)) == 4
 
 
 def test_each_thing_that_tokens_depend_on_gives_them_another_name(tokenizer, monkeypatch):
