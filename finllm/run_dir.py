@@ -7,6 +7,7 @@
                         dataset, base model, tokenizer, template; what these were before, where it went on otherwise
       proofs.json       what was proved of the model before the first step, and of what was saved
       metrics.jsonl     a line a logged step, and a line an evaluation
+      validation.jsonl  of the last evaluation each row's nll in nats and supervised tokens, in the order of the split
       summary.json      method, parameters, seconds, tokens a second, peak memory, validation losses
       loss.png          training and validation loss
       model/            safetensors: the full weights or the adapter, with the tokenizer and a model card
@@ -66,6 +67,7 @@ class RunDir:
         self.model = self.path / "model"
         self.checkpoints = self.path / "checkpoints"
         self.metrics = self.path / "metrics.jsonl"
+        self.validation = self.path / "validation.jsonl"
         self.eval = self.path / "eval"
         self._lock: IO | None = None
 
@@ -199,6 +201,10 @@ class RunDir:
     def finish(self, summary: dict[str, Any]) -> None:
         """Write `summary.json`, which marks the run as complete, and let go of the folder."""
         write_json(self.path / "summary.json", summary)
+        self.let_go()
+
+    def let_go(self) -> None:
+        """Let others into this folder."""
         if self._lock is not None:
             self._lock.close()
 

@@ -117,6 +117,7 @@ def main() -> None:
         eval_dataset=validation,
         processing_class=tokenizer,
         stops=template.stops,
+        stop_at_step=recipe.stop_at_step,
         callbacks=[EarlyStoppingCallback(recipe.early_stopping_patience)] if recipe.early_stopping_patience else [],
     )
     trainer.proofs = [*proofs, *trainer.proofs, *asked]

@@ -21,13 +21,13 @@ FLOORS = [
     {"bounded", "terminal"},
     {"text", "files"},
     {"cpu", "data", "run_dir"},
-    {"models"},
+    {"models", "study"},
     {"training"},
     {"show", "doctor"},
     {"cli"},
 ]
 ROOMS = {
-    "finllm": {"data", "text", "models", "cpu", "training"},
+    "finllm": {"data", "text", "models", "study", "cpu", "training"},
     "eval": {"models", "metrics", "audits", "statistics", "report"},
 }
 # On top of finllm/ and eval/ stand the ground, what belongs to no room, and the commands.

@@ -16,6 +16,11 @@ from finllm.errors import raise_problems
 BUCKET = 32  # batches whose rows are sorted by length together: enough for little padding, few enough to mix
 
 
+def by_falling_length(lengths: Sequence[int]) -> list[int]:
+    """Every row once, the longest first, rows of one length in their own order."""
+    return sorted(range(len(lengths)), key=lambda row: -lengths[row])
+
+
 def batches_of_epoch(lengths: Sequence[int], budget: int, seed: int, epoch: int) -> list[list[int]]:
     """Every row once, in batches whose rows, padded to the longest, have at most `budget` tokens.
 

@@ -67,6 +67,24 @@ class StopOnSignal(TrainerCallback):
             control.should_log = control.should_evaluate = control.should_save = False
 
 
+class StopAtStep(TrainerCallback):
+    """The run is stopped after a step that was named beforehand, with a validation loss and a checkpoint of it."""
+
+    def __init__(self, step: int | None):
+        self.step = step  # None for a run that goes to its end
+        self.stopped = False
+
+    def on_step_end(self, args, state, control, **kwargs):
+        if state.global_step == self.step and state.global_step < state.max_steps:
+            self.stopped = control.should_training_stop = True
+            control.should_log = control.should_evaluate = control.should_save = True
+
+    def on_epoch_end(self, args, state, control, **kwargs):
+        """As `StopOnSignal.on_epoch_end`."""
+        if self.stopped and not ends_epoch(state):
+            control.should_log = control.should_evaluate = control.should_save = False
+
+
 class SaveAfterEpochsEnd(TrainerCallback):
     """A checkpoint of an epoch's last step waits for what is due at the epoch's end.
 

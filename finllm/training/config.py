@@ -74,6 +74,10 @@ class RecipeArguments:
     resume: str | None = field(
         default=None, metadata={"help": "`auto`: go on with the run in output_dir, or start it.", "choices": ["auto"]}
     )
+    stop_at_step: int | None = field(
+        default=None,
+        metadata={"help": "Stop after this step with a validation loss and a checkpoint; --resume auto goes on."},
+    )
 
 
 @dataclass
@@ -210,6 +214,11 @@ def _impossible(recipe: RecipeArguments, training: TrainingConfig, model: Method
         problems.append(
             "resume needs whole checkpoints and save_only_model leaves the optimizer out; remove one of them"
         )
+    if recipe.stop_at_step is not None and training.save_only_model:
+        problems.append(
+            "stop_at_step leaves a run to be gone on with, and save_only_model leaves the optimizer out; remove one of "
+            "them"
+        )
     problems += _reporters(training.report_to)
     if training.torch_compile and (missing := _what_compiling_lacks()):
         problems.append(f"torch_compile is true and {missing}; install it or remove torch_compile")
@@ -228,7 +237,7 @@ def _impossible(recipe: RecipeArguments, training: TrainingConfig, model: Method
         problems.append(
             "loss_on is last_turn and completion_only_loss false, which learns whole rows; remove one of them"
         )
-    for name in ("max_train_samples", "max_eval_samples", "early_stopping_patience"):
+    for name in ("max_train_samples", "max_eval_samples", "early_stopping_patience", "stop_at_step"):
         value = getattr(recipe, name)
         if value is not None and value < 1:
             problems.append(f"{name} is {value}; it must be at least 1")
@@ -281,7 +290,7 @@ def resolved(*arguments: RecipeArguments | TrainingConfig | MethodConfig) -> dic
     config = {}
     for part in arguments:
         for known in fields(part):
-            if not known.init or known.name in ("hub_token", "resume", "local_rank"):
+            if not known.init or known.name in ("hub_token", "resume", "stop_at_step", "local_rank"):
                 continue
             value = getattr(part, known.name)
             if hasattr(value, "to_dict"):

@@ -28,8 +28,9 @@ from finllm.cpu.machine import peak_memory_bytes
 from finllm.errors import UserError
 from finllm.files import read_json, write_json
 from finllm.run_dir import RunDir
+from finllm.terminal import say
 from finllm.training import checkpoints, method_state
-from finllm.training.callbacks import MetricsWriter, ProgressBar, SaveAfterEpochsEnd, StopOnSignal
+from finllm.training.callbacks import MetricsWriter, ProgressBar, SaveAfterEpochsEnd, StopAtStep, StopOnSignal
 from finllm.training.stopping import Stop, resume_command
 
 PROGRESS = "progress.json"  # in a checkpoint: the counts behind metrics.jsonl and summary.json
@@ -41,9 +42,11 @@ class ResumableTrainer(SFTTrainer):
     Whoever computes the loss calls `count` for every batch of training.
     """
 
-    def __init__(self, *, run: RunDir, callbacks: list | None = None, **arguments: Any):
-        self.stop = Stop()
-        own = [MetricsWriter(run), *(callbacks or []), StopOnSignal(self.stop), SaveAfterEpochsEnd()]
+    def __init__(
+        self, *, run: RunDir, callbacks: list | None = None, stop_at_step: int | None = None, **arguments: Any
+    ):
+        self.stop, self.at_step = Stop(), StopAtStep(stop_at_step)
+        own = [MetricsWriter(run), *(callbacks or []), self.at_step, StopOnSignal(self.stop), SaveAfterEpochsEnd()]
         super().__init__(callbacks=own, **arguments)
         if not self.args.disable_tqdm:
             self.remove_callback(ProgressCallback)
@@ -85,9 +88,13 @@ class ResumableTrainer(SFTTrainer):
         super().log(logs, start_time)
 
     def evaluate(self, *args, **kwargs) -> dict[str, float]:
-        """As SFTTrainer's, with its time left out of the time and rate of training."""
+        """As SFTTrainer's, with its time left out of the time and rate of training, and its random numbers too.
+
+        Every pass over a DataLoader draws one, so that dropout would depend on how often a run is evaluated.
+        """
         start = time.perf_counter()
-        metrics = super().evaluate(*args, **kwargs)
+        with torch.random.fork_rng([self.args.device] if self.args.device.type == "cuda" else []):
+            metrics = super().evaluate(*args, **kwargs)
         seconds = time.perf_counter() - start
         self.evaluation_seconds += seconds
         self._logged["time"] += seconds
@@ -205,7 +212,9 @@ class ResumableTrainer(SFTTrainer):
             for callback in self.callback_handler.callbacks
             if isinstance(callback, EarlyStoppingCallback)
         )
-        if stopped_early or self.state.global_step >= self.state.max_steps:
+        reached = self.state.max_steps if self.at_step.step is None else min(self.at_step.step, self.state.max_steps)
+        if stopped_early or self.state.global_step >= reached:
+            self.at_step.stopped = reached < self.state.max_steps and not stopped_early
             self.control.should_training_stop = True
         else:
             super()._run_epoch(**arguments)
@@ -236,7 +245,8 @@ class ResumableTrainer(SFTTrainer):
     def train_run(self, resume: bool) -> dict[str, Any]:
         """Train, from the newest whole checkpoint with `resume`, and validate at the end; its part of summary.json.
 
-        Raises `SystemExit` with 143 or 130 where SIGTERM or SIGINT stopped the run, after a checkpoint is written.
+        Raises `SystemExit` with 143 or 130 where SIGTERM or SIGINT stopped the run, and with 0 where `stop_at_step`
+        did, after a checkpoint is written.
         """
         last = checkpoints.newest(self.run.checkpoints) if resume else None
         self.accelerator.wait_for_everyone()
@@ -265,6 +275,12 @@ class ResumableTrainer(SFTTrainer):
             self.stop.leave()
         if self.stop.signal:
             self.stop.exit(self.state.global_step, self.args.world_size, self.is_world_process_zero())
+        if self.at_step.stopped:
+            if self.is_world_process_zero():
+                step, steps = self.state.global_step, self.state.max_steps
+                say(f"{self.run.path} is at step {step:,} of {steps:,}, as stop_at_step asked; --resume auto goes on")
+            self.run.let_go()
+            raise SystemExit(0)
         seconds = self._train_seconds()
         if self.state.global_step not in [line["step"] for line in self.state.log_history if "eval_loss" in line]:
             self.evaluate()

@@ -26,17 +26,18 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch.utils.data import SequentialSampler
 from transformers import EvalPrediction, GenerationConfig, PreTrainedModel
 
 from finllm.cpu import joined
 from finllm.cpu.loss import add_supervised_head
 from finllm.errors import UserError
-from finllm.files import naming
+from finllm.files import naming, write_jsonl
 from finllm.models import conv1d, starts
 from finllm.models.adapters import base_of
 from finllm.text.tokens import lengths_of
 from finllm.training import checkpoints, optimizers
-from finllm.training.batches import LengthGroupedSampler, TokenBudgetSampler
+from finllm.training.batches import LengthGroupedSampler, TokenBudgetSampler, by_falling_length
 from finllm.training.config import TrainingConfig
 from finllm.training.learning import Learning, allocation_proof, own_term
 from finllm.training.proving import prove, prove_dropout_of, prove_saved
@@ -63,7 +64,7 @@ class SupervisedTrainer(ResumableTrainer):
             optimizers.keep_a_as_drawn(model)
         self.learning = Learning()
         callbacks = [*arguments.pop("callbacks", []), self.learning]
-        super().__init__(model=model, args=args, compute_metrics=_exact_loss, callbacks=callbacks, **arguments)
+        super().__init__(model=model, args=args, compute_metrics=self._validated, callbacks=callbacks, **arguments)
         add_supervised_head(base_of(self.model))
         for parameter in model.parameters():
             # SFTTrainer casts QLoRA's adapters to bfloat16, where a step of 1e-4 is rounded away from a weight of 0.1,
@@ -128,6 +129,12 @@ class SupervisedTrainer(ResumableTrainer):
             lengths, budget, seed, epochs, rank=self.args.process_index, processes=self.args.world_size
         )
 
+    def _get_eval_sampler(self, eval_dataset):
+        """Rows grouped by length come longest first; transformers draws them, which would move training's numbers."""
+        if self.args.train_sampling_strategy != "group_by_length":
+            return SequentialSampler(eval_dataset)
+        return by_falling_length(lengths_of(eval_dataset))
+
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         """Σ nll over the batch's supervised tokens, divided by those of the whole optimizer step."""
         assert not return_outputs, "no logits are kept"
@@ -176,6 +183,16 @@ class SupervisedTrainer(ResumableTrainer):
         with torch.no_grad(), self.compute_loss_context_manager():
             _, nll_B, tokens_B = self._likelihood(model, inputs)
         return None, nll_B, tokens_B
+
+    def _validated(self, prediction: EvalPrediction) -> dict[str, float]:
+        """The split's loss; what each row has of it goes into validation.jsonl, for two runs to be compared by rows."""
+        if self.is_world_process_zero():
+            sums = zip(prediction.predictions.tolist(), prediction.label_ids.tolist(), strict=True)
+            rows = sorted(zip(self._get_eval_sampler(self.eval_dataset), sums, strict=True))
+            step = self.state.global_step
+            lines = ({"step": step, "row": row, "nll": nll, "tokens": tokens} for row, (nll, tokens) in rows)
+            write_jsonl(self.run.validation, lines)
+        return _exact_loss(prediction)
 
     def _clip_grad_norm(self, model):
         """As transformers', and a gradient that is no number never reaches the optimizer."""

@@ -1,0 +1,1 @@
+"""The search behind recipes/compare.py: which method, at which setting."""

@@ -1,0 +1,271 @@
+"""The YAML of a study: what all methods share, the methods, how their rates are searched, the seeds.
+
+    shared:                  keys of recipes/sft.py that all methods have; a method's own come before them
+    budget:                  steps of a run, and after how many the best rates go on
+    methods:                 a name, and the keys that make the method
+    search:                  the learning rates, for all methods alike
+    seeds:                   the first is searched with, all are trained at the chosen settings
+    evaluation:              flags of eval/run.py
+
+Everything is checked before anything starts, the settings of every method by recipes/sft.py's own parser.
+"""
+
+from __future__ import annotations
+
+import itertools
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from finllm.bounded import read_yaml
+from finllm.errors import UserError, did_you_mean, raise_problems, shortened
+from finllm.study.search import Rules, grid_of, place_of, rate_at
+
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,40}")
+OURS = (
+    "output_dir",
+    "resume",
+    "stop_at_step",
+    "seed",
+    "max_steps",
+    "num_train_epochs",
+    "learning_rate",
+    "eval_strategy",
+    "eval_steps",
+)  # fmt: skip  set by the study
+OF_A_METHOD = ("rates", "search")  # keys of a method that are the study's and no setting
+LOOKS = 6  # validation losses in the course of a whole run, for its curve
+
+
+@dataclass(frozen=True)
+class Budget:
+    """`steps` of a run; after `search_steps` of them the best rates go on."""
+
+    steps: int = 60
+    search_steps: int | None = None  # a third
+
+
+@dataclass(frozen=True)
+class Search:
+    """`learning_rate`: the rates themselves, all of them trained whole, or None for a search."""
+
+    learning_rate: list[float] | None = None
+    points: int = 5
+    going_on: int = 2
+    widenings: int = 6
+    finer: bool = True
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Of the final runs, by eval/run.py; of forgetting, `texts` that the base model writes, 0 for none."""
+
+    split: str = "test"
+    max_examples: int | None = None
+    max_generated: int | None = None
+    max_new_tokens: int = 128
+    batch_size: int = 16
+    texts: int = 200
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A method, or one combination of the settings that are searched in it: `settings` are keys of the recipe."""
+
+    method: str
+    name: str  # the method's, and what was combined
+    settings: Mapping[str, Any]
+    grid: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class Study:
+    """What a study's YAML says, checked."""
+
+    candidates: tuple[Candidate, ...]
+    budget: Budget
+    search: Search
+    seeds: tuple[int, ...]
+    evaluation: Evaluation
+    content: Mapping[str, Any] = field(repr=False)  # the YAML as it was read
+
+    @property
+    def methods(self) -> list[str]:
+        return list(dict.fromkeys(candidate.method for candidate in self.candidates))
+
+    @property
+    def rules(self) -> Rules:
+        whole, search = self.budget.steps, self.search
+        fixed = search.learning_rate is not None
+        part = whole if fixed else self.budget.search_steps or max(1, whole // 3)
+        return Rules(whole, part, search.going_on, search.widenings, search.finer, fixed)
+
+    def of(self, method: str) -> list[Candidate]:
+        """The candidates of a method."""
+        return [candidate for candidate in self.candidates if candidate.method == method]
+
+    def settings_of(self, candidate: Candidate, place: float, seed: int) -> dict[str, Any]:
+        """All keys of recipes/sft.py of one run but its output_dir; validated so often that its curve can be drawn."""
+        return {
+            **candidate.settings,
+            "learning_rate": rate_at(place),
+            "seed": seed,
+            "max_steps": self.budget.steps,
+            "eval_strategy": "steps",
+            "eval_steps": max(1, self.budget.steps // LOOKS),
+        }
+
+
+def read_study(path: Path | str, check: Callable[[Mapping[str, Any]], tuple[float, float]]) -> Study:
+    """The study of a YAML file; all that is wrong with it is one `UserError`.
+
+    `check` takes the recipe's keys of a run, raises a `UserError` where they cannot be trained, and returns the range
+    of learning rates in which such a method is usually trained.
+    """
+    content = read_yaml(path)
+    known = ("shared", "methods", *PARTS, "seeds")
+    problems = [f"unknown key {key!r}{did_you_mean(str(key), known)}" for key in content if key not in known]
+    problems += [f"{key} is missing" for key in ("shared", "methods") if not content.get(key)]
+    parts = {name: _part(name, kind, content.get(name) or {}, problems) for name, kind in PARTS.items()}
+    seeds = content.get("seeds", [42, 43, 44])
+    if not (isinstance(seeds, list) and seeds and all(type(seed) is int and 0 <= seed < 2**32 for seed in seeds)):
+        problems.append(f"seeds is {shortened(seeds)}; it is a list of whole numbers, such as [42, 43, 44]")
+        seeds = [42]
+    if len({*seeds}) < len(seeds):
+        problems.append(f"seeds is {shortened(seeds)}; each is named once")
+    problems += _out_of_bounds(**parts)
+    shared = _mapping(content.get("shared") or {}, "shared", problems)
+    methods = _mapping(content.get("methods") or {}, "methods", problems)
+    candidates = [
+        each
+        for name, settings in methods.items()
+        for each in _candidates(str(name), settings, shared, parts["search"], parts["budget"], check, problems)
+    ]
+    raise_problems(problems, str(path))
+    return Study(tuple(candidates), **parts, seeds=tuple(seeds), content=content)
+
+
+PARTS = {"budget": Budget, "search": Search, "evaluation": Evaluation}
+
+
+def _part(name: str, kind: type, held: Any, problems: list[str]) -> Any:
+    """One of the small sections, with its defaults; what does not belong there is added to `problems`."""
+    held = _mapping(held, name, problems)
+    known = {each.name: each for each in fields(kind)}
+    problems += [f"unknown key {name}.{key}{did_you_mean(str(key), known)}" for key in held if key not in known]
+    values = {}
+    for key, value in held.items():
+        if key not in known or (value is None and "None" in known[key].type):
+            continue
+        kinds = {"int": int, "str": str, "bool": bool, "list[float]": list}[known[key].type.removesuffix(" | None")]
+        if type(value) is not kinds:
+            problems.append(f"{name}.{key} is {shortened(value)}, not {known[key].type}")
+        else:
+            values[key] = value
+    return kind(**values)
+
+
+def _out_of_bounds(budget: Budget, search: Search, evaluation: Evaluation) -> list[str]:
+    """What is wrong with the numbers of the small sections."""
+    least = {
+        "budget.steps": (budget.steps, 1), "search.points": (search.points, 3), "search.going_on": (search.going_on, 1),
+        "search.widenings": (search.widenings, 0), "evaluation.texts": (evaluation.texts, 0),
+    }  # fmt: skip
+    problems = [f"{key} is {value}; it must be at least {low}" for key, (value, low) in least.items() if value < low]
+    part = budget.search_steps
+    if part is not None and not 1 <= part <= budget.steps:
+        problems.append(f"budget.search_steps is {part}; it must be 1 to budget.steps, {budget.steps}")
+    rates = search.learning_rate
+    if rates is not None and not (rates and all(isinstance(rate, float) and 1e-8 <= rate <= 100 for rate in rates)):
+        problems.append(f"search.learning_rate is {shortened(rates)}; it is a list of rates, such as [1.0e-4, 3.0e-4]")
+    elif any(float(f"{rate:.3g}") != rate for rate in rates or ()):
+        problems.append(f"search.learning_rate is {shortened(rates)}; a rate has up to three digits, as 2.5e-4")
+    return problems
+
+
+def _candidates(
+    name: str, settings: Any, shared: Mapping[str, Any], search: Search, budget: Budget, check, problems: list[str]
+) -> list[Candidate]:
+    """A method's candidates, one a combination of what is searched in it; what is wrong is added to `problems`."""
+    place = f"methods.{name}"
+    if not NAME.fullmatch(name):
+        problems.append(f"{place}: a name has up to 41 letters, digits, dots, dashes and underscores")
+        return []
+    settings = _mapping(settings or {}, place, problems)
+    wrong = [key for key in {**shared, **settings} if key in OURS]
+    problems += [f"{place}: {key} is set by the study; remove it" for key in wrong]
+    own = {key: value for key, value in settings.items() if key not in OF_A_METHOD}
+    searched = _mapping(settings.get("search") or {}, f"{place}.search", problems)
+    choices = {key: _choices(value, f"{place}.search.{key}", problems) for key, value in searched.items()}
+    if wrong or any(not values for values in choices.values()):
+        return []
+    found = []
+    for combined in itertools.product(*choices.values()):
+        chosen = dict(zip(choices, combined, strict=True))
+        keys = {**shared, **own, **chosen}
+        try:
+            usual = check({**keys, "max_steps": budget.steps, "output_dir": "none"})
+        except UserError as error:
+            problems.append(f"{place}: {error}")
+            continue
+        low, high = _range(settings.get("rates"), usual, place, problems)
+        grid = grid_of(low, high, search.points)
+        if search.learning_rate is not None:
+            grid = sorted({place_of(rate) for rate in search.learning_rate if isinstance(rate, float) and rate > 0})
+        label = "".join(f"-{key.removeprefix('lora_')}{_short(value)}" for key, value in chosen.items())
+        found.append(Candidate(name, name + label, keys, tuple(grid)))
+    return found
+
+
+def _choices(value: Any, place: str, problems: list[str]) -> list[Any]:
+    """What a searched key may be: the list that is given, or points of a range by equal factors."""
+    if isinstance(value, list) and value:
+        return value
+    if isinstance(value, dict) and {*value} == {"from", "to", "points"}:
+        low, high, points = value["from"], value["to"], value["points"]
+        if (
+            all(type(each) in (int, float) for each in (low, high))
+            and 0 < low < high
+            and type(points) is int
+            and points > 1
+        ):
+            steps = [low * (high / low) ** (number / (points - 1)) for number in range(points)]
+            whole = type(low) is int and type(high) is int
+            return list(dict.fromkeys(round(step) if whole else float(f"{step:.3g}") for step in steps))
+    problems.append(f"{place} is {shortened(value)}; it is a list, or {{from: 4, to: 64, points: 3}}")
+    return []
+
+
+def _range(given: Any, usual: tuple[float, float], place: str, problems: list[str]) -> tuple[float, float]:
+    """Lowest and highest rate to begin with: the method's `rates`, else what is usual for its kind."""
+    if given is None:
+        return usual
+    numbers = isinstance(given, list) and len(given) == 2 and all(type(each) in (int, float) for each in given)
+    if not numbers or not 1e-8 <= given[0] <= given[1] <= 100:
+        problems.append(f"{place}.rates is {shortened(given)}; it is the lowest and the highest rate, [1.0e-4, 1.0e-3]")
+        return usual
+    return float(given[0]), float(given[1])
+
+
+def _mapping(held: Any, name: str, problems: list[str]) -> dict[str, Any]:
+    if isinstance(held, dict):
+        return held
+    problems.append(f"{name} is {shortened(held)}; it is a mapping of keys")
+    return {}
+
+
+def _short(value: Any) -> str:
+    return re.sub(r"[^A-Za-z0-9.]+", "_", f"{value:g}" if isinstance(value, float) else str(value))[:24]
+
+
+def expected_steps(study: Study, candidate: Candidate) -> int:
+    """Optimizer steps that a candidate will take if its best rate lies inside the first grid: for the plan."""
+    rules = study.rules
+    if rules.fixed:
+        return len(candidate.grid) * rules.whole
+    wholes = max(rules.going_on, 3)  # the best and its neighbours
+    return (
+        len(candidate.grid) * rules.part + wholes * (rules.whole - rules.part) + (2 * rules.whole if rules.finer else 0)
+    )

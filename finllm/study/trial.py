@@ -1,0 +1,129 @@
+"""One training of a study: recipes/sft.py in a process of its own, with a run dir of its own, and how it ended."""
+
+from __future__ import annotations
+
+import ctypes
+import fcntl
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from finllm.files import read_jsonl, write_text
+from finllm.run_dir import LOCK, RunDir
+
+RECIPE = Path("recipes") / "sft.py"
+REASON = 300  # characters of an error that are kept
+REFUSED = 2  # the status of a command that says what its user can mend
+
+
+@dataclass(frozen=True)
+class Ended:
+    """A training that ended: `loss` at the step that it was to reach, or `reason` why there is none.
+
+    `refused` says that its settings cannot be trained at any rate; `stopped`, that it was the study that stopped it.
+    """
+
+    loss: float | None
+    reason: str | None
+    seconds: float
+    refused: bool = False
+    stopped: bool = False
+
+
+def run_trial(
+    root: Path, run: RunDir, settings: dict[str, Any], stop_at: int | None, device: int | None, stop: threading.Event
+) -> Ended:
+    """Train, or go on with, a run dir up to the step `stop_at`, or to its end; waits for the process.
+
+    `root` is the checkout, `device` the number of the GPU that it may see. Its YAML and what it prints stand beside the
+    run dir. Once `stop` is set, the run saves a checkpoint and ends.
+    """
+    config, log = run.path.with_name(f"{run.path.name}.yaml"), run.path.with_name(f"{run.path.name}.log")
+    write_text(config, yaml.safe_dump({**settings, "output_dir": str(run.path)}, sort_keys=False, allow_unicode=True))
+    command = [
+        sys.executable,
+        str(root / RECIPE),
+        "--config",
+        str(config),
+        "--resume",
+        "auto",
+        "--disable_tqdm",
+        "true",
+    ]
+    if stop_at is not None:
+        command += ["--stop_at_step", str(stop_at)]
+    environment = {**os.environ, **({} if device is None else {"CUDA_VISIBLE_DEVICES": str(device)})}
+    _wait_for_others(run)
+    begun = time.monotonic()
+    with open(log, "a", encoding="utf-8") as file:
+        began_at = file.tell()
+        process = subprocess.Popen(
+            command, cwd=root, env=environment, stdout=file, stderr=file, stdin=subprocess.DEVNULL,
+            start_new_session=True, preexec_fn=_end_with_parent,
+        )  # fmt: skip
+        asked = False
+        while (status := process.poll()) is None:
+            if stop.is_set() and not asked:
+                process.send_signal(signal.SIGTERM)
+                asked = True
+            time.sleep(0.05)
+    seconds = time.monotonic() - begun
+    if asked and status != 0:
+        return Ended(None, None, seconds, stopped=True)
+    if status != 0:
+        # A run that was refused before it began would be at any rate; one that broke off in its course diverged.
+        refused = status == REFUSED and not (run.path / "config.yaml").exists()
+        return Ended(None, _why(status, log, began_at), seconds, refused)
+    loss = _loss_at(run, stop_at or settings["max_steps"])
+    return Ended(loss, "it ended without a validation loss" if loss is None else None, seconds)
+
+
+def _end_with_parent() -> None:
+    """In the child: a SIGTERM from the kernel when the study ends, however that ends (Linux, prctl(2))."""
+    if _PRCTL is not None:
+        _PRCTL(1, signal.SIGTERM)
+
+
+_PRCTL = ctypes.CDLL(None).prctl if sys.platform == "linux" else None
+
+
+def _wait_for_others(run: RunDir) -> None:
+    """A killed study's last training may still be saving its checkpoint."""
+    lock = run.path / LOCK
+    if lock.exists():
+        with open(lock, "a") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+
+
+def _loss_at(run: RunDir, step: int) -> float | None:
+    """The validation loss of a step, in nats a token."""
+    lines = read_jsonl(run.metrics) if run.metrics.exists() else []
+    return next((line["validation_loss"] for line in lines if line["step"] == step and "validation_loss" in line), None)
+
+
+def _why(status: int, log: Path, began_at: int) -> str:
+    """What the end of a process's output says of its failure."""
+    if status == -signal.SIGKILL:
+        return "killed by SIGKILL, as the kernel does where memory runs out"
+    if status < 0:
+        return f"ended by {signal.Signals(-status).name}"
+    with open(log, encoding="utf-8", errors="replace") as file:
+        file.seek(began_at)
+        lines = [line.strip() for line in file if line.strip()]
+    said = next((line for line in reversed(lines) if line.startswith("error: ")), lines[-1] if lines else "no output")
+    said = said.removeprefix("error: ")
+    return said if len(said) <= REASON else f"{said[:REASON]} …"
+
+
+def drop_checkpoints(run: RunDir) -> None:
+    """Remove what only resuming needs; metrics, proofs and model stay."""
+    shutil.rmtree(run.checkpoints, ignore_errors=True)
