@@ -2,9 +2,10 @@
 
     python benchmarks/method_speed.py --model_name_or_path DIR --dataset_name sample --output speed.json
 
-Two processes wait for the name of a method, one with TRL and one with this suite, each with its own allocator and
-threads; each method is timed in the one and at once in the other, so that both have the same minute of the machine.
-Both see the same rows, 8 a step. `benchmarks/methods.py --speed speed.json` puts the figures into docs/methods.md.
+Two processes wait for the name of a method, one with TRL and one with this suite, each with its own allocator; each
+method is timed in the one and at once in the other. Both see the same rows, 8 a step. What is counted is the processor
+time of one thread, the kernel's for memory included, so that other work on the machine does not count.
+`benchmarks/methods.py --speed speed.json` puts the figures into docs/methods.md.
 """
 
 import finllm  # isort: skip  # noqa: F401  before torch: it sets how threads wait
@@ -21,6 +22,7 @@ import tempfile
 import time
 from pathlib import Path
 
+import torch
 from engine import BATCH, timed
 from peft import PEFT_TYPE_TO_CONFIG_MAPPING
 from turns import common_flags, set_up
@@ -41,12 +43,12 @@ def main() -> None:
     kinds = ["LORA", DORA, *(kind for kind in kinds if kind != "LORA" and not known_method(kind).refused)]
     parser.add_argument("--methods", nargs="+", default=kinds, choices=kinds, metavar="METHOD")
     parser.add_argument("--warmup", type=int, default=1, help="steps before those that are measured")
-    parser.add_argument("--steps", type=int, default=2, help="measured steps")
+    parser.add_argument("--steps", type=int, default=1, help="measured steps")
     arguments = parser.parse_args()
     if arguments.child:
         serve(arguments)
         return
-    found = {"machine": f"{_processor()}, {machine.cores()} cores", "date": time.strftime("%Y-%m-%d"), "methods": {}}
+    found = {"machine": f"one thread of an {_processor()}", "date": time.strftime("%Y-%m-%d"), "methods": {}}
     with _server("trl") as trl, _server("ours") as ours:
         for kind in arguments.methods:
             here, there = found["methods"].setdefault(kind, {}), {}
@@ -88,6 +90,7 @@ def serve(arguments: argparse.Namespace) -> None:
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # what libraries print goes elsewhere
     set_up(ours=arguments.child == "ours")
+    torch.set_num_threads(1)
     for line in sys.stdin:
         machine.give_back_freed_memory()
         machine.forget_peak()
@@ -101,7 +104,7 @@ def serve(arguments: argparse.Namespace) -> None:
 
 
 def measure(arguments: argparse.Namespace, kind: str) -> dict:
-    """Seconds of a step after the warm-up, peak memory in bytes, and the way that rows took."""
+    """Seconds of processor time of a step after the warm-up, peak memory in bytes, and the way that rows took."""
     from transformers import AutoModelForCausalLM, set_seed
     from trl import SFTConfig, SFTTrainer
 
@@ -157,7 +160,7 @@ def measure(arguments: argparse.Namespace, kind: str) -> dict:
                 model, SFTConfig(output_dir=folder, **common), train_dataset=dataset, processing_class=tokenizer,
                 peft_config=config,
             )  # fmt: skip
-        measured = timed(trainer, arguments.warmup)
+        measured = timed(trainer, arguments.warmup, time.process_time)
     return {
         "seconds": measured["seconds"] / arguments.steps,
         "peak_memory_bytes": machine.recent_peak_bytes(),

@@ -76,8 +76,8 @@ both tried on a tiny Llama. All run on GPT-2 and Llama. Made by `python benchmar
 defaults of `finllm/models/methods.py`.
 
 *Speed* is how many times as fast as TRL with peft a step is, then its time in steps of LoRA, then the peak memory in
-GiB: GPT-2 124M with random weights, 8 rows of the bundled data, by `python benchmarks/method_speed.py` on {machine},
-2026-11-26, one method here and there by turns, beside other work. *fails* is where TRL with peft does not take GPT-2's
+GiB: GPT-2 124M with random weights, 8 rows of the bundled data, processor time by
+`python benchmarks/method_speed.py` on {machine}, 2026-11-26. *fails* is where TRL with peft does not take GPT-2's
 layers. LoRA with `use_dora` has {dora}. – was not measured.
 
 | `peft_type` | trains, a layer | SmolLM2-135M | GPT-2 | its layers | starts | merges | 4 bits | speed | rates | paper |
