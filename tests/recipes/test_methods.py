@@ -214,7 +214,8 @@ def test_virtual_tokens_take_positions_and_evaluation_knows(train, command):
      {"init_lora_weights": "pissa"}, {"init_lora_weights": "pissa_niter_4"}, {"init_lora_weights": "olora"},
      {"init_lora_weights": "mica"}, {"init_lora_weights": "eva"}, {"init_lora_weights": "corda"},
      {"init_lora_weights": "lora_ga"}, {"rank_pattern": {"c_attn": 2}}, {"modules_to_save": ["ln_f"]},
-     {"layers_to_transform": [1]}],
+     {"layers_to_transform": [1]}, {"monteclora_config": {}}, {"trainable_token_indices": [3, 5]},
+     {"bias": "lora_only"}],
     ids=lambda fields: "-".join(map(str, *fields.items())),
 )  # fmt: skip
 def test_variants_of_lora_train_and_load_as_what_was_trained(fields, train):
@@ -223,7 +224,8 @@ def test_variants_of_lora_train_and_load_as_what_was_trained(fields, train):
     proofs = {proof["name"]: proof for proof in run.proofs()}
     for name in ("starts as the base", "gradients of the method", "has learned", "saved model", "merged model"):
         assert proofs[name]["passed"], proofs[name]
-    assert ("variant" in proofs) == (next(iter(fields.values())) in (True, "mica") and "use_rslora" not in fields)
+    is_variant = fields in ({"use_dora": True}, {"init_lora_weights": "mica"}, {"monteclora_config": {}})
+    assert ("variant" in proofs) == is_variant
 
 
 @pytest.mark.parametrize(
