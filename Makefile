@@ -1,9 +1,10 @@
 # make demo   set everything up and run the whole comparison on the bundled data: some 10 minutes on 2 CPU cores with
 #             bfloat16, some 18 without
+# make study  compare four ways to train on the bundled data, each at its own rate and with two seeds
 # make test   set everything up and run the tests
 # make mutants   put small faults into the source, one at a time, and see which of them the tests notice: SAMPLE=60 takes
 #                so many, MODULES="eval/run.py finllm/data" those of these modules or folders (docs/testing.md)
-# Both go on where they were stopped. WORKERS is how many processes test at a time, each with one thread and some
+# All go on where they were stopped. WORKERS is how many processes test at a time, each with one thread and some
 # 2 GB: as many as there are cores are fastest. BASE is the base model: a hub id, a folder, a .gguf file, or
 # smollm2-135m. Each base has a folder of its own under runs/, unless DEMO names one.
 
@@ -30,7 +31,7 @@ ON_DATA := --dataset_name $(DEMO)/data
 # What two cores can do in the demo's minutes; without these, every test question is scored and answered.
 EVALUATION ?= --max_examples 48 --max_generated 24 --max_new_tokens 96 --batch_size 24
 
-.PHONY: setup demo test mutants lint clean
+.PHONY: setup demo study test mutants lint clean
 
 setup: .venv/.ready
 
@@ -51,6 +52,10 @@ demo: setup
 	$(SCRATCH)_seq2seq.yaml $(ON_DATA) --output_dir $(DEMO)/seq2seq --resume auto $(SHORT_SCRATCH)
 	$(BIN)/python eval/run.py $(addprefix $(DEMO)/,$(TRAINED)) --model_name_or_path '$(subst ','\'',$(BASE))' --output_dir $(DEMO)/base $(EVALUATION)
 	$(BIN)/python eval/leaderboard.py $(addprefix $(DEMO)/,base $(TRAINED)) --output_dir $(DEMO)/leaderboard
+
+study: setup
+	$(BIN)/finllm prepare sample --cluster_near_duplicates --output_dir $(DEMO)/data
+	$(BIN)/python recipes/compare.py --config recipes/configs/study_demo.yaml --output_dir runs/study --resume auto
 
 test: setup
 	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal

@@ -4,6 +4,7 @@
 
       leaderboard.json   every metric with its confidence interval, training cost, the finding in words
       leaderboard.md     the table, for a pull request
+      study.md           with --study: what recipes/compare.py found, a row a method
       index.html         one file that opens without a network: ranking, curves, cost, every question with its answers
 
 Models stand in the order of their bits per byte, lower is better. Every two are held against each other on the same
@@ -25,7 +26,7 @@ from rich.box import SIMPLE
 from rich.table import Table
 
 from eval.evaluated import Run, read_runs
-from eval.report import numbers, tables
+from eval.report import numbers, study, tables
 from eval.report.data import contamination_apart
 from eval.report.findings import caveats, finding, is_base_of, of_the_data, reference_of, spreads
 from eval.report.page import page
@@ -83,6 +84,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser = Parser(prog="eval/leaderboard.py", description="Compare evaluated runs in one report.")
     parser.add_argument("runs", nargs="*", type=Path, metavar="RUN", help="run dirs that eval/run.py has evaluated")
     parser.add_argument("--output_dir", type=Path, required=True, help="folder for the three files of the report")
+    parser.add_argument("--study", type=Path, help="the study dir of recipes/compare.py whose final runs these are")
     parser.add_argument("--split", default="test", help="the split to compare on (default: test)")
     options = parser.parse_args(arguments)
     if options.output_dir.exists() and not options.output_dir.is_dir():
@@ -92,6 +94,7 @@ def main(arguments: list[str] | None = None) -> None:
     confidence = runs[0].results.confidence
     comparisons = compare(runs)
     contamination, runs = contamination_apart(runs)
+    studied = study.view(study.read_study(options.study, runs), runs) if options.study else None
     rows, pooled, compared = rows_of(runs, ranks(runs, comparisons)), recipes(runs), compare_recipes(runs)
     sentences = finding(rows, confidence["level"]) + spreads(pooled) + of_the_data(contamination, runs)
     notes = caveats(runs)
@@ -100,7 +103,7 @@ def main(arguments: list[str] | None = None) -> None:
     )
     text = tables.markdown(rows, sentences, notes)
     text += tables.below(rows, comparisons, pooled, compared, floors, LEVEL)
-    html = page(runs, rows, sentences, notes, options.split, comparisons, pooled, compared, contamination)
+    html = page(runs, rows, sentences, notes, options.split, comparisons, pooled, compared, contamination, studied)
 
     content = {
         "split": options.split,
@@ -115,11 +118,17 @@ def main(arguments: list[str] | None = None) -> None:
         "recipes": pooled,
         "recipe_comparisons": compared,
         "baselines": floors,
+        "study": studied,
     }
     files = {"leaderboard.json": json_text(content), "leaderboard.md": text, "index.html": html}
+    if studied:
+        files["study.md"] = study.markdown(studied, runs[0].split.questions)
     write_together({options.output_dir / name: each for name, each in files.items()})
     console = Terminal()
-    print_table(rows, sentences, notes, console)
+    if studied:
+        console.print(*studied["findings"], sep="\n")
+    else:
+        print_table(rows, sentences, notes, console)
     console.print(f"report: {options.output_dir / 'index.html'}", soft_wrap=True)
 
 

@@ -88,6 +88,8 @@ PREDICTION = {
     "question_id": str,
     "instruction": str,
     "input": str,
+    "system": Maybe(str),
+    "history": Maybe(Each({"role": str, "content": str})),
     "prompt": str,
     "reference": str,
     "prediction": (str, NoneType),

@@ -57,7 +57,7 @@ CONFIG = {"seed": Maybe(int)}
 PROOFS = Each({"said": str, "passed": bool})
 MANIFEST = {
     "source": {"name": str, "rows": COUNT, "sha256": str},
-    "template": {"id": str, "hash": str},
+    "template": {"id": str, "hash": Maybe(str)},
     "rejected": COUNT,
     "split": dict,
     "splits": Each({"rows": COUNT, "questions": COUNT, "sha256": str}, named=True),

@@ -83,7 +83,7 @@ def read_text(path: Path | str, most_bytes: int) -> str:
     try:
         # Without waiting: between the look and the opening the file may have become a FIFO.
         with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK), "rb") as file:
-            content = file.read(most_bytes + 1)
+            content = file.read(min(most_bytes, os.fstat(file.fileno()).st_size) + 1)  # so much is made ready at once
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}") from None
     try:

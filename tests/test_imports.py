@@ -33,7 +33,18 @@ ROOMS = {
 # On top of finllm/ and eval/ stand the ground, what belongs to no room, and the commands.
 ON_TOP = {
     "finllm": {"__init__", "bounded", "terminal", "errors", "files", "provenance", "run_dir", "cli", "doctor", "show"},
-    "eval": {"__init__", "run", "leaderboard", "export", "identity", "results", "shapes", "evaluated", "sharing"},
+    "eval": {
+        "__init__",
+        "run",
+        "leaderboard",
+        "export",
+        "identity",
+        "results",
+        "shapes",
+        "evaluated",
+        "sharing",
+        "forgetting",
+    },
 }
 MOST_LINES = 320
 

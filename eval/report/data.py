@@ -105,14 +105,23 @@ def _scores(run: Run, order: list[str]) -> dict[str, list[Any]]:
 
 
 def packs(runs: list[Run]) -> list[str]:
-    """Questions as [instruction, input, reference, [each model's answer or null]], PACK at a time, deflated, base64."""
+    """Questions as [instruction, input, reference, [each model's answer or null], earlier turns], PACK at a time.
+
+    A turn is [role, text]; each pack is deflated and in base64.
+    """
     answers = [{row["id"]: row["prediction"] for row in run.predictions} for run in runs]
     questions = [
-        [row["instruction"], row["input"], row["reference"], [answer[row["id"]] for answer in answers]]
+        [row["instruction"], row["input"], row["reference"], [answer[row["id"]] for answer in answers], _turns(row)]
         for row in runs[0].predictions
     ]
     texts = (embed(questions[start : start + PACK]) for start in range(0, len(questions), PACK))
     return [base64.b64encode(zlib.compress(text.encode(), 9)).decode() for text in texts]
+
+
+def _turns(row: dict[str, Any]) -> list[list[str]]:
+    """What stands before the last question: the system text and the turns of a conversation."""
+    system = [["system", row["system"]]] if row.get("system") else []
+    return [*system, *([turn["role"], turn["content"]] for turn in row.get("history") or [])]
 
 
 def curve(metrics: list[dict[str, Any]], key: str) -> list[list[float]]:

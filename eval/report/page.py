@@ -21,14 +21,14 @@ from markupsafe import Markup
 
 from eval.evaluated import Run
 from eval.report import data
-from eval.report.numbers import decimals, difference_interval, duration, interval_text, shown
+from eval.report.numbers import count, decimals, difference_interval, duration, interval_text, memory, shown
 from eval.report.tables import p_text
 from eval.results import MOST_TEXT, UNRANKED
 from eval.statistics.uncertainty import LEVEL
 from finllm.text.credentials import without_credentials
 
 FOLDER = Path(__file__).parent
-SCRIPTS = ("table.js", "texts.js", "charts.js", "compare.js", "questions.js")
+SCRIPTS = ("table.js", "texts.js", "charts.js", "study.js", "compare.js", "questions.js")
 HUES = 8  # colours in page.css; beyond them they repeat with dashed lines
 
 AUDITS = {
@@ -57,6 +57,7 @@ def page(
     recipes: Sequence[dict[str, Any]] = (),
     recipe_comparisons: Sequence[dict[str, Any]] = (),
     contamination: dict[str, Any] | None = None,
+    study: dict[str, Any] | None = None,
 ) -> str:
     """index.html as text; `rows` are the runs' rows in the same order, the others those of leaderboard.json."""
     style = (FOLDER / "page.css").read_text(encoding="utf-8")
@@ -86,6 +87,7 @@ def page(
             clean_part=any(run.split.clean and run.split.clean.examples < run.split.examples for run in runs),
             split=split,
             tested=bool(comparisons),
+            study=study,
             dataset=Path(runs[0].results.dataset["name"]).name
             or "dataset",  # the name may be a path of another machine
             card=data.data_card(runs),
@@ -98,7 +100,9 @@ def page(
             policy=f"default-src 'none'; {allowed}; base-uri 'none'; form-action 'none'",
             style=Markup(style),
             script=Markup(script),
-            data=Markup(data.embed(data.figures(runs, rows, colours, comparisons, contamination))),
+            data=Markup(
+                data.embed({**data.figures(runs, rows, colours, comparisons, contamination), "study": _charted(study)})
+            ),
             packs=[Markup(pack) for pack in data.packs(runs)],
         )
     )
@@ -115,8 +119,20 @@ def _environment() -> Environment:
         lstrip_blocks=True,
     )
     environment.globals.update(shown=shown, interval_text=interval_text, decimals=decimals, p_text=p_text)
-    environment.globals.update(difference_interval=difference_interval)
+    environment.globals.update(difference_interval=difference_interval, count=count, duration=duration, memory=memory)
     return environment
+
+
+def _charted(study: dict[str, Any] | None) -> dict[str, Any] | None:
+    """What study.js draws, each method with a colour."""
+    if study is None:
+        return None
+    trained = [row["name"] for row in study["rows"] if row["seeds"]]
+    colours = dict(zip(trained, _colours([{"method": name} for name in trained]), strict=True))
+    return {
+        "curves": [{**curve, "colour": colours[curve["name"]]} for curve in study["curves"]],
+        "methods": [{**row, "colour": colours.get(row["name"], "hue-base")} for row in study["rows"]],
+    }
 
 
 def _seen(questions: int) -> int:

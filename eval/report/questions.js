@@ -21,8 +21,8 @@ const bitsOf = (number) => shownScores().map((scores) => scores.bits[number]);
 
 async function haystack(number) {
   if (haystacks[number] === undefined) {
-    const { instruction, input, reference, answers } = await textsOf(number);
-    haystacks[number] = [instruction, input, reference, ...answers.map((answer) => answer ?? "")].join("\n").toLowerCase();
+    const { instruction, input, reference, answers, turns } = await textsOf(number);
+    haystacks[number] = [instruction, input, reference, ...answers.map((answer) => answer ?? ""), ...turns.map(([, text]) => text)].join("\n").toLowerCase();
   }
   return haystacks[number];
 }
@@ -89,6 +89,8 @@ function answersOf(number, texts) {
     ...data.models.flatMap((_, index) => (shownModels.has(index) ? [answerCard(index, number, texts, lowest)] : [])));
   answers.style.setProperty("--columns", Math.ceil(shown / Math.ceil(shown / COLUMNS)));
   return [
+    texts.turns.length ? html("ol", { class: "turns" }, ...texts.turns.map(([role, text]) =>
+      html("li", {}, html("span", { class: "role" }, role), html("span", { class: "text" }, ...beginning(text))))) : null,
     texts.input ? html("p", { class: "input" }, ...beginning(texts.input)) : null,
     html("div", { class: "reference" }, html("p", { class: "label" }, "Reference"), html("p", { class: "text" }, ...beginning(texts.reference))),
     answers,

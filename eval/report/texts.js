@@ -7,10 +7,11 @@ async function unpack(place) {
   const bytes = Uint8Array.from(atob(place.textContent), (letter) => letter.charCodeAt(0));
   const stream = new Blob([bytes]).stream().pipeThrough(new DecompressionStream("deflate"));
   const questions = await new Response(stream).json();
-  return questions.map(([instruction, input, reference, answers]) => ({ instruction, input, reference, answers }));
+  return questions.map(([instruction, input, reference, answers, turns]) => ({ instruction, input, reference, answers, turns }));
 }
 
-/** The texts of question `number`: { instruction, input, reference, answers: a text or null for each model }. */
+/** The texts of question `number`: { instruction, input, reference, answers: a text or null for each model,
+ *  turns: [role, text] of what stands before the question }. */
 async function textsOf(number) {
   const pack = Math.floor(number / data.pack);
   return (await (unpacked[pack] ??= unpack(packs[pack])))[number % data.pack];

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import itertools
 import json
 import tempfile
 from collections import Counter
@@ -11,7 +12,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
-from finllm.data.clean import Cleaning, Rejected, text_of
+from finllm.data.clean import Cleaning, Rejected, digested, pieces_of
 from finllm.data.dataset_dir import dataset_hash
 from finllm.data.forms import WANTED
 from finllm.data.leftovers import ENCODE, BadRows, Changes, Rejections, as_read
@@ -31,8 +32,9 @@ from finllm.data.split import (
     place_of,
     split_at,
 )
-from finllm.errors import UserError
+from finllm.errors import UserError, at_most
 from finllm.files import atomic_open, write_json
+from finllm.text.prompts import CHAT, TEMPLATE_HASH, TEMPLATE_ID
 
 TRACKED_BYTES = 10 << 20  # a source of less is read before a progress bar could be
 READ_FIRST = {"test": 0, "validation": 1}  # a question that they hold is kept out of what is read later
@@ -71,6 +73,7 @@ class Writing:
         self.splits: dict[str, SplitFile] = {}
         self.places: set[float] = set()  # of the questions that a split was chosen for
         self.shared: dict[str, Any] = {}
+        self.problems: list[str] = []
         self.conversations = False
 
     def write(self, folder: Path, bad_file: Path) -> None:
@@ -89,18 +92,25 @@ class Writing:
             self.schema = Schema(self.settings.asked, self.bad.add, self.rejected.add)
             self.cleaning = Cleaning(self.settings.skip_cleaning, self.changes.add)
             self._deal(self._kept())
-            self.schema.check(self.source.name)
+            problems, lines = [*dict.fromkeys(self.problems), *self.schema.problems()], []
             if self.bad.count and (not skip or self.bad.last):
                 found.file.seek(0)
                 with atomic_open(bad_file) as place:
                     place.writelines(found.file)
-                raise self.bad.error(self.source.name, str(bad_file))
+                problems.append(str(error := self.bad.error(self.source.name, str(bad_file))))
+                lines = error.lines
+            if problems:
+                count = f"{len(problems)} problems in {self.source.name}: " if len(problems) > 1 else ""
+                raise UserError(count + "; ".join(at_most(problems)), lines=lines)
 
     def _read(self) -> Iterator[Row]:
         large = sum(path.stat().st_size for _, path in self.source.files) >= TRACKED_BYTES
         for part in self.parts:
             raw_rows = read_part(self.source, part, self.settings.encoding, self._wanted())
-            yield from self.schema.rows(part, track(raw_rows, "preparing") if large else raw_rows)
+            try:
+                yield from self.schema.rows(part, track(raw_rows, "preparing") if large else raw_rows)
+            except UserError as error:  # what is wrong with the other files is said too
+                self.problems.append(str(error))
 
     def _wanted(self) -> frozenset[str]:
         return WANTED | {name.strip().lower() for name in self.settings.asked.columns.values()}
@@ -134,7 +144,7 @@ class Writing:
                 place = place_of(decides, self.settings.seed)
                 self.places.add(place)
                 split = split_at(place, self.bounds)
-            row_id = _sixteen_hex(text_of(row))
+            row_id = digested(hashlib.sha256(), row).hexdigest()[:16]
             ids[int(row_id, 16)] += 1
             copies = ids[int(row_id, 16)]
             fields = as_read(row)
@@ -208,7 +218,13 @@ class Writing:
         if wider:
             more["fractions_used"] = {"test": wider.test, "validation": wider.validation - wider.test}
         return {
-            "source": {"name": self.source.name, "sha256": sha256, "rows": self.rows_read()},
+            "source": {
+                "name": self.source.name,
+                "sha256": sha256,
+                "rows": self.rows_read(),
+                **self.source.about_config(),
+            },
+            "template": _template(self.conversations),
             **settings,
             "columns": next((each["columns"] for each in schema.files if each["columns"]), {}),
             "files": schema.files,
@@ -222,6 +238,11 @@ class Writing:
             "rejected": self.rejected.rows,
             "sha256": dataset_hash({name: each["sha256"] for name, each in described.items()}),
         }
+
+
+def _template(conversations: bool) -> dict[str, str | None]:
+    """The template that asks all rows: alpaca where each is a single question, else the base model's own."""
+    return {"id": CHAT, "hash": None} if conversations else {"id": TEMPLATE_ID, "hash": TEMPLATE_HASH}
 
 
 class SplitFile:
@@ -255,9 +276,9 @@ class SplitFile:
                 self._write({**json.loads(line), "system": "", "history": []})
 
     def _write(self, row: dict[str, Any]) -> None:
-        line = ENCODE(row) + "\n"
-        self.file.write(line)
-        self.digest.update(line.encode())
+        for piece in itertools.chain(pieces_of(ENCODE(row)), "\n"):
+            self.file.write(piece)
+            self.digest.update(piece.encode())
 
     def described(self) -> dict[str, Any]:
         return {"rows": self.rows, "questions": len(self.questions), "sha256": self.digest.hexdigest()}

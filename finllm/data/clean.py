@@ -15,6 +15,8 @@ from typing import Any, NamedTuple
 from finllm.data.schema import Change, Row
 from finllm.errors import did_you_mean, raise_problems
 
+PIECE = 1 << 20  # characters of a long text that are encoded at a time
+
 
 class StepCount(NamedTuple):
     """What one step did, in rows."""
@@ -241,15 +243,28 @@ class Cleaning:
 
 def _hash_of(row: Row) -> int:
     own = f"{row.split}\0" if row.split else ""  # what stands in two splits of the source is the split's business
-    return int.from_bytes(hashlib.blake2b((own + text_of(row)).encode(), digest_size=16).digest())
+    return int.from_bytes(digested(hashlib.blake2b(own.encode(), digest_size=16), row).digest())
 
 
-def text_of(row: Row) -> str:
-    """All that a row says, as one text that tells it from every other row."""
-    texts = "\0".join(row[:3])
+def digested(digest: hashlib._Hash, row: Row) -> hashlib._Hash:
+    """The digest with all that a row says, which tells it from every other row; parts are parted by zero bytes."""
+    parts: Iterable[str] = row[:3]
     if row.system or row.history:
-        texts = "\0".join((texts, row.system, *(text for turn in row.history for text in turn)))
-    return texts
+        parts = itertools.chain(parts, (row.system,), *row.history)
+    between = b""
+    for part in parts:
+        digest.update(between)
+        for piece in pieces_of(part):
+            digest.update(piece.encode())
+        between = b"\0"
+    return digest
+
+
+def pieces_of(text: str) -> Iterable[str]:
+    """A text in pieces that may be encoded without taking its memory once more; most are one."""
+    if len(text) <= PIECE:
+        return (text,)
+    return (text[start : start + PIECE] for start in range(0, len(text), PIECE))
 
 
 def check_steps(names: Iterable[str]) -> None:

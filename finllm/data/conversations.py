@@ -27,6 +27,7 @@ ROLES = {
 TOOLS = ("tool", "function", "function_call", "function_response", "observation", "tool_call", "tool_response",
          "ipython")  # fmt: skip
 NO_TOOLS = "tool calls are not read; TRL's SFTTrainer trains on them"
+THOUGHTS = ("reasoning_content", "reasoning", "thinking", "thought")  # what a model says before it answers
 BETWEEN = "\n\n"  # turns and system texts that become one
 
 
@@ -136,6 +137,11 @@ def _turn(message: Any, number: int) -> Turn:
     for key in ("weight", "train", "training"):
         if key in message and message[key] is not None and not message[key]:
             raise Unreadable(f"turn {number} has {key} {message[key]!r}: single turns cannot be left out of the loss")
+    if thought := next((key for key in THOUGHTS if message.get(key)), None):
+        raise Unreadable(
+            f"turn {number} has {thought} beside its content, which would be lost; put it into the content, as the "
+            "template writes it, or take it out"
+        )
     content = message["content"] if "content" in message else message.get("value")
     return Turn(ROLES[name], _content(content, number))
 

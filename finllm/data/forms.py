@@ -42,8 +42,9 @@ ANSWERS = ("output", "completion", "answer", "response")
 INPUTS, SYSTEMS, HISTORIES = ("input", "context"), ("system", "system_prompt"), ("history",)
 WANTED = frozenset({*QUESTIONS, *ANSWERS, *INPUTS, "target", "messages", "conversations", "conversation"})
 IMAGES = ("image", "images", "video", "videos", "audio", "audios")
+TOOLS = ("tools", "functions")
 # What says something that a model would otherwise be trained without: left out by a flag alone
-TELLING = frozenset({*SYSTEMS, *HISTORIES, *TURNS["sharegpt"][1], "messages", "tools", *IMAGES})
+TELLING = frozenset({*SYSTEMS, *HISTORIES, *TURNS["sharegpt"][1], "messages", *TOOLS, *IMAGES})
 TURNS_COLUMN = "messages"  # the name of the flag's column, --messages_column
 
 
@@ -206,7 +207,7 @@ def telling(column: str) -> str:
     name = column.strip().lower()
     if name not in TELLING:
         return ""
-    if name == "tools":
+    if name in TOOLS:
         return NO_TOOLS
     return (
         "images and sounds are not read; TRL's SFTTrainer trains vision-language models on them"

@@ -2,6 +2,8 @@
 
 Which it is, the content says and not the name. Lines are read one by one, all else through a window that grows to the
 longest row: no more is held. A number keeps its text (9.40 is an answer of four characters), and NaN is nothing.
+After a broken row of an array reading goes on with the next line that begins a row as that one began: no JSON text goes
+on over the end of a line, and what stands inside a row is indented more. All that was passed over is kept.
 """
 
 from __future__ import annotations
@@ -11,15 +13,18 @@ import io
 import json
 import re
 from collections.abc import Iterator
-from typing import IO, Any
+from typing import IO, Any, NamedTuple
 
 from finllm.data.encoding import decoded, undecoded
-from finllm.data.parts import BadRow, RawRow, is_lines
+from finllm.data.parts import TWICE, BadRow, RawRow, is_lines
 from finllm.errors import UserError
 
 HEAD = 1 << 20  # bytes from which the layout is found out
 WINDOW = 1 << 18  # bytes that are decoded at a time, and more where one row is longer
 NEAR = 20  # characters before the end of a window within which what is cut off looks like an error
+MOST_PASSED_OVER = 1 << 24  # characters that are searched for the row after a broken one
+MOST_INDENTED = 200  # characters before a row
+NOTHING_AFTER = "; nothing after it can be read"
 _BLANK = re.compile(r"[ \t\n\r]*")
 
 
@@ -29,8 +34,29 @@ class NumberText(str):
     __slots__ = ()
 
 
+_END_OF_ARRAY = re.compile(r"\n([ \t]*)\]\s*\Z")  # of a whole file
+
+
+class Broken(NamedTuple):
+    """What stands in an array and is no JSON, and why."""
+
+    text: str
+    reason: str
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object; a key that stands in it twice has no value, where Python would take the last one."""
+    held = dict(pairs)
+    if len(held) < len(pairs):
+        names = [name for name, _ in pairs]
+        held.update({name: TWICE for name in held if names.count(name) > 1})
+    return held
+
+
 DECODER = json.JSONDecoder(
-    parse_float=NumberText, parse_constant=lambda text: "" if text == "NaN" else NumberText(text)
+    object_pairs_hook=_object,
+    parse_float=NumberText,
+    parse_constant=lambda text: "" if text == "NaN" else NumberText(text),
 )
 
 
@@ -50,8 +76,9 @@ def layout_of(stream: IO[bytes], name: str, place: str, encoding: str) -> str:
     try:
         rest = text[DECODER.raw_decode(text)[1] :].lstrip()
     except (ValueError, RecursionError):
-        some_line = whole and any(map(_is_object, rest.splitlines()))
-        return "lines" if is_lines(name) or some_line else "object"
+        others = [line for line in rest.split("\n") if line.strip()] if whole else []
+        mostly = 2 * sum(map(_is_object, others)) > len(others)  # the last row of a broken array may be one, too
+        return "lines" if is_lines(name) or mostly else "object"
     return "objects" if rest[:1] == "{" or is_lines(name) else "object"
 
 
@@ -75,7 +102,7 @@ def lists_of(stream: IO[bytes], place: str, encoding: str) -> list[str]:
             first = next(items, None)
             for _ in items:
                 pass
-            (lists if first is None or isinstance(first, dict) else others).append(key)
+            (lists if first is None or isinstance(first, (dict, Broken)) else others).append(key)
         if window.peek():
             raise json.JSONDecodeError("Extra data", window.text, window.at)
     except (ValueError, RecursionError) as error:
@@ -95,9 +122,12 @@ def read_json(stream: IO[bytes], layout: str, key: str, file: str, place: str, e
     try:
         for fields in window.rows(layout, key):
             number += 1
-            yield _row(fields, file, number, "row", window.damaged)
+            if isinstance(fields, Broken):
+                yield BadRow(fields.reason, fields.text, file, number, "row")
+            else:
+                yield _row(fields, file, number, "row", window.damaged)
     except (ValueError, RecursionError) as error:
-        yield BadRow(window.said(error).lstrip(", "), None, file, number + 1, "row", last=True)
+        yield BadRow(window.said(error).lstrip(",: "), None, file, number + 1, "row", last=True)
 
 
 def _lines(stream: IO[bytes], file: str, place: str, encoding: str) -> Iterator[RawRow | BadRow]:
@@ -134,7 +164,7 @@ def _lines(stream: IO[bytes], file: str, place: str, encoding: str) -> Iterator[
 def _row(fields: Any, file: str, number: int, unit: str, damaged: bool) -> RawRow | BadRow:
     if not isinstance(fields, dict):
         return BadRow("not a JSON object", fields, file, number, unit)
-    if damaged and (byte := undecoded(json.dumps(fields, ensure_ascii=False))):
+    if damaged and (byte := undecoded(json.dumps(fields, ensure_ascii=False, default=str))):
         return BadRow(byte, fields, file, number, unit)
     return RawRow(fields, file, number, unit)
 
@@ -179,15 +209,55 @@ class Window:
         self.at += 1
 
     def items(self) -> Iterator[Any]:
-        """The values of an array."""
+        """The values of an array; `Broken` where one is none and the next one is found."""
         self._take("[")
-        if self.peek() != "]":
-            yield self.value()
-            while self.peek() != "]":
+        if self.peek() == "]":
+            self.at += 1
+            return
+        while True:
+            begins = self._indentation()
+            try:
+                yield self.value()
+                if self.peek() == "]":
+                    break
                 self._take(",")
                 self.peek()
-                yield self.value()
+            except UserError:
+                raise
+            except (ValueError, RecursionError) as error:
+                said = self.said(error).lstrip(",: ")
+                text = self._passed_over(begins) if begins is not None else None
+                if text is None:
+                    raise
+                yield Broken(text, said.removesuffix(NOTHING_AFTER))
+                if self.peek() == "]":
+                    break
         self.at += 1
+
+    def _indentation(self) -> str | None:
+        """The blanks before a row that begins its line; None where it does not, or where what is inside may too."""
+        start = self.text.rfind("\n", max(0, self.at - MOST_INDENTED), self.at)
+        before = self.text[start + 1 : self.at]
+        if start < 0 or before.strip() or self.text[self.at : self.at + 1] != "{":
+            return None
+        return None if not before and self.text[self.at + 1 : self.at + 2] in ("\r", "\n") else before
+
+    def _passed_over(self, begins: str) -> str | None:
+        """Go on to the next row that `begins` so, or to the array's end, and give what stood before it."""
+        mark = f"\n{begins}{{"
+        while (place := self.text.find(mark, self.at)) < 0:
+            if self.ended or len(self.text) - self.at > MOST_PASSED_OVER:
+                break
+            self._grow()
+        if place >= 0:
+            end = place + 1 + len(begins)
+        else:
+            found = _END_OF_ARRAY.search(self.text, self.at)
+            if not self.ended or found is None or len(found[1]) > len(begins):
+                return None  # cut off, or not to be told from what stands inside a row
+            end = found.end(1)
+        text, self.at = self.text[self.at : end], end
+        return text.strip()
 
     def peek(self) -> str:
         """The next character that is not blank, or "" at the end."""
@@ -217,7 +287,7 @@ class Window:
             return f": JSON that cannot be read ({error})"
         line = self.line + self.text.count("\n", 0, error.pos)
         column = error.pos - self.text.rfind("\n", 0, error.pos)
-        return f", line {line}: not JSON ({error.msg}, column {column}); nothing after it can be read"
+        return f", line {line}: not JSON ({error.msg}, column {column}){NOTHING_AFTER}"
 
     def _take(self, character: str) -> None:
         if self.peek() != character:
@@ -231,5 +301,7 @@ class Window:
         except UnicodeError as error:
             raise UserError(f"{self.place}: it is not {self.encoding} ({error}); give another --encoding") from None
         self.damaged = self.damaged or (not self.encoding and bool(undecoded(new)))
-        self.line += self.text.count("\n", 0, self.at)
-        self.text, self.at, self.ended = self.text[self.at :] + new, 0, not block
+        line = self.text.rfind("\n", max(0, self.at - MOST_INDENTED), self.at)
+        kept = self.at if line < 0 else line  # the indentation of the row is looked at
+        self.line += self.text.count("\n", 0, kept)
+        self.text, self.at, self.ended = self.text[kept:] + new, self.at - kept, not block

@@ -56,7 +56,11 @@ class BadRows:
         if len(self.shown) < MOST_SHOWN:
             self.shown.append(f"{row.place}: {row.reason}")
         if row.reason.startswith("byte 0x") and len(self.encoded) < MOST_BYTES:
-            content = row.content if isinstance(row.content, str) else json.dumps(row.content, ensure_ascii=False)
+            content = (
+                row.content
+                if isinstance(row.content, str)
+                else json.dumps(row.content, ensure_ascii=False, default=str)
+            )
             self.encoded += content.encode("utf-8", "surrogateescape")[:MOST_BYTES]
         self.sink.add(row.content, row.file, row.number, row.reason)
 
@@ -65,7 +69,10 @@ class BadRows:
         some = "1 bad row" if self.count == 1 else f"{self.count:,} bad rows"
         fix = "mend them, or pass --skip_bad_rows to go on without them"
         if self.last:
-            fix = "mend the rows after which nothing could be read; --skip_bad_rows does not help there"
+            fix = (
+                "mend the rows after which nothing could be read; --skip_bad_rows does not help there, since nobody "
+                "knows where the next row begins"
+            )
         if self.encoded:
             encoding = likely(self.encoded)
             fix += f"; where the whole file is in another encoding, most likely {encoding}, pass --encoding {encoding}"

@@ -29,7 +29,7 @@ from finllm.data.grams import Grams, common_grams, mixed
 
 WIDTHS = (5, 2)  # characters of a gram: in general, and where a character is a word
 ALIKE, INSIDE, LEAST_INSIDE = 0.5, 0.9, 7
-ALIKE_VARYING, FIXED, LEAST_VARYING = 0.3, 1 / 3, 3  # without common grams; share of a text, and words, that vary
+ALIKE_VARYING, FIXED, LEAST_VARYING = 0.3, 0.2, 2  # without common grams; share of a text, and words, that vary
 WIDTHS_COPIED, COPIED, LEAST_COPIED, SAME_NUMBERS = (20, 5), 0.35, 16, 0.8
 
 BANDS, ROWS = 42, 3  # a pair of Jaccard index J is proposed with probability 1 − (1 − J³)⁴², at ½ with 0.996
@@ -227,8 +227,8 @@ def _other_numbers(ours: Grams, theirs: Grams, one: np.ndarray, other: np.ndarra
 def _least(ours: Grams, theirs: Grams, one: np.ndarray, other: np.ndarray) -> np.ndarray:
     """The Jaccard index from which two texts are alike.
 
-    Where common words are left out and most of both texts is not common, the whole texts decide, and what varies has
-    but to agree.
+    Where common words are left out and more than a fifth of both texts is not common, the whole texts decide, and what
+    varies has but to agree.
     """
     varies = np.minimum(ours.varies_N[one], theirs.varies_N[other])
     return np.where((varies < 1) & (varies > FIXED), ALIKE_VARYING, ALIKE)

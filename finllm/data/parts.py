@@ -63,6 +63,19 @@ def split_of_name(name: str, where: str) -> str:
     return found.pop() if found else ""
 
 
+class _Twice:
+    """What stands in the place of a value whose column's or key's name is that of another one."""
+
+    def __bool__(self) -> bool:
+        return False
+
+    def __str__(self) -> str:
+        return "two values of one name"
+
+
+TWICE = _Twice()
+
+
 class RawRow(NamedTuple):
     """One row as it was read. `number` counts from 1, in `unit`s: lines of JSON Lines and CSV files, rows elsewhere."""
 

@@ -52,7 +52,7 @@ def prepare(
     check_encoding(chosen.encoding)
     where = Path(output_dir)
     sweep(where.resolve())
-    found = _find(source, chosen.encoding)
+    found = _find(source, chosen.encoding, chosen.dataset_config)
     sha256 = source_hash(found)
     if _holds_the_same(where, found, sha256, chosen, overwrite):
         say(f"{where} already holds this dataset (same source, same settings): left as it is")
@@ -99,10 +99,10 @@ def resolve(name: Path | str, cache_dir: Path | str) -> DatasetDir:
     return dataset
 
 
-def _find(source: Path | str, encoding: str) -> Source:
+def _find(source: Path | str, encoding: str, config: str) -> Source:
     if str(source) != SAMPLE and is_dataset_dir(source):
         raise UserError(f"{source} is a dataset dir already; use it as it is, or prepare the rows it was made from")
-    return find_source(source, encoding)
+    return find_source(source, encoding, config)
 
 
 def _build(source: Source, sha256: str, where: Path, settings: Settings, overwrite: bool = False) -> None:
@@ -181,6 +181,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--leave_out", nargs="+", default=[], metavar="COLUMN", help="columns to leave out though they hold something"
     )
+    parser.add_argument(
+        "--dataset_config",
+        default="",
+        metavar="NAME",
+        help="the config of a hub dataset, or of a clone, that has several",
+    )
     parser.add_argument("--encoding", default="", help="of all texts (default: UTF-8)")
     parser.add_argument(
         "--skip_bad_rows",
@@ -221,9 +227,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace, count_tokens: Callable[[list[str]], list[int]] | None = None) -> None:
     """Run `finllm prepare` with parsed arguments."""
     named = {field: getattr(args, f"{field}_column") for field in (*FIELDS, TURNS_COLUMN)}
-    same = ("form", "leave_out", "encoding", "skip_bad_rows", "skip_cleaning", "seed", "validation_fraction",
-            "test_fraction", "ignore_own_splits", "keep_shared_questions", "group_column", "cluster_near_duplicates",
-            "overwrite")  # fmt: skip
+    same = ("form", "leave_out", "encoding", "dataset_config", "skip_bad_rows", "skip_cleaning", "seed",
+            "validation_fraction", "test_fraction", "ignore_own_splits", "keep_shared_questions", "group_column",
+            "cluster_near_duplicates", "overwrite")  # fmt: skip
     prepare(
         args.source,
         args.output_dir,

@@ -10,10 +10,9 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 from finllm.data.conversations import Conversation, Turn, Unfit, Unreadable, arranged, history_of, parsed, turns_of
-from finllm.data.csv_rows import TWICE
 from finllm.data.forms import Asked, Form, looks_fixed, recognise, telling
-from finllm.data.parts import BadRow, Part, RawRow
-from finllm.errors import UserError, did_you_mean, raise_problems
+from finllm.data.parts import TWICE, BadRow, Part, RawRow
+from finllm.errors import UserError, did_you_mean
 
 PEEKED, MOST_PEEKED = 100, 10_000  # rows whose columns tell the form; rows, bad ones too, that are held for it
 NOTHING = (None, "", [], {}, "[]", "{}")
@@ -114,8 +113,8 @@ class Schema:
             self.bad(row)
         return len(rows)
 
-    def check(self, name: str) -> None:
-        """Refuse what was found out only after the last row: columns that may not be left out, and flags in vain."""
+    def problems(self) -> list[str]:
+        """What is found out only after the last row: columns that may not be left out, and flags in vain."""
         problems = [
             f"{place}: the column '{column}' holds something that would be left out: {telling(column)}; "
             f"--leave_out {column} leaves it out"
@@ -125,7 +124,7 @@ class Schema:
             f"no column '{column}'{did_you_mean(column, self._seen)} that --leave_out names"
             for column in sorted(self.asked.leave_out - self._seen)
         ]
-        raise_problems(problems, name)
+        return problems
 
     def _same(self, form: Form, other: Form, raw: RawRow) -> Form:
         if any(other.columns.get(name) != column for name, column in form.columns.items()):

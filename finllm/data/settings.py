@@ -9,7 +9,6 @@ from typing import Any
 
 from finllm.data.clean import STEPS
 from finllm.data.forms import Asked
-from finllm.text.prompts import TEMPLATE_HASH, TEMPLATE_ID
 
 RULES = 2  # raised whenever the same source and settings make other rows than before
 
@@ -25,13 +24,13 @@ class Settings:
     asked: Asked = field(default_factory=Asked)
     skip_cleaning: frozenset[str] = frozenset()
     encoding: str = ""  # of all texts, or UTF-8
+    dataset_config: str = ""  # of a source that has several
     skip_bad_rows: bool = False
     ignore_own_splits: bool = False
     keep_shared_questions: bool = False
 
     def in_manifest(self) -> dict[str, Any]:
         return {
-            "template": {"id": TEMPLATE_ID, "hash": TEMPLATE_HASH},
             "split": {
                 "seed": self.seed,
                 "validation_fraction": self.validation_fraction,
@@ -44,6 +43,7 @@ class Settings:
                 "leave_out": sorted(self.asked.leave_out),
                 "group_column": self.asked.group_column,
                 "encoding": self.encoding,
+                "dataset_config": self.dataset_config,
                 "ignore_own_splits": self.ignore_own_splits,
                 "keep_shared_questions": self.keep_shared_questions,
             },
@@ -55,7 +55,7 @@ class Settings:
         cleaning = [(step["step"], step["enabled"]) for step in manifest["cleaning"]]
         asked = self.in_manifest()
         held = manifest.get("asked", {})
-        same = {key: manifest.get(key) == asked[key] for key in ("template", "split", "rules")}
+        same = {key: manifest.get(key) == asked[key] for key in ("split", "rules")}
         same |= {key: held[key] == value for key, value in asked["asked"].items() if key in held}
         same["source"] = manifest["source"]["sha256"] == source_sha256
         same["cleaning"] = cleaning == [(step, step not in self.skip_cleaning) for step in STEPS]

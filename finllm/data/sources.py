@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from finllm.data import json_rows, parts
+from finllm.data.configs import CARD, chosen_config, configs_of, files_of
 from finllm.data.dataset_dir import is_dataset_dir
 from finllm.data.encoding import decoded
 from finllm.data.opening import opened as stream_of
@@ -48,19 +49,27 @@ class Source(NamedTuple):
     left_alone: tuple[LeftAlone, ...] = ()
     files: tuple[tuple[str, Path], ...] = ()  # all files on the disk that rows come from, with their names inside
     hub: Any = None  # the `datasets.DatasetDict`
+    config: str = ""  # the one that is read
+    configs: tuple[str, ...] = ()  # all that a folder has
+
+    def about_config(self) -> dict[str, Any]:
+        """What a manifest says of it."""
+        return {"config": self.config, "configs": list(self.configs)} if self.config else {}
 
 
-def find_source(name: Path | str, encoding: str = "") -> Source:
+def find_source(name: Path | str, encoding: str = "", config: str = "") -> Source:
     """Find out what a SOURCE is; a `UserError` says what was looked for when there is no such thing.
 
     Of files it reads a zip's directory, the beginning of texts, and all of a JSON object that holds lists. `encoding`
-    is that of all texts, else they are UTF-8.
+    is that of all texts, else they are UTF-8. `config` names one of several that a hub dataset or its clone has.
     """
     text, path = str(name), Path(name)
     if text == SAMPLE:
         return _folder(SAMPLE, Path(__file__).parent / SAMPLE, "")._replace(left_alone=())
     if path.is_dir():
-        return _folder(text, path, encoding)
+        return _folder(text, path, encoding, config)
+    if config and (text == SAMPLE or path.exists()):
+        raise UserError(f"{text} has no configs, as hub datasets and their clones have; leave --dataset_config out")
     if path.exists():
         if kind_of_name(path.name) is None and path.suffix.lower() != ".zip":
             raise UserError(f"{path}: {_not_read(path.name)}; known are {', '.join(SUFFIXES)}")
@@ -72,7 +81,7 @@ def find_source(name: Path | str, encoding: str = "") -> Source:
             f"missing file: there is no file or folder {path.absolute()}{did_you_mean(text, [*beside, SAMPLE])}; "
             f"a source is a file ({', '.join(SUFFIXES)}), a folder of them, a hub id (owner/name) or '{SAMPLE}'"
         )
-    return Source(text, ())
+    return Source(text, (), config=config)
 
 
 def opened(source: Source) -> Source:
@@ -82,11 +91,12 @@ def opened(source: Source) -> Source:
     import datasets  # takes a second, which only this source pays
 
     try:
-        splits = datasets.load_dataset(source.name)
+        splits = datasets.load_dataset(source.name, *filter(None, [source.config]))
     except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
         raise UserError(
             f"'{source.name}' is no file or folder here, and the hub did not give it ({error}); without the hub take a "
-            f"local file, a folder, a cache filled before (HF_HUB_OFFLINE=1) or the built-in '{SAMPLE}'"
+            f"local file, a folder, a cache filled before (HF_HUB_OFFLINE=1) or the built-in '{SAMPLE}'; "
+            "of a dataset with several configs name one with --dataset_config"
         ) from error
     found = [Part(Path(), f"{source.name} ({key})", "hub", split_of_name(key, source.name), key=key) for key in splits]
     return source._replace(parts=tuple(found), hub=splits)
@@ -106,7 +116,10 @@ def hash_of_files(source: Source) -> str:
 # Folders -------------------------------------------------------------------------------------------------------------
 
 
-def _folder(text: str, folder: Path, encoding: str) -> Source:
+def _folder(text: str, folder: Path, encoding: str, config: str = "") -> Source:
+    configs = configs_of(folder)
+    chosen = chosen_config(configs, config, text)
+    wanted = files_of(folder, configs[chosen]) if chosen else None
     found: list[Part] = []
     left: list[LeftAlone] = []
     files: list[tuple[str, Path]] = []
@@ -117,10 +130,14 @@ def _folder(text: str, folder: Path, encoding: str) -> Source:
                 found += _saved(path, name, split)
                 files += ((f"{name}/{each.relative_to(path).as_posix()}".lstrip("./"), each)
                           for each in path.rglob("*") if each.is_file())  # fmt: skip
+            elif wanted is not None and path.resolve() not in wanted:
+                of_config = f"not of the config '{chosen}'"
+                left.append(LeftAlone(name, _why_left_alone(path) or of_config))
             elif reason := _why_left_alone(path):
                 left.append(LeftAlone(name, reason))
             else:
                 own = split_of_name(_stem(path.name), name) or split
+                own = own if wanted is None else split_of_name(wanted[path.resolve()], name)
                 found += _parts_of_file(path, name, own, encoding)
                 left += _left_in_zip(path) if path.suffix.lower() == ".zip" else ()
                 files.append((name, path))
@@ -129,8 +146,11 @@ def _folder(text: str, folder: Path, encoding: str) -> Source:
     if problems:
         raise UserError("; ".join(problems))
     if not found:
-        raise UserError(f"the folder {folder} holds no file that can be read ({', '.join(SUFFIXES)})")
-    return Source(text, tuple(found), tuple(left), tuple(files))
+        which = f", of the config '{chosen}'" if chosen else ""
+        raise UserError(f"the folder {folder} holds no file that can be read{which} ({', '.join(SUFFIXES)})")
+    if chosen:
+        files.append((CARD, folder / CARD))  # which says what is read
+    return Source(text, tuple(found), tuple(left), tuple(files), config=chosen, configs=tuple(configs))
 
 
 def _walk(root: Path, folder: Path, split: str) -> Iterator[tuple[Path, str, str, bool]]:

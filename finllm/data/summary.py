@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import re
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
@@ -13,7 +12,7 @@ from finllm.data.split import SPLITS
 from finllm.errors import shortened
 from finllm.terminal import Terminal
 from finllm.text.prompts import build_prompt
-from finllm.text.words import pieces
+from finllm.text.words import count_of_pieces, pieces
 
 PERCENTILES = {"p5": 0.05, "p50": 0.5, "p95": 0.95, "max": 1.0}
 MOST_LINES = 10  # of files that are shown
@@ -79,6 +78,8 @@ def _reading(dataset: DatasetDir) -> Iterator[str]:
             f"  {file['file']}: {file['rows']:,} rows" + (f", the {file['split']} split" if file["split"] else "")
             for file in each
         )
+    if (config := manifest["source"].get("config")) and (others := manifest["source"]["configs"]):
+        yield f"config: {config}, of {', '.join(others)}"
     if left := manifest.get("left_alone"):
         yield f"files left alone: {len(left):,}"
         yield from _some(f"  {file['file']}: {file['reason']}" for file in left)
@@ -121,9 +122,7 @@ def percentile(values: list[int], share: float) -> int:
 
 def _words_in(text: str) -> int:
     """How many pieces a text has; of a very long one they are not held."""
-    if len(text) < LONG or not text.isascii():
-        return len(pieces(text))
-    return sum(1 for _ in re.finditer(r"\S+", text))
+    return len(pieces(text)) if len(text) < LONG else count_of_pieces(text)
 
 
 def _lengths(dataset: DatasetDir, count_tokens: CountTokens | None) -> list[tuple[str, list[int]]]:

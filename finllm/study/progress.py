@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from rich.table import Table
@@ -97,13 +97,15 @@ def _seconds_of_one(study: Study, method: str, ends: list, plans: Mapping[str, A
 
 
 class Teller:
-    """Says lines, and the table now and then: at most every `every` seconds, since each reads the whole storage."""
+    """Says lines, and the table every two minutes: each time the whole storage is read."""
 
-    def __init__(self, table, every: float = 30.0):
-        self.console, self._table, self._every, self._last = Terminal(), table, every, 0.0
+    EVERY = 120.0  # seconds
+
+    def __init__(self, table: Callable[[], Table]):
+        self.console, self._table, self._last = Terminal(), table, time.monotonic()
 
     def __call__(self, line: str) -> None:
         self.console.print(line, soft_wrap=True)
-        if time.monotonic() - self._last > self._every:
+        if time.monotonic() - self._last > self.EVERY:
             self._last = time.monotonic()
             self.console.print(self._table())

@@ -21,7 +21,7 @@ from pathlib import Path
 import optuna
 from optuna.distributions import FloatDistribution, IntDistribution
 from optuna.storages import JournalStorage, RDBStorage
-from optuna.storages.journal import BaseJournalFileLock, JournalFileBackend
+from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
 from optuna.trial import TrialState
 
 from finllm.files import naming
@@ -155,7 +155,7 @@ DISTRIBUTIONS = {
 }
 
 
-class _Lock(BaseJournalFileLock):
+class _Lock(JournalFileOpenLock):
     """Of the journal: one that the kernel drops with its process, where Optuna's own are files that stay behind."""
 
     def __init__(self, path: str):

@@ -42,7 +42,7 @@ def test_numbers_in_the_page_are_those_of_results_json(tmp_path):
         bits = metrics["bits_per_byte"]
         assert page.data["models"][number]["bits_per_byte"] == vars(bits)
         assert f"{bits.value:.3f}" in page.text and f"{bits.low:.3f}–{bits.high:.3f}" in page.text
-    assert page.questions == [["What is a bond?", "", "A loan to the state.", ["A loan.", "A loan."]]] * 12
+    assert page.questions == [["What is a bond?", "", "A loan to the state.", ["A loan.", "A loan."], []]] * 12
     scores = [model["scores"] for model in page.data["models"]]
     assert [score["bits"][0] for score in scores] == [0.9123, 1.9877]
     assert scores[0]["rougeL"] == [0.25] * 12 and scores[0]["stopped"] == [0] + [1] * 11

@@ -81,6 +81,12 @@ def study(tmp_path_factory) -> Path:
     special = {6: "what does a Zebra bond pay?", 8: HOSTILE, 3: "and what of a long question? " * 12}
 
     def change(number, row):
+        if number == 2:
+            row["system"] = "Be brief."
+            row["history"] = [
+                {"role": "user", "content": "What is a coupon?"},
+                {"role": "assistant", "content": HOSTILE},
+            ]
         row["instruction"] = f"Question {number + 1}: {special.get(number, '?')}"
         row["reference"] = "A loan of 1.5 % to the state."
         row["stopped"] = number > 0
@@ -116,6 +122,19 @@ def test_search_filters_and_pages_find_questions(browser, study):
     page.select_option("#filter", "cut")  # the first answer alone did not stop
     expect(page.locator("#questions .asked")).to_have_text(["Question 1: ?"])
     assert page.wrong == []
+
+
+def test_the_turns_before_a_question_are_shown_and_searched(browser, study):
+    page = opened(browser, study)
+    assert page.locator("#questions .turns").count() == 0  # the first question has none
+    page.fill("#search", "what is a COUPON")
+    expect(page.locator("#questions .asked")).to_have_text(["Question 3: ?"])
+    page.locator("#questions summary").first.click()
+    turns = page.locator("#questions .turns li")
+    expect(turns).to_have_count(3)
+    assert turns.locator(".role").all_text_contents() == ["system", "user", "assistant"]
+    assert turns.locator(".text").all_text_contents() == ["Be brief.", "What is a coupon?", HOSTILE]
+    assert page.evaluate("window.attacked") is None and page.wrong == []
 
 
 def test_questions_are_ordered_by_difference_among_the_models_that_are_shown(browser, study):

@@ -130,3 +130,25 @@ def test_near_duplicate_questions_stay_in_one_split_when_asked(make_rows, write,
     assert all(alone[row["instruction"]] == together[row["instruction"]] for row in make_rows(100))
     again = command(source, "--output_dir", tmp_path / "dataset1", "--test_fraction", 0.3, cwd=tmp_path)
     assert again.returncode == 2 and "holds another dataset (different split)" in again.stderr
+
+
+def test_tokens_of_conversations_are_those_of_all_that_each_side_says(tmp_path, finllm_prepare):
+    from tests.finllm.text.chats import chat_tokenizer
+
+    chat_tokenizer().save_pretrained(tmp_path / "tokenizer")  # a character is a token
+    (tmp_path / "tokenizer/config.json").write_text(json.dumps({"model_type": "gpt2"}))
+    turns = ("How much?", "7 %", "And now?", "8 % of it")
+    messages = [{"role": role, "content": text} for role, text in zip(["user", "assistant"] * 2, turns, strict=True)]
+    rows = [
+        [{"role": "system", "content": "Be brief."}, {"role": "user", "content": f"Fund {n}?"}, *messages[1:]]
+        for n in range(5)
+    ]
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps({"messages": row}) + "\n" for row in rows))
+    arguments = (tmp_path / "a.jsonl", "--output_dir", tmp_path / "data", "--tokenizer", tmp_path / "tokenizer")
+    status, out, err = finllm_prepare(*arguments)
+    assert status == 0, err
+    told = {cells[0].strip(): {cell.strip() for cell in cells[1:]}
+            for line in out.splitlines() if len(cells := line.strip("│").split("│")) == 5}  # fmt: skip
+    assert told["prompt, tokens"] == {str(len("Be brief.\nFund 0?\nAnd now?"))}
+    assert told["response, tokens"] == {str(len("7 %\n8 % of it"))}
+    assert told["prompt, words"] == {"6"} and told["response, words"] == {"6"}

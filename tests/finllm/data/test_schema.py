@@ -5,7 +5,7 @@ import pytest
 from finllm.data.forms import Asked
 from finllm.data.parts import Part, RawRow
 from finllm.data.schema import Schema
-from finllm.errors import UserError
+from finllm.errors import UserError, raise_problems
 
 GOOD = {"instruction": "What is a share?", "input": "", "output": "A part of a company."}
 
@@ -16,7 +16,7 @@ def check(*fields, **asked):
     schema = Schema(Asked(**asked), bad.append, lambda *each: left.append(each))
     raw = [RawRow(row, "a.jsonl", number) for number, row in enumerate(fields, 1)]
     rows = list(schema.rows(Part("a.jsonl", "a.jsonl", "lines"), raw))
-    schema.check("a.jsonl")
+    raise_problems(schema.problems(), "a.jsonl")
     schema.left = left
     return rows, [f"{row.place}: {row.reason}" for row in bad], schema
 

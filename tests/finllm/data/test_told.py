@@ -1,6 +1,7 @@
 """Nothing is lost or changed unseen: bad rows, columns, changes, odd CSV files and encodings are told."""
 
 import json
+import textwrap
 
 import pytest
 
@@ -9,6 +10,7 @@ from finllm.data.prepare import resolve
 from finllm.data.split import SPLITS
 from finllm.errors import UserError
 from finllm.files import read_jsonl
+from finllm.text.prompts import CHAT, TEMPLATE_HASH, TEMPLATE_ID
 
 
 def rows_of(folder):
@@ -50,6 +52,85 @@ def test_what_cannot_be_read_on_is_not_skipped(tmp_path, make_rows, finllm_prepa
     assert status == 2 and "nothing after it can be read" in err and "--skip_bad_rows does not help there" in err
 
 
+def broken(rows, indent, prefix=""):
+    """A JSON array whose rows 3 and 7 are broken, and what is left of it."""
+    lines = [textwrap.indent(json.dumps(row, indent=indent), prefix) for row in rows]
+    lines[2] = lines[2].replace('"output": "', '"output": ')
+    lines[6] = lines[6].replace("}", "").rstrip()
+    return "[\n" + ",\n".join(lines) + "\n]\n", [row for number, row in enumerate(rows, 1) if number not in (3, 7)]
+
+
+@pytest.mark.parametrize(("indent", "prefix"), [(None, ""), (None, "  "), (2, "  "), (4, "\t")])
+@pytest.mark.parametrize("window", [64, 1 << 18])
+@pytest.mark.parametrize("keyed", [False, True])
+def test_a_broken_row_of_an_array_is_skipped_where_rows_begin_lines(
+    indent, prefix, window, keyed, tmp_path, make_rows, finllm_prepare, monkeypatch
+):
+    monkeypatch.setattr("finllm.data.json_rows.WINDOW", window)
+    rows = [{**row, "history": [{"role": "user", "content": row["instruction"]}, {"role": "assistant", "content": "b"}]}
+            for row in make_rows(12)]  # fmt: skip
+    text, good = broken(rows, indent, prefix)
+    (tmp_path / "a.json").write_text(f'{{"data": {text}, "more": 1}}' if keyed else text)
+    status, _, err = finllm_prepare(tmp_path / "a.json", "--output_dir", tmp_path / "data")
+    assert status == 2 and "2 bad rows" in err and "a.json, row 3: line" in err and "a.json, row 7: line" in err
+    assert "pass --skip_bad_rows to go on without them" in err
+    status, _, err = finllm_prepare(tmp_path / "a.json", "--output_dir", tmp_path / "data", "--skip_bad_rows")
+    assert status == 0, err
+    assert rows_of(tmp_path / "data").keys() == {row["instruction"] for row in good}
+    left = read_jsonl(tmp_path / "data/rejected.jsonl")
+    assert [row["line"] for row in left] == [3, 7]
+    for row, wanted in zip(left, (rows[2], rows[6]), strict=True):  # all that was passed over is there
+        assert wanted["instruction"] in row["row"] and row["row"].count('"instruction"') == 1
+
+
+@pytest.mark.parametrize("kind", ["one line", "no indentation", "cut off", "cut off after a list", "last, on its line"])
+def test_where_the_next_row_of_an_array_is_not_sure_nothing_is_skipped(kind, tmp_path, make_rows, finllm_prepare):
+    rows = [{**row, "tags": [{"a": 1}, {"a": 2}]} for row in make_rows(9)]
+    text = json.dumps(rows, indent=0 if kind == "no indentation" else None if kind == "one line" else 1)
+    text = text[: text.rindex('"tags"')] if kind == "cut off" else text[: text.rindex("]", 0, -5) + 1] if (
+        kind == "cut off after a list") else text.replace("fund 3, ", 'fund 3", ')  # fmt: skip
+    text = text.replace("fund 8, ", 'fund 8", ')[:-2] + "]" if kind == "last, on its line" else text
+    (tmp_path / "a.json").write_text(text)
+    status, _, err = finllm_prepare(tmp_path / "a.json", "--output_dir", tmp_path / "data", "--skip_bad_rows")
+    assert status == 2 and "nothing after it can be read" in err and "--skip_bad_rows does not help there" in err
+    assert not (tmp_path / "data").exists()
+
+
+def test_a_quote_that_nothing_closes_is_named_with_its_lines(tmp_path, finllm_prepare):
+    rows = [f"Question {n}?,Answer {n}" for n in range(40)]
+    rows[20] = 'Question 20?,"Answer 20'
+    (tmp_path / "a.csv").write_text("question,answer\n" + "\n".join(rows) + "\n")
+    status, _, err = finllm_prepare(tmp_path / "a.csv", "--output_dir", tmp_path / "data", "--skip_bad_rows")
+    assert status == 2 and "--skip_bad_rows does not help there" in err
+    assert "a.csv, line 22: the record that starts here is not CSV (unexpected end of data)" in err
+    assert "it was read up to line 41, since a quote in it is not closed where it should be" in err
+
+
+def test_columns_that_hold_something_and_bad_rows_and_other_files_are_told_at_once(tmp_path, make_rows, finllm_prepare):
+    (tmp_path / "mine").mkdir()
+    good = "".join(json.dumps({**row, "tools": ["a"]}) + "\n" for row in make_rows(20))
+    (tmp_path / "mine/a.jsonl").write_text(BAD + good)
+    (tmp_path / "mine/b.jsonl").write_text('{"Frage": "q", "Antwort": "a"}\n')
+    (tmp_path / "mine/c.jsonl").write_text('{"chosen": "q", "rejected": "a", "prompt": "x"}\n')
+    status, _, err = finllm_prepare(tmp_path / "mine", "--output_dir", tmp_path / "data")
+    assert status == 2 and "error: 4 problems in" in err
+    for said in ("the column 'tools' holds something", "4 bad rows", "b.jsonl, which has the columns Frage, Antwort",
+                 "these are preferences", "a.jsonl, line 3: not a JSON object"):  # fmt: skip
+        assert said in err, said
+    assert len(read_jsonl(tmp_path / "data.bad_rows.jsonl")) == 4
+
+
+def test_the_manifest_names_the_template_that_takes_all_rows(tmp_path, make_rows, write, finllm_prepare):
+    write(tmp_path / "a.jsonl", make_rows(9))
+    finllm_prepare(tmp_path / "a.jsonl", "--output_dir", tmp_path / "single")
+    assert DatasetDir(tmp_path / "single").manifest["template"] == {"id": TEMPLATE_ID, "hash": TEMPLATE_HASH}
+    write(tmp_path / "b.jsonl", [*make_rows(9), {**make_rows(1, 9)[0], "system": "Be brief."}])
+    finllm_prepare(tmp_path / "b.jsonl", "--output_dir", tmp_path / "chats")
+    assert DatasetDir(tmp_path / "chats").manifest["template"] == {"id": CHAT, "hash": None}
+    _, out, _ = finllm_prepare(tmp_path / "b.jsonl", "--output_dir", tmp_path / "chats")
+    assert "left as it is" in out
+
+
 def test_files_and_columns_are_told_and_in_the_manifest(tmp_path, make_rows, write, finllm_prepare):
     (tmp_path / "mine/below").mkdir(parents=True)
     write(tmp_path / "mine/below/a.jsonl", [{**row, "topic": "funds", "note": None} for row in make_rows(30)])
@@ -86,6 +167,20 @@ def test_sources_of_the_recipe_are_told_too_and_its_hints_name_a_command(tmp_pat
     assert f"finllm prepare {tmp_path / 'b.jsonl'} --output_dir DATASET_DIR" in str(raised.value)
 
 
+@pytest.mark.parametrize(("line", "said"), [
+    ('{"instruction": "Q?", "output": "first", "output": "A"}', "two columns are named 'output'"),
+    ('{"messages": [{"role": "user", "content": "Q?"}, {"role": "assistant", "content": "a", "content": "b"}]}',
+     "turn 2 has _Twice (two values of one name) as its content"),
+    ('{"messages": [{"role": "user", "content": "Q?"}, {"role": "assistant", "content": "a", "thinking": "So."}]}',
+     "turn 2 has thinking beside its content, which would be lost"),
+    ('{"functions": [{"name": "f"}], "question": "Q?", "answer": "A"}', "the column 'functions' holds something"),
+])  # fmt: skip
+def test_what_a_row_says_twice_or_beside_its_answer_is_not_lost(line, said, tmp_path, finllm_prepare):
+    (tmp_path / "a.jsonl").write_text("".join(line.replace("Q?", f"Q{n}?") + "\n" for n in range(9)))
+    status, _, err = finllm_prepare(tmp_path / "a.jsonl", "--output_dir", tmp_path / "data")
+    assert status == 2 and said in err
+
+
 QUOTED = 'Is it "fair", or not?'
 CSVS = {
     "comma": 'question,answer\n"Is it ""fair"", or not?","Yes, 7"\n',
@@ -102,15 +197,16 @@ CSVS = {
     "missing fields": 'question,answer,topic\n"Is it ""fair"", or not?","Yes, 7"\n',
     "names twice": 'id,question,answer,id\n1,"Is it ""fair"", or not?","Yes, 7",2\n',
     "an index": ',Question,Answer\n0,"Is it ""fair"", or not?","Yes, 7"\n',
+    "Excel's line": 'sep=;\nquestion;answer;topic\n"Is it ""fair"", or not?";Yes, 7;a\n',
     "byte order mark": '\ufeffquestion,answer\n"Is it ""fair"", or not?","Yes, 7"\n',
 }
 
 
 @pytest.mark.parametrize("kind", CSVS)
 def test_csv_as_programs_write_it(kind, tmp_path, finllm_prepare):
-    head, row, _ = CSVS[kind].replace("\r\n", "\r").replace("\r", "\n").split("\n")
+    *head, row, _ = CSVS[kind].replace("\r\n", "\r").replace("\r", "\n").split("\n")
     end = "\r\n" if "\r\n" in CSVS[kind] else "\r" if "\r" in CSVS[kind] else "\n"
-    lines = [head, *(row.replace("fair", f"fair{n or ''}") for n in range(12))]
+    lines = [*head, *(row.replace("fair", f"fair{n or ''}") for n in range(12))]
     (tmp_path / "a.csv").write_bytes((end.join(lines) + end).encode())
     status, _, err = finllm_prepare(tmp_path / "a.csv", "--output_dir", tmp_path / "data")
     assert status == 0, err

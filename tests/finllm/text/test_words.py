@@ -11,7 +11,7 @@ from rouge_score import rouge_scorer
 from rouge_score.tokenizers import DefaultTokenizer
 
 from eval.metrics import rouge
-from finllm.text.words import pieces, words
+from finllm.text.words import count_of_pieces, pieces, words
 
 SAMPLE = Path(__file__).parents[3] / "finllm" / "data" / "sample"
 
@@ -78,3 +78,10 @@ def test_words_of_other_scripts(text, expected):
 def test_pieces_keep_what_is_written():
     assert pieces("GDP增长3.5%。 Rates rose") == ["GDP", "增", "长", "3.5%。", "Rates", "rose"]
     assert "".join(pieces("ราคาน้ำมัน。中文，テスト!")) == "ราคาน้ำมัน。中文，テスト!"
+
+
+@pytest.mark.parametrize(
+    "text", ["", " a  b\x1fc\n", "Zins 3,5 % – 利率上升 now", "株価は何ですか", "ราคา a\u3000b\u00a0c"]
+)
+def test_pieces_are_counted_as_they_are(text):
+    assert count_of_pieces(text) == len(pieces(text))

@@ -1,0 +1,104 @@
+// The study: validation loss against learning rate, a curve a method, and quality against what a method costs.
+
+function rateChart(study) {
+  const hidden = new Set();
+  const redraw = drawAtWidth(field("rate-chart"), (width) => {
+    const seen = study.curves.filter((curve) => !hidden.has(curve.name));
+    const drawn = seen.length ? seen : study.curves;
+    const points = drawn.flatMap((curve) => [...curve.whole, ...curve.part]);
+    const rates = points.map(([rate]) => rate);
+    const losses = points.map(([, loss]) => loss).sort((a, b) => a - b);
+    const low = losses[0];
+    // A rate at which training diverged would press all others into one line: it is drawn at the upper edge.
+    const high = Math.min(losses.at(-1), losses[Math.floor(losses.length / 2)] + 2 * (losses[Math.floor(losses.length / 2)] - low) + 0.02);
+    const room = (high - low) * 0.06 || 0.05;
+    const [from, to] = [Math.min(...rates) / 1.6, Math.max(...rates) * 1.6];
+    const scale = linear(Math.log(from), Math.log(to), MARGIN.left, width - MARGIN.right);
+    const x = (rate) => scale(Math.log(rate));
+    const level = linear(low - room, high + room, HEIGHT - MARGIN.bottom, MARGIN.top);
+    const y = (loss) => level(Math.min(loss, high + room));
+    const chart = frame(
+      width, "Validation loss against learning rate: " + drawn.map((curve) => `${curve.name} chose ${curve.rate}`).join(", "),
+      x, y, logTicks(from, to, width / 70), ticks(low - room, high + room, 6), (rate) => String(Number(rate.toPrecision(2))), "learning rate, logarithmic", "validation loss, nats per token",
+    );
+    for (const curve of drawn) {
+      const path = curve.whole.map(([rate, loss], index) => `${index ? "L" : "M"}${x(rate).toFixed(1)} ${y(loss).toFixed(1)}`).join("");
+      const best = curve.whole.find(([rate]) => rate === curve.rate);
+      chart.append(svg("g", { class: curve.colour },
+        svg("title", {}, curve.name), svg("path", { class: "validation", d: path }),
+        ...curve.whole.map(([rate, loss]) => svg("circle", { class: "dot", cx: x(rate), cy: y(loss), r: 3 })),
+        ...curve.part.map(([rate, loss]) => svg("circle", { class: "dot faint", cx: x(rate), cy: y(loss), r: 3 })),
+        best ? svg("circle", { class: "ring", cx: x(best[0]), cy: y(best[1]), r: 7 }) : null));
+    }
+    return chart;
+  });
+  for (const curve of study.curves) {
+    const button = html("button", { type: "button", "aria-pressed": "true" }, swatch(curve), `${curve.name} ${curve.rate}`);
+    button.addEventListener("click", () => {
+      if (!hidden.delete(curve.name)) hidden.add(curve.name);
+      button.setAttribute("aria-pressed", String(!hidden.has(curve.name)));
+      redraw();
+    });
+    field("rate-legend").append(button);
+  }
+}
+
+/** The methods that no other beats for sure at no more cost: a point leaves only where another's interval is below. */
+function frontOf(methods, key) {
+  return methods.filter((one) => !methods.some((other) => other !== one && other[key] <= one[key] && other.interval[1] < one.interval[0]));
+}
+
+function methodChart(study) {
+  const costs = [
+    ["trainable_parameters", "Trainable parameters", short], ["train_seconds", "Train time", clock],
+    ["peak_memory_bytes", "Peak memory", (value) => `${Number((value / 1e9).toPrecision(2))} GB`],
+    ["forgetting", "Forgetting, nats a token", (value) => String(Number(value.toPrecision(2)))],
+  ].filter(([key]) => study.methods.every((method) => !method.seeds || method[key] > 0));
+  let chosen = 0;
+  const trained = study.methods.filter((method) => method.seeds);
+  const redraw = drawAtWidth(field("study-chart"), (width) => {
+    const [key, title, format] = costs[chosen];
+    const bounds = study.methods.flatMap((method) => method.interval);
+    const [low, high] = [Math.min(...bounds), Math.max(...bounds)];
+    const room = (high - low) * 0.1 || 0.05;
+    const y = linear(low - room, high + room, HEIGHT - MARGIN.bottom, MARGIN.top);
+    const [from, to] = [Math.min(...trained.map((each) => each[key])) / 1.5, Math.max(...trained.map((each) => each[key])) * 1.5];
+    const scale = linear(Math.log(from), Math.log(to), MARGIN.left, width - MARGIN.right);
+    const x = (value) => scale(Math.log(value));
+    const front = frontOf(trained, key);
+    const chart = frame(
+      width, `Bits per byte against ${title.toLowerCase()}; on the front: ${front.map((each) => each.name).join(", ")}`,
+      x, y, logTicks(from, to, width / 70), ticks(low - room, high + room, 6), format, `${title.toLowerCase()}, logarithmic`, "bits per byte",
+    );
+    for (const base of study.methods.filter((method) => !method.seeds)) {
+      const height = y(base.bits_per_byte);
+      chart.append(svg("g", {}, svg("title", {}, base.name),
+        svg("line", { class: "base-line", x1: MARGIN.left, x2: width - MARGIN.right, y1: height, y2: height })));
+    }
+    const taken = [];
+    const dots = trained.map((model) => ({ model, px: x(model[key]), py: y(model.bits_per_byte) }));
+    for (const { model, px, py } of dots) {
+      const [top, bottom] = [y(model.interval[1]), y(model.interval[0])];
+      taken.push({ left: px - 5, right: px + 5, top, bottom });
+      chart.append(svg("g", { class: model.colour + (front.includes(model) ? "" : " faint") },
+        svg("title", {}, `${model.name}: ${model.bits_per_byte.toFixed(3)} bits per byte, ${format(model[key])}`),
+        svg("line", { class: "range", x1: px, x2: px, y1: top, y2: bottom }), svg("circle", { class: "dot", cx: px, cy: py, r: 6 })));
+    }
+    placeNames(chart, dots, BESIDE_A_DOT, width, taken);
+    return chart;
+  });
+  costs.forEach(([, title], index) => {
+    const button = html("button", { type: "button", "aria-pressed": String(index === 0) }, title);
+    button.addEventListener("click", () => {
+      chosen = index;
+      [...field("study-choice").children].forEach((other, number) => other.setAttribute("aria-pressed", String(number === index)));
+      redraw();
+    });
+    field("study-choice").append(button);
+  });
+}
+
+if (data.study) {
+  rateChart(data.study);
+  methodChart(data.study);
+}

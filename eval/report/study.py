@@ -1,0 +1,249 @@
+"""The study view of a report: what recipes/compare.py searched and chose, beside what the final runs are worth.
+
+Of a method the final runs are seeds of one recipe, taken together as in eval/statistics/seeds.py; methods are ranked by
+the tests of these. Every sentence is made from the figures. This module imports no torch.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from statistics import mean
+from types import SimpleNamespace
+from typing import Any
+
+import yaml
+
+from eval import shapes
+from eval.evaluated import Run
+from eval.report.findings import listing
+from eval.report.numbers import count, decimals, duration, memory
+from eval.report.tables import cell
+from eval.shapes import COUNT, Each, Maybe
+from eval.statistics.comparison import ranks
+from eval.statistics.seeds import compare_recipes, recipes
+from finllm.errors import UserError, at_most, raise_problems
+from finllm.files import read_json
+from finllm.run_dir import RunDir
+from finllm.study.equal import losses_at_equal_seconds
+
+SHAPE = {"budget": {"steps": COUNT, "search_steps": COUNT}, "seeds": Each(int), "methods": dict, "seconds": float,
+         "trainings": COUNT}  # fmt: skip
+METHOD = {
+    "tried": dict,
+    "chosen": Maybe({"rate": float, "validation_loss": float, "edge": str, "width": Each(float), "settings": dict}),
+    "finals": Each({"run": str, "seed": int}),
+    "failed": Maybe(str),
+}
+FEW = 0.1  # of the best method's trainable parameters: a method with fewer is worth a sentence
+
+
+def read_study(folder: Path, runs: list[Run]) -> dict[str, Any]:
+    """study.json, checked, with each method's `runs`; a `UserError` where these are not all among those given."""
+    path = folder / "study.json"
+    content = read_json(path)
+    problems = list(shapes.problems(content, SHAPE, ""))
+    for name, method in (content.get("methods") or {}).items() if not problems else ():
+        problems += shapes.problems(method, METHOD, f"methods.{name}")
+    raise_problems(at_most(problems), f"{path}; write it again: python recipes/compare.py … --resume auto")
+    by_place = {run.path.resolve(): run for run in runs}
+    found, missing = {}, []
+    for name, method in content["methods"].items():
+        places = [(folder / "trials" / final["run"]).resolve() for final in method["finals"] if "curve" in final]
+        missing += [str(place) for place in places if place not in by_place]
+        found[name] = [by_place[place] for place in places if place in by_place]
+    raise_problems(
+        [f"{place} is a final run of the study and was not given" for place in at_most(missing)], "the runs to compare"
+    )
+    if not any(found.values()):
+        raise UserError(f"{path} has no final runs yet; finish it: python recipes/compare.py … --resume auto")
+    return {**content, "runs": found}
+
+
+def view(study: dict[str, Any], runs: list[Run]) -> dict[str, Any]:
+    """What page and study.md show: `rows`, a method each, best first, `findings`, and the figures of the charts."""
+    own = [run for group in study["runs"].values() for run in group]
+    bases = [run for run in runs if run.results.model.method == "base"]
+    names = {run.name: method for method, group in study["runs"].items() for run in group}
+    pooled = {names[recipe["runs"][0]]: recipe for recipe in recipes(own)}
+    told = [
+        {"a": names.get(each["a"][0], each["a"][0]), "b": names.get(each["b"][0], each["b"][0]), **{
+            key: each[key] for key in ("difference", "low", "high", "p_adjusted")}}
+        for each in compare_recipes([*own, *bases])
+    ]  # fmt: skip
+    rows = [_row(study, name, group, pooled.get(name)) for name, group in study["runs"].items() if group]
+    rows += [_base_row(base) for base in bases]
+    rows.sort(key=lambda row: (row["bits_per_byte"], row["name"]))
+    ranked = [SimpleNamespace(name=row["name"], ranked=True) for row in rows if row["seeds"] != 1]
+    rank_of = ranks(ranked, told)  # type: ignore[arg-type]  of each only its name is read, and that it is ranked
+    for row in rows:
+        rank = rank_of.get(row["name"])
+        row |= {"low": rank and rank.low, "high": rank and rank.high, "may_be_best": bool(rank and rank.may_be_best)}
+    failed = {name: method["failed"] for name, method in study["methods"].items() if method["failed"]}
+    content = {"budget": study["budget"], "seeds": study["seeds"], "seconds": study["seconds"],
+               "trainings": study["trainings"], "rows": rows, "comparisons": told, "failed": failed,
+               "equal_seconds": losses_at_equal_seconds(study)}  # fmt: skip
+    content["curves"] = [_curve(study, row["name"]) for row in rows if row["name"] in study["methods"]]
+    content["chosen"] = {
+        name: yaml.safe_dump(
+            {**method["chosen"]["settings"], "learning_rate": method["chosen"]["rate"]}, sort_keys=False
+        )
+        for name, method in study["methods"].items()
+        if method["chosen"]
+    }
+    content["findings"] = findings(content, runs[0].split.questions)
+    return content
+
+
+def _row(study: dict[str, Any], name: str, group: list[Run], pooled: dict[str, Any] | None) -> dict[str, Any]:
+    chosen = study["methods"][name]["chosen"]
+    bits = pooled["bits_per_byte"] if pooled else vars(group[0].split.metrics["bits_per_byte"])
+    return {
+        "name": name,
+        "seeds": len(group),
+        "bits_per_byte": bits["value"],
+        "interval": [bits["low"], bits["high"]],
+        "spread": pooled["metrics"]["bits_per_byte"]["spread"] if pooled else None,
+        "rate": chosen["rate"],
+        "width": chosen["width"],
+        "edge": chosen["edge"],
+        "trainable_parameters": group[0].results.model.trainable_parameters,
+        "train_seconds": mean(run.summary["train_seconds"] for run in group),
+        "peak_memory_bytes": max(run.summary["peak_memory_bytes"] for run in group),
+        "forgetting": _forgetting(group),
+    }
+
+
+def _forgetting(group: list[Run]) -> float | None:
+    """The mean over seeds of what eval/forgetting.py wrote, in nats a token; None where it was not run on all of them,
+    or on other weights."""
+    held = []
+    for run in group:
+        path = RunDir(run.path).eval / "forgetting.json"
+        content = read_json(path) if path.exists() else {}
+        if content.get("weights") != run.results.hashes.get("weights") or not content:
+            return None
+        held.append(content)
+    if len({(each.get("base"), each.get("texts"), each.get("seed")) for each in held}) > 1:
+        return None
+    raise_problems(
+        [problem for each in held for problem in shapes.problems(each, {"nats_per_token": float}, "")],
+        f"eval/forgetting.json of {group[0].path}",
+    )
+    return mean(each["nats_per_token"] for each in held)
+
+
+def _base_row(run: Run) -> dict[str, Any]:
+    bits = run.split.metrics["bits_per_byte"]
+    nothing = dict.fromkeys(("spread", "rate", "width", "edge", "train_seconds", "peak_memory_bytes", "forgetting"))
+    return {"name": run.name, "seeds": 0, "bits_per_byte": bits.value, "interval": [bits.low, bits.high],
+            "trainable_parameters": 0, **nothing}  # fmt: skip
+
+
+def _curve(study: dict[str, Any], name: str) -> dict[str, Any]:
+    """Validation losses by rate, of the whole budget and of the part, of the chosen candidate."""
+    method = study["methods"][name]
+    tried = method["tried"][method["chosen"]["candidate"]]
+    whole, part = (str(study["budget"][key]) for key in ("steps", "search_steps"))
+    points = {
+        key: [[each["rate"], each["losses"][key]] for each in tried if key in each["losses"]] for key in {whole, part}
+    }
+    return {"name": name, "whole": points[whole], "part": points[part], "rate": method["chosen"]["rate"]}
+
+
+def findings(content: dict[str, Any], questions: int) -> list[str]:
+    """What the study says, in sentences, none of them written beforehand."""
+    rows = [row for row in content["rows"] if row["seeds"]]
+    base = next((row for row in content["rows"] if not row["seeds"]), None)
+    best, seeds = rows[0], len(content["seeds"])
+    said = [
+        f"{best['name']} predicts the reference answers best: {best['bits_per_byte']:.3f} bits per byte "
+        f"({best['interval'][0]:.3f} to {best['interval'][1]:.3f}) over {seeds} seed{'s' if seeds > 1 else ''}, at its "
+        f"own rate of {best['rate']:g}."
+    ]
+    if seeds == 1:
+        return [*said, "With one seed nothing can be said of how it compares with another training of the others."]
+    alike = [row for row in rows[1:] if row["may_be_best"]]
+    if alike:
+        said.append(
+            f"{listing([best['name'], *(row['name'] for row in alike)])} cannot be told apart: any of them may be the "
+            f"best, as far as {questions:,} questions and {seeds} seeds can show."
+        )
+    else:
+        said.append("Every other method is surely worse than some method here.")
+    if base and base["bits_per_byte"] > best["bits_per_byte"]:
+        gain = base["bits_per_byte"] - best["bits_per_byte"]
+        for row in rows[1:]:
+            share = (base["bits_per_byte"] - row["bits_per_byte"]) / gain
+            less = row["trainable_parameters"] / best["trainable_parameters"]
+            if less < FEW and share > 0:
+                said.append(
+                    f"{row['name']} gives {share:.0%} of {best['name']}'s gain over the base model with {less:.2g} of "
+                    "its trainable parameters."
+                )
+    for row in alike:
+        ratio = row["train_seconds"] / best["train_seconds"]
+        if ratio > 1.2 or ratio < 1 / 1.2:
+            slower, faster = (row, best) if ratio > 1 else (best, row)
+            said.append(
+                f"{slower['name']} takes {max(ratio, 1 / ratio):.1f} times the training time of {faster['name']}, for "
+                f"no difference that {questions:,} questions can show."
+            )
+    for row in rows:
+        if row["edge"] != "inside":
+            said.append(
+                f"The best rate of {row['name']} is the {row['edge']} that was tried: a better one may lie beyond."
+            )
+    if content["failed"]:
+        said.append(f"Not trained: {'; '.join(f'{name} ({why})' for name, why in content['failed'].items())}.")
+    return said
+
+
+def markdown(content: dict[str, Any], questions: int) -> str:
+    """study.md, for a pull request."""
+    heads = [
+        "rank",
+        "method",
+        "bits per byte",
+        "spread",
+        "rate",
+        "good rates",
+        "trainable",
+        "train time",
+        "peak memory",
+    ]
+    lines = [heads, ["--:", ":--", *["--:"] * (len(heads) - 2)]]
+    for row in content["rows"]:
+        rank = (
+            "–"
+            if row["low"] is None
+            else str(row["low"])
+            if row["low"] == row["high"]
+            else f"{row['low']}–{row['high']}"
+        )
+        low, high = row["interval"]
+        width = "–" if row["width"] is None else f"{row['width'][0]:g} to {row['width'][1]:g}"
+        lines.append([
+            rank, cell(row["name"]), f"{row['bits_per_byte']:.3f} ({low:.3f} to {high:.3f})",
+            decimals(row["spread"], 4), "–" if row["rate"] is None else f"{row['rate']:g}", width,
+            count(row["trainable_parameters"]), duration(row["train_seconds"]), memory(row["peak_memory_bytes"]),
+            decimals(row["forgetting"], 4),
+        ])  # fmt: skip
+    table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    by_loss = sorted(content["equal_seconds"].items(), key=lambda pair: pair[1]["validation_loss"])
+    equal = [
+        f"- {cell(name)}: {each['validation_loss']:.4f} nats a token, at step {each['step']:.0f}"
+        for name, each in by_loss
+    ]
+    seconds = next(iter(content["equal_seconds"].values()), {"seconds": 0.0})["seconds"]
+    settings = "\n".join(f"**{cell(name)}**\n\n```yaml\n{text}```\n" for name, text in content["chosen"].items())
+    return "\n\n".join([
+        " ".join(map(cell, content["findings"])),
+        table,
+        f"{content['budget']['steps']} steps each, rates searched on validation loss with seed {content['seeds'][0]}, "
+        f"{len(content['seeds'])} seeds at the chosen rate, {questions:,} test questions, {content['trainings']} "
+        f"trainings in {duration(content['seconds'])}. Good rates are those within one standard error of the best. "
+        "Ranks hold for all rows at once, 95 % sure, other seeds and questions drawn. Forgetting is KL(base ‖ tuned) "
+        "in nats a token on texts that the base model wrote.",
+        f"**After equal seconds** ({duration(seconds)} of training), validation loss:\n\n" + "\n".join(equal),
+        "**Chosen settings**, beside what all methods share:\n\n" + settings,
+    ])  # fmt: skip

@@ -1,0 +1,222 @@
+"""Which method, at which setting, on these data, on this machine, and how sure is that: the fair comparison.
+
+    python recipes/compare.py --config recipes/configs/compare.yaml --output_dir runs/study [--resume auto]
+
+The rate of each method is searched on validation loss, the chosen settings are trained with every seed, and only then
+is the test split looked at. Every training is a process of recipes/sft.py with a run dir of its own; the same command
+with `--resume auto` goes on after any kill, and with `--join` a second machine helps on a shared folder.
+"""
+
+import argparse
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+import finllm  # noqa: F401
+from finllm.errors import UserError, run_command
+from finllm.files import read_json, write_json, write_text
+from finllm.models.methods import known_method
+from finllm.study.conduct import Conduct, Found
+from finllm.study.progress import Teller, plan_table, standing
+from finllm.study.results import results_of
+from finllm.study.settings import Study, read_study
+from finllm.study.storage import Storage
+from finllm.terminal import Parser, Terminal
+from finllm.training.config import parse
+
+ROOT = Path(__file__).resolve().parents[1]
+# Where to look for the rate of what has no method of peft: full training from a tenth of the usual rate of LoRA
+# (Thinking Machines 2025, "LoRA Without Regret"), a part of the weights up to a few times that.
+FULL, PARTIAL = (1e-5, 1e-3), (1e-4, 1e-3)
+
+
+def main() -> None:
+    arguments = read_arguments()
+    study = read_study(arguments.config, usual_rates)
+    folder = Path(arguments.output_dir)
+    claim_folder(folder, study, arguments)
+    devices = devices_of(arguments.workers)
+
+    plans = plans_of(study, folder / "plans")
+    table, seconds = plan_table(study, plans, len(devices))
+    console = Terminal()
+    console.print(table)
+    console.print(f"Some {seconds / 3600:.1f} hours of training with {len(devices)} at a time.", soft_wrap=True)
+    if arguments.dry_run:
+        return
+
+    storage = Storage(folder, arguments.storage)
+    conduct = Conduct(study, storage, folder, ROOT)
+    train(conduct, plans, devices)
+    with storage.alone():
+        finish(study, storage, folder)
+
+
+def read_arguments() -> argparse.Namespace:
+    parser = Parser(
+        description="Compare methods fairly: rates searched, seeds repeated, the test split looked at last."
+    )
+    parser.add_argument("--config", required=True, help="the study's YAML")
+    parser.add_argument("--output_dir", required=True, help="the study dir")
+    parser.add_argument("--resume", choices=["auto"], help="go on with the study in output_dir, or start it")
+    parser.add_argument("--join", action="store_true", help="help the study that another machine began in output_dir")
+    parser.add_argument("--workers", type=int, help="trainings at a time (default: one a GPU, one on a CPU)")
+    parser.add_argument("--storage", help="a database URL (Optuna's) instead of a journal in the study dir")
+    parser.add_argument("--dry_run", action="store_true", help="check the study and print its plan, and no more")
+    arguments = parser.parse_args()
+    if arguments.workers is not None and arguments.workers < 1:
+        raise UserError(f"--workers is {arguments.workers}; it must be at least 1")
+    return arguments
+
+
+def usual_rates(settings: Mapping[str, Any]) -> tuple[float, float]:
+    """Check the recipe's keys of a run, and say between which learning rates its method is usually trained."""
+    with tempfile.NamedTemporaryFile("w", suffix=".yaml", encoding="utf-8") as file:
+        yaml.safe_dump({**settings, "learning_rate": 1e-4}, file)
+        file.flush()
+        try:
+            model = parse(["--config", file.name])[2]
+        except UserError as error:
+            raise UserError(str(error).replace(f" in {file.name}", "").replace(f"{file.name}: ", "")) from None
+    if model.kind is not None:
+        return known_method(model.kind).rates or PARTIAL
+    return PARTIAL if model.trainable else FULL
+
+
+def claim_folder(folder: Path, study: Study, arguments: argparse.Namespace) -> None:
+    """Keep the study's YAML in its folder; refuse a folder that holds another study, or something else."""
+    text, held = yaml.safe_dump(study.content, sort_keys=False, allow_unicode=True), folder / "study.yaml"
+    if held.exists():
+        if not (arguments.resume or arguments.join or arguments.dry_run):
+            raise UserError(
+                f"{folder} already holds a study; pass --resume auto to go on with it, or another --output_dir"
+            )
+        if held.read_text(encoding="utf-8") != text:
+            raise UserError(
+                f"{arguments.config} is not the study that {folder} holds ({held}); give that file as --config, or "
+                "another --output_dir"
+            )
+    elif arguments.join:
+        raise UserError(f"{folder} holds no study to join; begin it there without --join")
+    elif folder.exists() and (folder.is_file() or any(folder.iterdir())):
+        raise UserError(f"{folder} is not empty and holds no study; take another --output_dir")
+    else:
+        write_text(held, text)
+
+
+def devices_of(workers: int | None) -> list[int | None]:
+    """For each worker the number of the GPU that its trainings see; None where there are no GPUs."""
+    import torch
+
+    count = torch.cuda.device_count()
+    return [number % count if count else None for number in range(workers or count or 1)]
+
+
+def plans_of(study: Study, folder: Path) -> dict[str, dict[str, Any] | str]:
+    """What `finllm plan` says of a run of the first method that it can plan, kept for the next time.
+
+    A plan takes a minute of its own, so the other methods are taken to be as slow until their first runs show it.
+    """
+    plans: dict[str, dict[str, Any] | str] = {}
+    for method in study.methods:
+        candidate = study.of(method)[0]
+        place, config = folder / method, folder / f"{method}.yaml"
+        if not (place / "plan.json").exists():
+            settings = study.settings_of(candidate, candidate.grid[0], study.seeds[0])
+            write_text(config, yaml.safe_dump({**settings, "output_dir": str(place)}, sort_keys=False))
+            Terminal(stderr=True).print(f"planning {method}", soft_wrap=True)
+            command = [sys.executable, "-m", "finllm.cli", "plan", "--config", str(config)]
+            done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+            if done.returncode or not (place / "plan.json").exists():
+                plans[method] = (done.stderr.strip().splitlines() or ["no plan"])[-1]
+                continue
+        plans[method] = read_json(place / "plan.json")
+        return plans
+    return plans
+
+
+def train(conduct: Conduct, plans: Mapping[str, Any], devices: list[int | None]) -> None:
+    """Let workers train until nothing is due; SIGINT and SIGTERM stop them after a checkpoint each."""
+    received: list[int] = []
+
+    def receive(number: int, frame: Any) -> None:
+        received.append(number)
+        conduct.stop.set()
+
+    before = {number: signal.signal(number, receive) for number in (signal.SIGINT, signal.SIGTERM)}
+    tell = Teller(lambda: standing(conduct, Found(conduct.study, conduct.storage), plans, len(devices)))
+    failures: list[BaseException] = []
+
+    def worker(device: int | None) -> None:
+        try:
+            conduct.work(device, tell)
+        except BaseException as error:  # told by the thread that waits for all
+            failures.append(error)
+            conduct.stop.set()
+
+    threads = [threading.Thread(target=worker, args=(device,)) for device in devices]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        while thread.is_alive():  # a join without end would keep signals from being seen
+            thread.join(0.2)
+    for number, handler in before.items():
+        signal.signal(number, handler)
+    if failures:
+        raise failures[0]
+    if received:
+        Terminal().print("stopped; go on with the same command and --resume auto", soft_wrap=True)
+        raise SystemExit(128 + received[0])
+
+
+def finish(study: Study, storage: Storage, folder: Path) -> None:
+    """Evaluate the final runs and their base models, and write the report. Only here is the test split looked at."""
+    content = results_of(study, storage, folder / "trials")
+    write_json(folder / "study.json", content)
+    runs = [
+        folder / "trials" / run["run"]
+        for method in content["methods"].values()
+        for run in method["finals"]
+        if "validation_loss" in run
+    ]
+    if not runs:
+        reasons = "; ".join(f"{name}: {method['failed']}" for name, method in content["methods"].items())
+        raise UserError(f"no method could be trained: {reasons}")
+    evaluation = study.evaluation
+    flags = [
+        "--split",
+        evaluation.split,
+        "--max_new_tokens",
+        evaluation.max_new_tokens,
+        "--batch_size",
+        evaluation.batch_size,
+    ]
+    flags += ["--max_examples", evaluation.max_examples] if evaluation.max_examples is not None else []
+    flags += ["--max_generated", evaluation.max_generated] if evaluation.max_generated is not None else []
+    base = study.content["shared"].get("model_name_or_path")
+    with_base = ["--model_name_or_path", base, "--output_dir", folder / "base"] if base else []
+    run_script("eval/run.py", *runs, *with_base, *flags)
+    bases = [folder / "base"] if base else []
+    if evaluation.texts and base:
+        run_script("eval/forgetting.py", *runs, "--base", folder / "base", "--texts", evaluation.texts)
+    run_script("eval/leaderboard.py", *bases, *runs, "--study", folder, "--split", evaluation.split,
+               "--output_dir", folder / "report")  # fmt: skip
+
+
+def run_script(script: str, *arguments: Any) -> None:
+    """Run one of eval's commands as its own process; its failure is this command's."""
+    status = subprocess.run([sys.executable, str(ROOT / script), *map(str, arguments)], env={**os.environ}).returncode
+    if status:
+        raise SystemExit(status if status > 0 else 1)
+
+
+if __name__ == "__main__":
+    run_command(main)

@@ -1,0 +1,139 @@
+"""The study view: methods ranked by the seeds of their runs, findings made from the figures, page and study.md."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from evaluated_runs import Page, leaderboard, make_run
+
+from finllm.files import write_json
+
+# method: bits per byte of its seeds, parameters, seconds, rate, edge
+METHODS = {
+    "lora": ((1.20, 1.21, 1.205), 1000, 60.0, 1e-3, "inside"),
+    "dora": ((1.203, 1.214, 1.208), 1000, 120.0, 1e-3, "inside"),
+    "ia3": ((1.30, 1.31, 1.305), 10, 50.0, 3.16e-3, "highest"),
+}
+CURVE = [[0, 3.0], [30, 2.0], [60, 1.5]]
+
+
+def make_study(folder: Path) -> tuple[Path, list[Path]]:
+    """A study dir of three methods that were trained and one that was not, and its run dirs."""
+    runs, methods = [make_run(folder / "base", 1.70, "base", noise=0.02)], {}
+    for number, (name, (bits, parameters, seconds, rate, edge)) in enumerate(METHODS.items()):
+        finals = []
+        for seed, value in enumerate(bits):
+            run = f"{name}-{rate:g}-seed{seed}"
+            path = make_run(folder / "trials" / run, value, noise=0.02 + number / 1000,
+                            config={"seed": seed, "learning_rate": rate, "method": name})  # fmt: skip
+            results = json.loads((path / "eval" / "results.json").read_text())
+            results["model"]["trainable_parameters"] = parameters
+            results["hashes"] = {}
+            write_json(
+                path / "eval" / "results.json", {key: results[key] for key in results if key != "schema_version"}
+            )
+            write_json(path / "summary.json", {"train_seconds": seconds, "peak_memory_bytes": 10**9, "steps": 60})
+            finals.append({"seed": seed, "run": run, "done": True, "failed": None, "validation_loss": value,
+                           "curve": CURVE, "train_seconds": seconds, "steps": 60})  # fmt: skip
+            runs.append(path)
+        tried = [{"rate": rate, "run": finals[0]["run"], "losses": {"20": 2.1, "60": 1.5}, "failed": None},
+                 {"rate": rate / 3.16, "run": "x", "losses": {"20": 2.2, "60": 1.6}, "failed": None},
+                 {"rate": rate * 3.16, "run": "y", "losses": {"20": 2.4}, "failed": None}]  # fmt: skip
+        methods[name] = {
+            "tried": {name: tried}, "finals": finals, "failed": None,
+            "chosen": {"candidate": name, "settings": {"lora_r": 16}, "rate": rate, "validation_loss": 1.5,
+                       "neighbours": [], "edge": edge, "width": [rate / 3.16, rate], "width_decades": 0.5},
+        }  # fmt: skip
+    methods["odd"] = {"tried": {"odd": []}, "chosen": None, "finals": [], "failed": "<b>no layers</b>"}
+    content = {"budget": {"steps": 60, "search_steps": 20}, "seeds": [0, 1, 2], "study": {}, "complete": True,
+               "seconds": 7200.0, "trainings": 33, "methods": methods}  # fmt: skip
+    write_json(folder / "study.json", content)
+    return folder, runs
+
+
+@pytest.fixture
+def study(tmp_path):
+    return make_study(tmp_path / "study")
+
+
+def shown(folder: Path, runs: list[Path], out: Path) -> tuple[dict, Page, str]:
+    done = leaderboard(*runs, "--study", folder, "--output_dir", out)
+    assert done.returncode == 0, done.stderr
+    content = json.loads((out / "leaderboard.json").read_text())["study"]
+    return content, Page(out / "index.html"), (out / "study.md").read_text()
+
+
+def test_methods_are_ranked_by_their_seeds_and_what_cannot_be_told_apart_is_said(study, tmp_path):
+    content, page, markdown = shown(*study, tmp_path / "out")
+    rows = {row["name"]: row for row in content["rows"]}
+    assert [*rows] == ["lora", "dora", "ia3", "base"]
+    assert rows["lora"]["bits_per_byte"] == pytest.approx(1.205) and rows["lora"]["spread"] == pytest.approx(0.005)
+    assert [(rows[name]["low"], rows[name]["high"]) for name in rows] == [(1, 2), (1, 2), (3, 3), (4, 4)]
+    text = " ".join(content["findings"])
+    assert text.startswith("lora predicts the reference answers best: 1.205 bits per byte")
+    assert "lora and dora cannot be told apart" in text
+    assert "ia3 gives 80% of lora's gain over the base model with 0.01 of its trainable parameters" in text
+    assert "dora takes 2.0 times the training time of lora, for no difference that 12 questions can show" in text
+    assert "The best rate of ia3 is the highest that was tried" in text
+    assert "Not trained: odd" in text
+    assert page.data["study"]["curves"][0]["whole"] == [[1e-3, 1.5], [1e-3 / 3.16, 1.6]]
+    assert all(each in page.words for each in ("Which method, at which rate", "not trained: <b>no layers</b>"))
+    assert "| 1–2 | lora | 1.205 (" in markdown and "learning_rate: 0.001" in markdown and "\\<b\\>" in markdown
+
+
+def test_methods_at_equal_seconds_are_read_off_their_curves(study, tmp_path):
+    content, _, markdown = shown(*study, tmp_path / "out")
+    equal = content["equal_seconds"]
+    assert {name: round(each["step"]) for name, each in equal.items()} == {"lora": 50, "dora": 25, "ia3": 60}
+    assert equal["lora"]["validation_loss"] == pytest.approx(2.0 - 0.5 * 20 / 30)
+    assert equal["dora"]["validation_loss"] == pytest.approx(3.0 - 25 / 30)
+    assert "After equal seconds** (50 s of training)" in markdown
+
+
+def test_a_study_whose_runs_are_not_those_given_is_refused(study, tmp_path):
+    folder, runs = study
+    done = leaderboard(*runs[:-1], "--study", folder, "--output_dir", tmp_path / "out")
+    assert done.returncode == 2 and "ia3-0.00316-seed2 is a final run of the study and was not given" in done.stderr
+    broken = json.loads((folder / "study.json").read_text())
+    broken["methods"]["lora"]["chosen"]["rate"] = "fast"
+    (folder / "study.json").write_text(json.dumps(broken))
+    done = leaderboard(*runs, "--study", folder, "--output_dir", tmp_path / "out")
+    assert done.returncode == 2 and "methods.lora.chosen.rate is 'fast'" in done.stderr
+    assert not (tmp_path / "out").exists()
+
+
+def test_forgetting_counts_only_where_all_seeds_have_it_of_their_own_weights(study, tmp_path):
+    folder, runs = study
+    for run in runs[1:4]:
+        write_json(
+            run / "eval" / "forgetting.json",
+            {"nats_per_token": 0.1, "base": "b", "texts": 5, "seed": 0, "weights": None},
+        )
+    write_json(
+        runs[4] / "eval" / "forgetting.json",
+        {"nats_per_token": 0.2, "base": "b", "texts": 5, "seed": 0, "weights": None},
+    )
+    content, *_ = shown(folder, runs, tmp_path / "out")
+    assert [row["forgetting"] for row in content["rows"]] == [pytest.approx(0.1), None, None, None]
+
+
+def test_the_charts_are_drawn(study, tmp_path):
+    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed: no page is opened")
+    chromium = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)
+    if chromium is None:
+        pytest.skip("no Chromium is installed: the page is not opened")
+    shown(*study, tmp_path / "out")
+    with playwright.sync_playwright() as started:
+        browser = started.chromium.launch(executable_path=chromium, args=["--no-sandbox"], timeout=300_000)
+        page = browser.new_page(viewport={"width": 390, "height": 900}, offline=True)
+        wrong = []
+        page.on("pageerror", lambda error: wrong.append(str(error)))
+        page.goto((tmp_path / "out" / "index.html").as_uri())
+        assert page.locator("#rate-chart svg g").count() == 3 and page.locator("#rate-chart .ring").count() == 3
+        page.locator("#rate-legend button").first.click()
+        assert page.locator("#rate-chart .ring").count() == 2
+        # DoRA is as good as LoRA as far as can be told: only a surely better one would push it off the front
+        assert page.locator("#study-chart svg").get_attribute("aria-label").endswith("on the front: lora, dora, ia3")
+        assert wrong == [] and page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+        browser.close()

@@ -1,0 +1,135 @@
+"""A study under way, with processes that stand in for training: kills, several workers, failures, what is chosen."""
+
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+import yaml
+
+from finllm.study.conduct import Conduct
+from finllm.study.results import results_of
+from finllm.study.settings import read_study
+from finllm.study.storage import Storage
+
+STAND_IN = Path(__file__).with_name("trainer.py")
+STUDY = {
+    "shared": {"model_name_or_path": "none"},
+    "methods": {
+        "full": {"best_rate": 1e-4, "rates": [1e-5, 1e-3]},
+        "lora": {"best_rate": 2e-2, "rates": [1e-4, 1e-3]},
+        "wild": {"best_rate": 1e-2, "diverges_above": 5e-4, "rates": [1e-4, 1e-3]},
+        "odd": {"refused": True, "rates": [1e-4, 1e-3]},
+    },
+    "budget": {"steps": 6, "search_steps": 2},
+    "search": {"points": 3},
+    "seeds": [1, 2, 3],
+}
+
+
+@pytest.fixture
+def root(tmp_path) -> Path:
+    """A checkout whose recipe is the stand-in."""
+    (tmp_path / "root" / "recipes").mkdir(parents=True)
+    shutil.copy(STAND_IN, tmp_path / "root" / "recipes" / "sft.py")
+    return tmp_path / "root"
+
+
+def study_of(folder: Path, content=STUDY):
+    path = folder / "study.yaml"
+    folder.mkdir(parents=True, exist_ok=True)
+    path.write_text(yaml.safe_dump(content))
+    return read_study(path, lambda settings: (1e-4, 1e-3))
+
+
+def conducted(folder: Path, root: Path, workers: int = 1) -> dict:
+    study = study_of(folder)
+    conduct = Conduct(study, Storage(folder), folder, root)
+    threads = [threading.Thread(target=conduct.work, args=(None, lambda line: None)) for _ in range(workers)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return results_of(study, Storage(folder), folder / "trials")
+
+
+def told(content: dict) -> dict:
+    """What a study found, without what it took."""
+    return {
+        name: {
+            "tried": method["tried"], "chosen": method["chosen"], "failed": method["failed"],
+            "finals": [(run["seed"], run["run"], run.get("validation_loss")) for run in method["finals"]],
+        }
+        for name, method in content["methods"].items()
+    }  # fmt: skip
+
+
+def steps_taken(folder: Path) -> dict[str, list[int]]:
+    return {
+        path.parent.name: [int(line) for line in path.read_text().split()] for path in folder.glob("trials/*/steps.log")
+    }
+
+
+def test_each_method_gets_its_own_rate_three_seeds_or_the_reason_why_not(tmp_path, root):
+    content = conducted(tmp_path / "study", root)
+    methods = content["methods"]
+    assert content["complete"]
+    full, lora, wild, odd = (methods[name] for name in ("full", "lora", "wild", "odd"))
+    assert full["chosen"]["rate"] == 1e-4 and full["chosen"]["edge"] == "inside"
+    assert lora["chosen"]["rate"] == 0.0178, "two widenings beyond its first grid, and a quarter decade finer"
+    assert [run["seed"] for run in full["finals"]] == [1, 2, 3]
+    assert full["finals"][1]["validation_loss"] == pytest.approx(2.000002)
+    # what diverged is a row with its reason, and no refusal of the method
+    assert wild["chosen"]["rate"] < 5e-4 and wild["failed"] is None
+    assert any("training loss is nan" in (each["failed"] or "") for each in wild["tried"]["wild"])
+    assert odd["chosen"] is None and odd["finals"] == [] and odd["failed"] == "its layers cannot be adapted"
+    assert len(odd["tried"]["odd"]) == 1, "what is refused at one rate is not tried at the others"
+    # no step is taken twice: what goes on, goes on from its checkpoint
+    assert all(steps == list(range(1, len(steps) + 1)) for steps in steps_taken(tmp_path / "study").values())
+    assert not [*(tmp_path / "study" / "trials").glob("full-*/checkpoints")], "nothing is to be gone on with"
+
+
+def test_two_workers_share_a_study_and_train_nothing_twice(tmp_path, root):
+    alone, shared = conducted(tmp_path / "alone", root), conducted(tmp_path / "shared", root, workers=3)
+    assert told(alone) == told(shared)
+    assert steps_taken(tmp_path / "alone") == steps_taken(tmp_path / "shared")
+
+
+COMMAND = """
+import sys
+sys.path.insert(0, {tests!r})
+from pathlib import Path
+from finllm.study.conduct import Conduct
+from finllm.study.storage import Storage
+from test_conduct import study_of
+folder = Path({folder!r})
+Conduct(study_of(folder), Storage(folder), folder, Path({root!r})).work(None, print)
+"""
+
+
+@pytest.mark.parametrize("most", [6, pytest.param(20, marks=pytest.mark.soak)])
+def test_a_study_that_is_killed_again_and_again_ends_like_one_that_is_not(most, tmp_path, root):
+    whole = conducted(tmp_path / "whole", root)
+    folder, generator, kills = tmp_path / "killed", random.Random(7), 0
+    folder.mkdir()
+    code = COMMAND.format(tests=str(Path(__file__).parent), folder=str(folder), root=str(root))
+    environment = {**os.environ, "SECONDS_A_STEP": "0.02"}
+    for _ in range(60):
+        process = subprocess.Popen([sys.executable, "-c", code], env=environment, stdout=subprocess.DEVNULL)
+        try:
+            process.wait(timeout=generator.uniform(0.8, 2.5) if kills < most else None)
+            break
+        except subprocess.TimeoutExpired:
+            process.send_signal(signal.SIGKILL)
+            process.wait()
+            kills += 1
+    assert process.returncode == 0 and kills >= most / 2
+    study = study_of(folder)
+    found = results_of(study, Storage(folder), folder / "trials")
+    assert found["complete"]
+    assert told(found) == told(whole)

@@ -1,0 +1,75 @@
+"""recipes/compare.py by its command line: what is refused before anything starts, and a small study from end to end."""
+
+import json
+
+import pytest
+import yaml
+
+SHARED = {
+    "per_device_train_batch_size": 4, "max_length": 128, "max_eval_samples": 6, "eval_on_start": False,
+    "save_strategy": "no", "logging_steps": 1,
+}  # fmt: skip
+
+
+@pytest.fixture
+def study(tmp_path, gpt2_dir, dataset_dir):
+    """Write a study's YAML and return its path."""
+
+    def call(**content):
+        shared = {"model_name_or_path": str(gpt2_dir), "dataset_name": str(dataset_dir), **SHARED}
+        path = tmp_path / "study.yaml"
+        path.write_text(yaml.safe_dump({"shared": shared, **content}))
+        return path
+
+    return call
+
+
+def test_every_mistake_of_every_method_is_told_before_anything_starts(command, study, tmp_path):
+    path = study(
+        methods={"lora": {"use_peft": True, "lora_rnk": 4}, "ia4": {"peft_type": "ia4"}, "full": {"seed": 3}},
+        seeds=[1],
+    )
+    done = command("recipes/compare.py", "--config", path, "--output_dir", tmp_path / "out")
+    assert done.status == 2 and not (tmp_path / "out").exists()
+    for said in (
+        "methods.lora: 1 problem: unknown key 'lora_rnk' (did you mean 'lora_r'?)",
+        "methods.ia4:", "peft_type is 'ia4' (did you mean 'ia3'?)", "methods.full: seed is set by the study; remove it",
+    ):  # fmt: skip
+        assert said in done.err, done.err
+
+
+def test_a_folder_that_is_another_studys_or_none_is_refused(command, study, tmp_path):
+    path = study(methods={"full": {}})
+    (tmp_path / "out").mkdir()
+    done = command("recipes/compare.py", "--config", path, "--output_dir", tmp_path / "out", "--join")
+    assert done.status == 2 and "holds no study to join" in done.err
+    (tmp_path / "out" / "thesis.txt").write_text("mine")
+    done = command("recipes/compare.py", "--config", path, "--output_dir", tmp_path / "out")
+    assert done.status == 2 and "is not empty and holds no study" in done.err
+    (tmp_path / "out" / "study.yaml").write_text("methods: {}\n")
+    for flags, said in (((), "already holds a study"), (("--resume", "auto"), "is not the study that")):
+        done = command("recipes/compare.py", "--config", path, "--output_dir", tmp_path / "out", *flags)
+        assert done.status == 2 and said in done.err
+    assert (tmp_path / "out" / "study.yaml").read_text() == "methods: {}\n"
+
+
+@pytest.mark.soak
+def test_a_study_from_yaml_to_report(command, study, tmp_path):
+    path = study(
+        methods={"full": {}, "lora": {"peft_type": "lora", "peft": {"r": 4}}, "odd": {"trainable": ["no.such.weight"]}},
+        budget={"steps": 6, "search_steps": 2}, search={"points": 3, "widenings": 1, "finer": False}, seeds=[1, 2],
+        evaluation={"max_examples": 8, "max_generated": 2, "max_new_tokens": 4, "texts": 6},
+    )  # fmt: skip
+    arguments = ("recipes/compare.py", "--config", path, "--output_dir", tmp_path / "out")
+    done = command(*arguments)
+    assert done.status == 0, done.err
+    content = json.loads((tmp_path / "out" / "study.json").read_text())
+    assert content["complete"] and "no.such.weight" in content["methods"]["odd"]["failed"]
+    board = json.loads((tmp_path / "out" / "report" / "leaderboard.json").read_text())
+    assert {row["name"] for row in board["study"]["rows"]} == {"full", "lora", "base"}
+    assert all(row["forgetting"] is not None for row in board["study"]["rows"] if row["seeds"])
+    assert (tmp_path / "out" / "report" / "study.md").exists()
+    trainings = content["trainings"]
+    done = command(*arguments, "--resume", "auto")
+    assert done.status == 0, done.err
+    assert json.loads((tmp_path / "out" / "study.json").read_text())["trainings"] == trainings
