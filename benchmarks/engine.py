@@ -190,7 +190,7 @@ def trainer_for(variant: str, model, tokenizer, dataset, folder: str, *, batch=B
     )
 
 
-def timed(trainer, warmup: int = 1) -> dict[str, float]:
+def timed(trainer, warmup: int = 1, clock=time.perf_counter) -> dict[str, float]:
     """Train; seconds of the steps after the warm-up, their share of the epoch's supervised tokens, and peak memory."""
     from transformers import TrainerCallback
 
@@ -198,10 +198,10 @@ def timed(trainer, warmup: int = 1) -> dict[str, float]:
 
     class Clock(TrainerCallback):
         def on_step_begin(self, *args, **kwargs):
-            times.append(time.perf_counter())
+            times.append(clock())
 
         def on_step_end(self, *args, **kwargs):
-            times.append(time.perf_counter())
+            times.append(clock())
 
     supervised: list[int] = []
     loss = trainer.compute_loss

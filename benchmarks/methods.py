@@ -1,25 +1,37 @@
 """docs/methods.md: every method of peft, what it trains in GPT-2 and SmolLM2-135M, where it runs, and where to begin.
 
-    python benchmarks/methods.py > docs/methods.md
+    python benchmarks/methods.py [--speed speed.json] [--study leaderboard.md] > docs/methods.md
 
-Counts and the layers that must be turned are found on models without memory for their weights; nothing is trained.
-Where a method is built of numbers and not of shapes alone, no count is given.
+Counts and the layers that must be turned are found on models without memory for their weights, or with random ones
+where a method is built of numbers. What starts as the base, merges and runs in 4 bits is tried on a tiny Llama. The
+figures of speed come from benchmarks/method_speed.py.
 """
 
 from __future__ import annotations
 
+import argparse
+import contextlib
 import copy
+import dataclasses
+import sys
+import tempfile
 import warnings
+from pathlib import Path
 
 import torch
 from peft import PEFT_TYPE_TO_CONFIG_MAPPING, get_peft_model
-from transformers import GPT2Config, LlamaConfig
+from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig, set_seed
 
 from finllm.errors import UserError
+from finllm.files import read_json
 from finllm.models import conv1d
 from finllm.models.adapters import adapter_config, needs_linear
+from finllm.models.base import load_base_model
 from finllm.models.fit import fit
-from finllm.models.methods import known_method
+from finllm.models.merge import merged_proof
+from finllm.models.method_proofs import choose
+from finllm.models.methods import BENCHMARK, known_method
+from finllm.models.proofs import nll_of
 from finllm.models.settings import MethodConfig
 from finllm.models.skeletons import skeleton
 
@@ -27,6 +39,11 @@ SMOLLM2 = LlamaConfig(
     vocab_size=49152, hidden_size=576, intermediate_size=1536, num_hidden_layers=30, num_attention_heads=9,
     num_key_value_heads=3, max_position_embeddings=2048, tie_word_embeddings=True,
 )  # fmt: skip
+TINY = LlamaConfig(
+    vocab_size=600, hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=4,
+    num_key_value_heads=2, max_position_embeddings=256, tie_word_embeddings=True,
+)  # fmt: skip
+SLOW = ("FROD",)  # it decomposes every layer, and takes minutes for a count
 PAGE = """# Methods
 
 Every method that peft 0.21 has can be asked for by its own name, with any field of its config class:
@@ -36,10 +53,10 @@ Every method that peft 0.21 has can be asked for by its own name, with any field
 In a YAML `peft` is a mapping. Unknown fields, fields of another class and values that fit no layer are refused before
 anything is trained. `use_peft` and the `lora_*` keys are TRL's; `peft` adds any other field of `LoraConfig`.
 
-- **Proved before training**: the adapted model gives rows the loss of the base model, or it is known why not; every
+- **Proved before training**: the adapted model gives a row the loss of the base model, or it is known why not; every
   tensor that trains has a finite gradient once its first zeros are left; a variant of LoRA is in every layer. **After
-  it**: every such tensor has moved; loaded on a fresh base the adapter gives the
-  loss of the trained one; so does the model that it is merged into. Figures are in `proofs.json`.
+  it**: what trains has moved; loaded on a fresh base the adapter gives the loss of the trained one; so does the model
+  that it is merged into. Figures are in `proofs.json`.
 - **GPT-2** has `Conv1D` layers. Where a method works on linear ones only (*turned* below) they become equal ones for
   the run, `model/base_layers.json` says so, loading does it again, and a merged model has `Conv1D` again.
 - **Merged** by `finllm merge RUN --output_dir DIR`, which proves that it is the same model. Of a run on 4 or 8 bits the
@@ -48,15 +65,24 @@ anything is trained. `use_peft` and the `lora_*` keys are TRL's; `peft` adds any
 - **PiSSA, OLoRA, CorDA, LoRA-GA** take their beginning out of the base weights. They are saved as the plain LoRA of
   twice the rank that says the same of the base itself. EVA, CorDA and LoRA-GA read training rows before the first step.
 - **Without peft**: `trainable: [h.11, ln_f]` trains those of the model's own weights, by patterns of their names.
+- **Optimizers**: `loraplus_lr_ratio: 16` is LoRA+, `lora_fa: true` LoRA-FA. `optim` takes transformers' names;
+  `galore_adamw` and `apollo_adamw` (`pip install 'finllm[galore,apollo]'`) project every linear layer but the head,
+  GPT-2's too. Their layerwise forms, LOMO and AdaLOMO step within backward and are refused.
 
 Rates are where to begin looking: one end is the named source's own rate, the other up to two decades from it. Where no
-`learning_rate` is given with a `peft_type`, it is the geometric middle of the two, and the command says so. C is the
-model's width, r the rank, in and out the sides of a layer, P virtual tokens. Made by
-`python benchmarks/methods.py` on 2026-11-26; defaults are those of
-`finllm/models/methods.py`. – is a method whose count depends on the weights.
+source is named it is peft's method_comparison of July 2026. Where no `learning_rate` is given with a `peft_type`, it is
+the geometric middle of the two, and the command says so. C is the model's width, r the rank, in and out the sides of a
+layer, P virtual tokens. *Starts* is whether the adapted model begins as the base, *4 bits* whether it trains on nf4,
+both tried on a tiny Llama. All run on GPT-2 and Llama. Made by `python benchmarks/methods.py` on 2026-11-26, with the
+defaults of `finllm/models/methods.py`.
 
-| `peft_type` | what it trains, a layer | SmolLM2-135M | GPT-2 | GPT-2's layers | rates | from | paper |
-|---|---|--:|--:|---|---|---|---|
+*Speed* is how many times as fast as TRL with peft a step is, then its time in steps of LoRA, then the peak memory in
+GiB: GPT-2 124M with random weights, 8 rows of the bundled data, processor time by
+`python benchmarks/method_speed.py` on {machine}, 2026-11-26. *fails* is where TRL with peft does not take GPT-2's
+layers. LoRA with `use_dora` has {dora}. – was not measured.
+
+| `peft_type` | trains, a layer | SmolLM2-135M | GPT-2 | its layers | starts | merges | 4 bits | speed | rates | paper |
+|---|---|--:|--:|---|---|---|---|---|---|---|
 {rows}
 
 Refused:
@@ -67,8 +93,9 @@ Refused:
 
 def count(config, kind: str) -> tuple[str, bool]:
     """Trainable numbers of a method by its defaults, and whether `Conv1D` must be turned for it."""
-    model, turned = skeleton(config), False
-    try:
+    turned = False
+    for build in (skeleton, *(() if kind in SLOW else (AutoModelForCausalLM.from_config,))):
+        model = build(config)
         settings, given = adapter_config(model, MethodConfig(peft_type=kind))
         assert not fit(settings, given, model)
         turned = needs_linear(model, settings)
@@ -76,31 +103,75 @@ def count(config, kind: str) -> tuple[str, bool]:
             conv1d.to_linear(model)
         if hasattr(settings, "fan_in_fan_out"):
             settings.fan_in_fan_out = conv1d.has_conv1d(model)
-        with torch.device("meta"):
-            adapted = get_peft_model(model, copy.deepcopy(settings))
+        try:
+            with torch.device("meta" if build is skeleton else "cpu"):
+                adapted = get_peft_model(model, copy.deepcopy(settings))
+        except (NotImplementedError, RuntimeError):  # built of numbers, of which there are none on meta
+            continue
+        return f"{sum(p.numel() for p in adapted.parameters() if p.requires_grad):,}", turned
+    return "–", turned
+
+
+def tried(kind: str, folder: str) -> tuple[bool, bool, bool]:
+    """Whether a method starts as the base model, merges into it, and runs in 4 bits: by the recipe's own proofs."""
+    tokens = torch.Generator().manual_seed(0)
+    ids = [torch.randint(1, 500, (40,), generator=tokens).tolist() for _ in range(4)]
+    rows = [{"input_ids": row, "labels": row} for row in ids]
+    arguments = MethodConfig(model_name_or_path=folder, peft_type=kind, dtype="float32")
+    set_seed(0)
+    adapted, proofs = choose(load_base_model(folder, arguments), arguments, rows)
+    starts = next(proof.passed for proof in proofs if proof.name == "starts as the base")
+    with torch.no_grad():
+        own_N = nll_of(adapted.eval(), rows).double()
+    merge = merged_proof(adapted, rows, own_N)
+    try:
+        arguments = dataclasses.replace(arguments, load_in_4bit=True, bnb_4bit_quant_type="nf4")
+        choose(load_base_model(folder, arguments), arguments, rows)
     except UserError:
-        return "–", turned
-    except (NotImplementedError, RuntimeError):  # built of numbers, of which there are none here
-        return "–", turned
-    return f"{sum(p.numel() for p in adapted.parameters() if p.requires_grad):,}", turned
+        return starts, merge.passed and merge.figure is not None, False
+    return starts, merge.passed and merge.figure is not None, True
+
+
+def speed_of(measured: dict, kind: str) -> str:
+    """How many times as fast as TRL, a step beside LoRA's, and memory; why there is no such figure."""
+    here = measured.get(kind)
+    if here is None or "error" in here:
+        return "–"
+    step = f"{here['seconds'] / measured['LORA']['seconds']:.1f} · {here['peak_memory_bytes'] / 2**30:.1f}"
+    there = here["trl"]
+    return f"{there['seconds'] / here['seconds']:.1f} · {step}" if "error" not in there else f"fails · {step}"
 
 
 def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--speed", type=Path, help="what benchmarks/method_speed.py wrote")
+    parser.add_argument("--study", type=Path, help="Markdown that goes below the table as it is")
+    arguments = parser.parse_args()
     warnings.simplefilter("ignore")
+    speed = read_json(arguments.speed) if arguments.speed else {"methods": {}}
     rows, refused = [], []
-    for kind in sorted(str(kind.value) for kind in PEFT_TYPE_TO_CONFIG_MAPPING):
-        method = known_method(kind)
-        if method.refused:
-            refused.append(f"- `{kind.lower()}` ({method.title}): {method.refused}.")
-            continue
-        (smol, _), (gpt2, turned) = count(SMOLLM2, kind), count(GPT2Config(), kind)
-        rates = f"{method.rates[0]:g} – {method.rates[1]:g}" if method.rates else "–"
-        layers = "turned" if turned else "as they are"
-        rows.append(
-            f"| `{kind.lower()}` | {method.title}: {method.trains} | {smol} | {gpt2} | {layers}"
-            f" | {rates} | {method.source} | {method.paper} |"
-        )
-    print(PAGE.format(rows="\n".join(rows), refused="\n".join(refused)), end="")
+    with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(sys.stderr):
+        set_seed(0)
+        AutoModelForCausalLM.from_config(TINY).save_pretrained(folder)
+        for kind in sorted(str(kind.value) for kind in PEFT_TYPE_TO_CONFIG_MAPPING):
+            method = known_method(kind)
+            if method.refused:
+                refused.append(f"- `{kind.lower()}` ({method.title}): {method.refused}.")
+                continue
+            (smol, _), (gpt2, turned) = count(SMOLLM2, kind), count(GPT2Config(), kind)
+            starts, merges, four_bits = ("yes" if each else "–" for each in tried(kind, folder))
+            rates = f"{method.rates[0]:g} – {method.rates[1]:g}" if method.rates else "–"
+            source = "" if method.source == BENCHMARK else f", {method.source}"
+            layers = "turned" if turned else ""
+            rows.append(
+                f"| `{kind.lower()}` | {method.title}: {method.trains} | {smol} | {gpt2} | {layers} "
+                f"| {starts} | {merges} | {four_bits} | {speed_of(speed['methods'], kind)} | {rates}{source} "
+                f"| {method.paper} |"
+            )
+            print(rows[-1])
+    dora = speed_of(speed["methods"], "LORA, use_dora")
+    print(PAGE.format(rows="\n".join(rows), refused="\n".join(refused), dora=dora, machine=speed.get("machine", "–")))
+    print(arguments.study.read_text(encoding="utf-8") if arguments.study else "", end="")
 
 
 if __name__ == "__main__":

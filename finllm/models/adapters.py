@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+import re
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -15,7 +16,7 @@ from transformers.pytorch_utils import Conv1D
 from finllm.cpu.machine import memory_bytes
 from finllm.errors import UserError, at_most, raise_problems
 from finllm.models import conv1d, starts
-from finllm.models.fit import fit
+from finllm.models.fit import fit, numbers_bounded
 from finllm.models.methods import known_method
 from finllm.models.patterns import check_patterns
 from finllm.models.settings import KEYS, given_settings
@@ -76,8 +77,10 @@ def add_adapter(
         # GPT-2 keeps its weights transposed (Conv1D); peft must know, and only guesses with a warning.
         config.fan_in_fan_out = conv1d.has_conv1d(model)
     try:
-        shapes = shapes_made(model, config)
-        numbers = sum(map(math.prod, shapes.values())) if shapes else numbers_at_most(config, model)
+        numbers = 3 * model.num_parameters() if numbers_bounded(config) else math.inf
+        if 4 * numbers > memory_bytes():  # then it is worth a second to know
+            shapes = shapes_made(model, config)
+            numbers = sum(map(math.prod, shapes.values())) if shapes else numbers_at_most(config, model)
         if 4 * numbers > memory_bytes():
             raise UserError(
                 f"{_said(arguments, config)} makes an adapter of {4 * numbers / 2**30:,.1f} GiB, and this machine has "
@@ -89,10 +92,11 @@ def add_adapter(
     except UserError:
         raise
     except Exception as error:  # of a method and a model that do not go together peft raises many
-        raise UserError(
-            f"{_said(arguments, config)}: {' '.join(str(error).split())[:300] or type(error).__name__}; {layers}, "
-            "and `all-linear` takes all but lm_head"
-        ) from error
+        reason = " ".join(str(error).split())[:300] or type(error).__name__
+        about_layers = (
+            f"; {layers}, and `all-linear` takes all but lm_head" if re.search("target|module", reason, re.I) else ""
+        )
+        raise UserError(f"{_said(arguments, config)}: {reason}{about_layers}") from error
     if isinstance(adapted.get_output_embeddings(), BaseTunerLayer):
         raise UserError(
             f"{_said(arguments, config)} adapts the head, which TRL's loss goes past; take it out, or train the whole "

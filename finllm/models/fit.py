@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -62,12 +63,12 @@ def _entries(field: str) -> Rule:
     )
 
 
+ONE_OF_TWO = ("OFT", "BOFT")  # where one of two fields is 0, the other says it
+RANKED = ("LORA", "DEFT", "DELORA", "GLORA", "HIRA", "HRA", "LOHA", "PEANUT", "POLY", "PSOFT", "RANDLORA")
 RULES = {
-    "LORA": [_rank("r")],
+    **{kind: [_rank("r")] for kind in RANKED},
     "ADALORA": [_rank("init_r")],
-    "DEFT": [_rank("r")],
-    "DELORA": [_rank("r")],
-    "PSOFT": [_rank("r")],
+    "GRALORA": [_rank("r"), _divides_both("gralora_k")],
     "MISS": [Rule("r", lambda value, i, o: value <= i, _least(lambda i, o: i), "be no more than every layer's input")],
     "C3A": [_divides_both("block_size")],
     "VBLORA": [_divides_both("vector_length")],
@@ -87,10 +88,12 @@ RULES = {
 
 def fit(config: Any, given: dict[str, Any], model: nn.Module) -> list[str]:
     """Give fields of a config of peft that nobody set a value that fits `model`; what is wrong with those that were."""
-    sides, problems = sides_of(config, model), []
-    for rule in RULES.get(str(config.peft_type.value), ()) if sides else ():
+    sides = sides_of(config, model)
+    problems = [*_virtual_tokens(config, model), *_token_ids(config, model), *_patterns(config, sides)]
+    kind = str(config.peft_type.value)
+    for rule in RULES.get(kind, ()) if sides else ():
         value = getattr(config, rule.field)
-        if not isinstance(value, int) or value == 0:  # 0: the other of two fields says it
+        if not isinstance(value, int) or (value == 0 and kind in ONE_OF_TWO):
             continue
         wrong = [side for side in sides if value < 1 or not rule.fits(value, side[1], side[2])]
         if not wrong:
@@ -99,13 +102,58 @@ def fit(config: Any, given: dict[str, Any], model: nn.Module) -> list[str]:
         if rule.field not in given:
             setattr(config, rule.field, largest)
             continue
-        name = "lora_r" if (config.peft_type.value, rule.field) == ("LORA", "r") else f"peft.{rule.field}"
+        name = "lora_r" if (kind, rule.field) == ("LORA", "r") else f"peft.{rule.field}"
         layers = ", ".join(at_most([f"{name} ({i:,} to {o:,})" for name, i, o in wrong], 3))
         problems.append(
             f"{name} is {value:,} and must {rule.must}, at least 1; it does not fit {layers}; the largest that fits is "
             f"{largest:,}"
         )
     return problems
+
+
+def _virtual_tokens(config: Any, model: nn.Module) -> Iterator[str]:
+    count, positions = getattr(config, "num_virtual_tokens", None), _positions(model)
+    if isinstance(count, int) and not 1 <= count < positions:
+        yield (
+            f"peft.num_virtual_tokens is {count:,} and must be at least 1 and leave some of the model's {positions:,} "
+            "positions to texts; 20 is usual"
+        )
+
+
+def _token_ids(config: Any, model: nn.Module) -> Iterator[str]:
+    """Ids without a row in the embedding; peft counts one below 0 from the end."""
+    rows = len(model.get_input_embeddings().weight)
+    for field in ("cpt_token_ids", "trainable_token_indices"):
+        ids = getattr(config, field, None) or []
+        for each in (each for part in (ids.values() if isinstance(ids, dict) else [ids]) for each in part):
+            if type(each) is not int or not 0 <= each < rows:
+                yield f"peft.{field} has {each!r}, and the model's tokens are 0 to {rows - 1:,}"
+                break
+
+
+def _positions(model: nn.Module) -> float:
+    return getattr(model.config.get_text_config(), "max_position_embeddings", None) or math.inf
+
+
+def _patterns(config: Any, sides: list[Side]) -> Iterator[str]:
+    """Ranks and alphas of layers that are not there, which peft leaves out in silence."""
+    for field in ("rank_pattern", "alpha_pattern"):
+        for pattern, value in (getattr(config, field, None) or {}).items():
+            layers = [side for side in sides if re.match(rf"(.*\.)?({pattern})$", side[0])]  # as peft has it
+            if sides and not layers:
+                some = ", ".join(at_most([name for name, _, _ in sides], 3))
+                yield f"peft.{field} names {pattern!r}, and no layer that is adapted is called so; they are {some}"
+            elif field == "rank_pattern" and (wrong := [s for s in layers if not 1 <= value <= min(s[1:])]):
+                yield (
+                    f"peft.rank_pattern has {value:,} for {pattern!r} and must be at least 1 and no more than the "
+                    f"smaller side of each layer; {wrong[0][0]} goes from {wrong[0][1]:,} to {wrong[0][2]:,}"
+                )
+
+
+def numbers_bounded(config: Any) -> bool:
+    """Whether a rank that fits keeps what is added below twice the layers, and what is saved whole below one model."""
+    kind = str(config.peft_type.value)
+    return kind in ("LORA", "ADALORA", "DEFT", "DELORA", "PSOFT")
 
 
 def sides_of(config: Any, model: nn.Module) -> list[Side]:

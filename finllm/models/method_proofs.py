@@ -26,7 +26,8 @@ from finllm.models.proofs import Proof, in_float32, is_exact, nll_of
 from finllm.models.settings import MethodConfig
 from finllm.text.tokens import IGNORED
 
-TOKENS, WHOLE = 24, 384  # of each of two rows; of rows that must hold what calls an adapter
+TOKENS, WHOLE = 24, 384  # of the row that is asked; of one that must hold what calls an adapter
+LOOKED_AT = 8  # rows among which a long one is looked for
 START, COARSE_START = 1e-4, 5e-2  # nats a token
 NUDGE = 0.02  # a tensor is moved by this share of its root mean square,
 LEAST = 0.5  # or of this, where it is smaller
@@ -52,7 +53,8 @@ def adapt(
     `rows` are the run's own, of `input_ids` and `labels`. Seed before calling.
     """
     length = WHOLE if (arguments.peft or {}).get("alora_invocation_tokens") else TOKENS
-    probe = [_clipped(rows[index], length) for index in range(min(2, len(rows)))]
+    first = [rows[index] for index in range(min(LOOKED_AT, len(rows)))]
+    probe = [_clipped(max(first, key=lambda row: len(row["input_ids"])), length)]
     training = model.training
     before = _likelihood(model.eval(), probe)
     adapted = add_adapter(model, arguments, rows)

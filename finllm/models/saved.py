@@ -14,6 +14,8 @@ from finllm.models.methods import known_method
 from finllm.models.patterns import check_patterns
 from finllm.models.skeletons import numbers_at_most, shapes_made
 
+MADE_LATER = ".lora_monteclora_sampler."  # MonteCLoRA's, which peft makes where there is memory only
+
 
 def load_adapter(base: PreTrainedModel, folder: Path) -> PreTrainedModel:
     """`base` with the adapter saved in `folder`, which comes from others.
@@ -65,5 +67,5 @@ def _differences(made: checked.Shapes, held: checked.Shapes, base: checked.Shape
         if held.get(name) != shape
     ]
     beside = [name for name in held if name not in made and name.removeprefix("base_model.model.") not in base]
-    found += [f"{name} belongs to nothing" for name in beside]
+    found += [f"{name} belongs to nothing" for name in beside if MADE_LATER not in name]
     return found if len(found) < 4 else [*found[:3], f"and {len(found) - 3:,} more"]

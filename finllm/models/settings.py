@@ -41,6 +41,7 @@ NEEDS = {"eva": "eva_config", "corda": "corda_config", "lora_ga": "lora_ga_confi
 OF_LAYERS = ("layers_to_transform", "layers_pattern", "rank_pattern", "alpha_pattern", "exclude_modules")
 REFUSED = {
     ("ADALORA", "total_step"): "it is the run's number of steps, and set by the recipe",
+    ("ADALORA", "rank_pattern"): "it is what training finds",
     ("LORA", "layer_replication"): "layers that stand twice share weights, and merging adds both adapters (peft #1707)",
     ("LORA", "arrow_config"): "it mixes LoRAs that were trained before",
     ("CPT", "opt_weighted_loss_type"): "only the likelihood of answers is computed here",
@@ -87,7 +88,7 @@ class MethodConfig(ModelConfig):
     @property
     def kind(self) -> str | None:
         """Peft's type, in capitals; None without an adapter."""
-        return (self.peft_type or LORA) if self.use_peft else None
+        return (LORA if self.peft_type is None else self.peft_type) if self.use_peft else None
 
 
 def name_of(arguments: ModelConfig) -> str:

@@ -93,6 +93,10 @@ class TrainingConfig(SFTConfig):
         default=None,
         metadata={"help": "Rows end to end instead of padded. Default: on a CPU, where model and compiler allow it."},
     )
+    loraplus_lr_ratio: float | None = field(
+        default=None, metadata={"help": "LoRA+: B learns so many times as fast as A, 16 in its paper."}
+    )
+    lora_fa: bool = field(default=False, metadata={"help": "LoRA-FA: A stays as it was drawn, by peft's optimizer."})
     gradient_checkpointing: bool | None = field(
         default=None, metadata={"help": "The older name of activation_checkpointing, which is off unless asked for."}
     )

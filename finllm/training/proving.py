@@ -243,6 +243,8 @@ def prove_dropout_of(trainer: Any, share: float) -> Proof:
         _, nll_B, tokens_B = _likelihood(trainer, rows)
         return float(nll_B.double().sum() / tokens_B.sum())
 
+    # peft lets all of an adapter train when it is on again, also what LoRA-FA keeps as it was drawn.
+    trains = [(parameter, parameter.requires_grad) for parameter in trainer.model.parameters()]
     without_adapter = trainer.model.disable_adapter() if isinstance(trainer.model, PeftModel) else nullcontext()
     training = trainer.model.training
     trainer.model.train()
@@ -250,6 +252,8 @@ def prove_dropout_of(trainer: Any, share: float) -> Proof:
         limit = LOSS if is_exact(trainer.model) else COARSE_LOSS
         moved = prove_dropout(base_of(trainer.model), share, loss, limit)
     trainer.model.train(training)
+    for parameter, wanted in trains:
+        parameter.requires_grad_(wanted)
     said = f"with a dropout of 0 two passes in training mode are within {moved:.1g} nats a token"
     return Proof("dropout", moved, limit, True, said if not share else f"{said}, with {share:g} they differ")
 

@@ -36,7 +36,7 @@ from finllm.files import naming, write_jsonl
 from finllm.models import conv1d, starts
 from finllm.models.adapters import base_of
 from finllm.text.tokens import lengths_of
-from finllm.training import checkpoints
+from finllm.training import checkpoints, optimizers
 from finllm.training.batches import LengthGroupedSampler, TokenBudgetSampler, by_falling_length
 from finllm.training.config import TrainingConfig
 from finllm.training.learning import Learning, allocation_proof, own_term
@@ -60,6 +60,8 @@ class SupervisedTrainer(ResumableTrainer):
             )
         if not args.packing:
             args.dataset_kwargs = {**(args.dataset_kwargs or {}), "skip_prepare_dataset": True}
+        if args.lora_fa:
+            optimizers.keep_a_as_drawn(model)
         self.learning = Learning()
         callbacks = [*arguments.pop("callbacks", []), self.learning]
         super().__init__(model=model, args=args, compute_metrics=self._validated, callbacks=callbacks, **arguments)
@@ -101,6 +103,13 @@ class SupervisedTrainer(ResumableTrainer):
     def prove_dropout(self, share: float) -> None:
         """The base model's dropout is `share` on the run's own rows, else a `UserError`. Nothing is learned."""
         self.proofs.append(prove_dropout_of(self, share))
+
+    def create_optimizer(self, model=None):
+        """As transformers', and those that it does not know or that find no layers in GPT-2."""
+        if self.optimizer is None:
+            whole = self.model if model is None else model
+            self.optimizer = optimizers.create(self.args, whole, {*self.get_decay_parameter_names(whole)})
+        return super().create_optimizer(model)
 
     def _get_train_sampler(self, train_dataset=None):
         """Batches under `max_tokens_per_batch`, or grouped by length; without either, SFTTrainer's."""

@@ -7,13 +7,12 @@ tests/recipes/test_keys.py goes through all keys and says of each which it is.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterator
 
-from transformers import Trainer
 from trl import ModelConfig, SFTConfig
 
 from finllm.text.credentials import without_credentials
+from finllm.training import optimizers
 
 OWN_BATCHES = "batches are made and dealt out by the recipe, so that a resumed run finds the same ones"
 OWN_LOSS = "the validation loss is Σ nll / Σ tokens of the whole split, and nothing else is computed"
@@ -21,7 +20,7 @@ OWN_ROWS = "rows are those of a dataset dir, and are tokenized by the recipe"
 PROVED = "it would change the model after the recipe has proved it"
 
 REASONS = {
-    "optim_target_modules": "optimizers that take hold of the model's modules are refused, and no other reads it",
+    "optim_target_modules": "GaLore and APOLLO project the weights of all linear layers, and no other reads it",
     "label_smoothing_factor": "only the likelihood itself is computed here",
     "bf16_full_eval": "the trained weights themselves would be rounded before they are saved",
     "fp16_full_eval": "the trained weights themselves would be rounded before they are saved",
@@ -77,7 +76,6 @@ ONLY_WITH_WORKERS = (
 )  # fmt: skip
 ONLY_CHECKPOINTED = ("activation_checkpointing_kwargs", "gradient_checkpointing_kwargs")
 METRICS = ("loss", "eval_loss")
-OF_MODULES = ("galore", "apollo", "lomo", "adalomo")
 
 
 def unsupported(training: SFTConfig, model: ModelConfig) -> Iterator[str]:
@@ -116,23 +114,7 @@ def unsupported(training: SFTConfig, model: ModelConfig) -> Iterator[str]:
         yield "packing fills rows of max_length tokens, and max_length is null; set it"
     if training.train_sampling_strategy == "batch_rebalance":
         yield "train_sampling_strategy is 'batch_rebalance'; use max_tokens_per_batch, which a resumed run finds again"
-    yield from _optimizer(training)
-
-
-def _optimizer(training: SFTConfig) -> Iterator[str]:
-    name = str(getattr(training.optim, "value", training.optim))
-    if name.startswith(OF_MODULES):
-        yield f"optim is {name!r}, which takes hold of the model's modules; only optimizers of its parameters work here"
-        return
-    without = copy.copy(training)
-    without.optim_args = None
-    try:
-        asked, usual = (Trainer.get_optimizer_cls_and_kwargs(each) for each in (training, without))
-    except (ImportError, ValueError) as error:
-        yield f"optim is {name!r}: {' '.join(str(error).split())}"
-        return
-    if training.optim_args and asked == usual:
-        yield f"optim_args is {training.optim_args!r} and changes nothing in optim {name!r}; remove it"
+    yield from optimizers.problems(training, model)
 
 
 def _keys(config: SFTConfig | ModelConfig) -> list[str]:

@@ -131,6 +131,12 @@ def test_a_resumed_run_is_the_same_bit_for_bit(kind, train):
         (("--peft_type", "lora", "--lora_r", 4, "--peft", '{"r": 4}'), "two ways to say one thing"),
         (("--peft_type", "lora", "--peft", '{"r": "four"}'), "must be a whole number"),
         (("--peft_type", "lora", "--peft", '{"r": 33}'), "no more than the smaller side"),
+        (("--peft_type", "lora", "--peft", '{"r": 0}'), "at least 1"),
+        (("--peft_type", "loha", "--peft", '{"r": 10000}'), "the largest that fits is 32"),
+        (("--peft_type", "lora", "--peft", '{"rank_pattern": {"c_attm": 2}}'), "no layer that is adapted is called so"),
+        (("--peft_type", "lora", "--peft", '{"rank_pattern": {"c_attn": 64}}'), "smaller side of each layer"),
+        (("--peft_type", "lora", "--peft", '{"alpha_pattern": {"h.7": 2}}'), "no layer that is adapted is called so"),
+        (("--peft_type", "ia3", "--peft", '{"target_modules": ["ln_1"]}'), "its linear layers are c_attn"),
         (("--peft_type", "vera", "--peft", '{"target_modules": ["c_atn"]}'), "names 'c_atn'"),
         (("--peft_type", "road", "--peft", '{"group_size": 6}'), "divide every layer's output"),
         (("--peft_type", "boft", "--peft", '{"boft_block_size": 5}'), "divide every layer's input"),
@@ -144,6 +150,14 @@ def test_a_resumed_run_is_the_same_bit_for_bit(kind, train):
         (("--trainable", "ln_9"), "no weight of this model is called so"),
         (("--trainable", "bias", "--peft_type", "lora"), "remove one of them"),
         (("--peft_type", "prompt_tuning", "--peft", '{"num_virtual_tokens": 480}'), "for virtual tokens"),
+        (("--peft_type", ""), "peft_type is ''"),
+        (("--peft_type", "cpt", "--peft", '{"cpt_token_ids": [600]}'), "the model's tokens are 0 to 599"),
+        (
+            ("--peft_type", "lora", "--peft", '{"trainable_token_indices": [5, -1]}'),
+            "peft.trainable_token_indices has -1",
+        ),
+        (("--peft_type", "prefix_tuning", "--peft", '{"num_virtual_tokens": 0}'), "must be at least 1"),
+        (("--peft_type", "p_tuning", "--peft", '{"num_virtual_tokens": 1000000000}'), "some of the model's 512"),
     ],
 )
 def test_mistakes_are_answered_with_the_fix(flags, said, train):
@@ -200,7 +214,8 @@ def test_virtual_tokens_take_positions_and_evaluation_knows(train, command):
      {"init_lora_weights": "pissa"}, {"init_lora_weights": "pissa_niter_4"}, {"init_lora_weights": "olora"},
      {"init_lora_weights": "mica"}, {"init_lora_weights": "eva"}, {"init_lora_weights": "corda"},
      {"init_lora_weights": "lora_ga"}, {"rank_pattern": {"c_attn": 2}}, {"modules_to_save": ["ln_f"]},
-     {"layers_to_transform": [1]}],
+     {"layers_to_transform": [1]}, {"monteclora_config": {}}, {"trainable_token_indices": [3, 5]},
+     {"bias": "lora_only"}],
     ids=lambda fields: "-".join(map(str, *fields.items())),
 )  # fmt: skip
 def test_variants_of_lora_train_and_load_as_what_was_trained(fields, train):
@@ -209,7 +224,8 @@ def test_variants_of_lora_train_and_load_as_what_was_trained(fields, train):
     proofs = {proof["name"]: proof for proof in run.proofs()}
     for name in ("starts as the base", "gradients of the method", "has learned", "saved model", "merged model"):
         assert proofs[name]["passed"], proofs[name]
-    assert ("variant" in proofs) == (next(iter(fields.values())) in (True, "mica") and "use_rslora" not in fields)
+    is_variant = fields in ({"use_dora": True}, {"init_lora_weights": "mica"}, {"monteclora_config": {}})
+    assert ("variant" in proofs) == is_variant
 
 
 @pytest.mark.parametrize(

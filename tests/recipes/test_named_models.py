@@ -4,7 +4,6 @@ import json
 import re
 import shlex
 import shutil
-from pathlib import Path
 
 import pytest
 import yaml
@@ -81,9 +80,7 @@ def test_a_full_run_is_taken_wherever_a_base_model_is(command, train, dataset_di
     assert done.status == 0 and (tmp_path / "random" / "config.json").exists(), done.err
 
 
-def test_an_adapter_is_asked_by_either_name_and_is_a_base_once_it_is_merged(
-    command, train, dataset_dir, tmp_path, monkeypatch
-):
+def test_an_adapter_is_asked_by_either_name_and_is_a_base_once_it_is_merged(command, train, dataset_dir, tmp_path):
     done, run = train("lora", *LORA)
     assert done.status == 0, done.err
     answers = [command("finllm/cli.py", "generate", name, "Why?", "--max_new_tokens", 4).out
@@ -103,10 +100,9 @@ def test_an_adapter_is_asked_by_either_name_and_is_a_base_once_it_is_merged(
             assert f"python eval/run.py {run.path}" in done.err and f"finllm generate {run.path}" in done.err
         assert not (tmp_path / "out").exists()
     merge = shlex.split(re.search(r"name that: (finllm merge .*)", done.err)[1])
-    monkeypatch.chdir(tmp_path)
-    done = command("finllm/cli.py", *merge[1:])
+    merged = tmp_path / merge[-1]
+    done = command("finllm/cli.py", *merge[1:-1], merged)
     assert done.status == 0, done.err
-    merged = Path(merge[-1])
     for name in ("generation_config.json", "tokenizer_config.json"):  # what ends an answer, and how it is asked
         assert json.loads((merged / name).read_text()) == json.loads((run.model / name).read_text())
     done, on = train("on", model=merged, steps=1)
