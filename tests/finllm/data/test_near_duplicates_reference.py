@@ -50,13 +50,13 @@ class Text:
 
 def is_alike(a, b, same_numbers=True):
     varies = min(a.varies, b.varies)
-    least = 0.3 if 1 / 3 < varies < 1 else 0.5
+    least = 0.3 if 0.2 < varies < 1 else 0.5
     enough = len(a.grams & b.grams) >= least * len(a.grams | b.grams)
     return enough and (a.numbers == b.numbers) is same_numbers
 
 
 def is_inside(a, b):
-    held = len(a.grams & b.grams) >= 0.9 * len(a.grams) and a.words * a.varies >= 3
+    held = len(a.grams & b.grams) >= 0.9 * len(a.grams) and a.words * a.varies >= 2
     return held and a.words >= 7 and len(a.grams) <= len(b.grams) and Counter(a.numbers) <= Counter(b.numbers)
 
 
