@@ -120,7 +120,8 @@ NEUTRAL = {
 JUST_TRUE = dict.fromkeys(REASONS, True)
 WITHOUT = {
     "metric_for_best_model": "accuracy", "greater_is_better": True, "optim": "galore_adamw_layerwise",
-    "optim_args": "a=1", "fp16": True, "tf32": True, "lora_r": 4, "lora_alpha": 4, "lora_dropout": 0.5, "lora_target_modules": ["a"],
+    "optim_args": "a=1", "fp16": True, "tf32": True, "lora_r": 4, "lora_alpha": 4, "lora_dropout": 0.5,
+    "lora_target_modules": ["a"],
     "lora_target_parameters": ["a"], "lora_modules_to_save": ["a"], "use_rslora": True, "use_dora": True,
     "bnb_4bit_quant_type": "fp4", "use_bnb_nested_quant": True, "bnb_4bit_quant_storage": "float32",
     "dataloader_persistent_workers": True, "dataloader_multiprocessing_context": "fork",
