@@ -79,6 +79,12 @@ def view(study: dict[str, Any], runs: list[Run]) -> dict[str, Any]:
         rank = rank_of.get(row["name"])
         row |= {"low": rank and rank.low, "high": rank and rank.high, "may_be_best": bool(rank and rank.may_be_best)}
     failed = {name: method["failed"] for name, method in study["methods"].items() if method["failed"]}
+    failed |= {
+        f"{name} with seed {final['seed']}": final["failed"]
+        for name, method in study["methods"].items()
+        for final in method["finals"]
+        if final.get("failed")
+    }
     content = {"budget": study["budget"], "seeds": study["seeds"], "seconds": study["seconds"],
                "trainings": study["trainings"], "rows": rows, "comparisons": told, "failed": failed,
                "equal_seconds": losses_at_equal_seconds(study)}  # fmt: skip
@@ -154,21 +160,41 @@ def findings(content: dict[str, Any], questions: int) -> list[str]:
     """What the study says, in sentences, none of them written beforehand."""
     rows = [row for row in content["rows"] if row["seeds"]]
     base = next((row for row in content["rows"] if not row["seeds"]), None)
-    best, seeds = rows[0], len(content["seeds"])
+    seeds = len(content["seeds"])
+    ranked = [row for row in rows if row["low"] is not None]
+    best = (ranked or rows)[0]
     said = [
         f"{best['name']} predicts the reference answers best: {best['bits_per_byte']:.3f} bits per byte "
         f"({best['interval'][0]:.3f} to {best['interval'][1]:.3f}) over {seeds} seed{'s' if seeds > 1 else ''}, at its "
         f"own rate of {best['rate']:g}."
     ]
-    if seeds == 1:
-        return [*said, "With one seed nothing can be said of how it compares with another training of the others."]
+    if ranked:
+        said += _compared(content, ranked, base, questions)
+    if lonely := [row["name"] for row in rows if row["low"] is None]:
+        said.append(f"Of one seed nothing can be said of how another training would compare: {listing(lonely)}.")
+    for row in rows:
+        if row["edge"] != "inside":
+            said.append(
+                f"The best rate of {row['name']} is the {row['edge']} that was tried: a better one may lie beyond."
+            )
+    if content["failed"]:
+        said.append(f"Not trained: {'; '.join(f'{name} ({why})' for name, why in content['failed'].items())}.")
+    return said
+
+
+def _compared(
+    content: dict[str, Any], rows: list[dict[str, Any]], base: dict[str, Any] | None, questions: int
+) -> list[str]:
+    """Which of the ranked methods, the best first, cannot be told apart, which do much with few parameters, and which
+    take longer for nothing."""
+    best, said, seeds = rows[0], [], len(content["seeds"])
     alike = [row for row in rows[1:] if row["may_be_best"]]
     if alike:
         said.append(
             f"{listing([best['name'], *(row['name'] for row in alike)])} cannot be told apart: any of them may be the "
             f"best, as far as {questions:,} questions and {seeds} seeds can show."
         )
-    else:
+    elif len(rows) > 1:
         said.append("Every other method is surely worse than some method here.")
     if base and base["may_be_best"]:
         said.append("Nor can the untrained base model be told from the best of them.")
@@ -179,7 +205,7 @@ def findings(content: dict[str, Any], questions: int) -> list[str]:
         for row in rows[1:]:
             share = (base["bits_per_byte"] - row["bits_per_byte"]) / gain
             less = row["trainable_parameters"] / best["trainable_parameters"]
-            if less < FEW and (base["name"], row["name"]) in surely:
+            if less < FEW and share > 0 and (base["name"], row["name"]) in surely:
                 said.append(
                     f"{row['name']} gives {100 * share:.0f} % of {best['name']}'s gain over the base model with "
                     f"{less:.2g} of its trainable parameters."
@@ -192,13 +218,6 @@ def findings(content: dict[str, Any], questions: int) -> list[str]:
                 f"{slower['name']} takes {max(ratio, 1 / ratio):.1f} times the training time of {faster['name']}, for "
                 f"no difference that {questions:,} questions can show."
             )
-    for row in rows:
-        if row["edge"] != "inside":
-            said.append(
-                f"The best rate of {row['name']} is the {row['edge']} that was tried: a better one may lie beyond."
-            )
-    if content["failed"]:
-        said.append(f"Not trained: {'; '.join(f'{name} ({why})' for name, why in content['failed'].items())}.")
     return said
 
 

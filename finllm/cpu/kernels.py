@@ -86,15 +86,8 @@ class _AdaptedProduct(torch.autograd.Function):
             grad_x.addmm_(inner_grad_TR, a)
         grad_dropped = inner_grad_TR @ a if wants_dropped else None
         inputs, adapter = ctx.dtypes
-        grads = (
-            (grad_x, inputs),
-            (grad_dropped, inputs),
-            (None, None),
-            (None, None),
-            (grad_a, adapter),
-            (grad_b, adapter),
-        )
-        return (*(None if grad is None else grad.to(dtype) for grad, dtype in grads), None, None)
+        grads = (grad_x, grad_dropped, None, None, grad_a, grad_b)
+        return (*_in_dtypes(grads, (inputs, inputs, None, None, adapter, adapter)), None, None)
 
 
 class _DirectedProduct(torch.autograd.Function):
@@ -137,16 +130,14 @@ class _DirectedProduct(torch.autograd.Function):
         elif wants_x:
             grad_x = (scaled_TO @ weight_OI).addmm_(inner_grad_TR, a)
         inputs, adapter, of_magnitude = ctx.dtypes
-        grads = (
-            (grad_x, inputs),
-            (grad_dropped, inputs),
-            (None, None),
-            (None, None),
-            (grad_a, adapter),
-            (grad_b, adapter),
-            (grad_magnitude, of_magnitude),
-        )
-        return (*(None if grad is None else grad.to(dtype) for grad, dtype in grads), None, None, None)
+        grads = (grad_x, grad_dropped, None, None, grad_a, grad_b, grad_magnitude)
+        dtypes = (inputs, inputs, None, None, adapter, adapter, of_magnitude)
+        return (*_in_dtypes(grads, dtypes), None, None, None)
+
+
+def _in_dtypes(grads: Sequence[Tensor | None], dtypes: Sequence[torch.dtype | None]) -> list[Tensor | None]:
+    """Gradients in the dtypes of what they are of; None stays None."""
+    return [None if grad is None else grad.to(dtype) for grad, dtype in zip(grads, dtypes, strict=True)]
 
 
 class AdaptedLinear(lora.Linear):

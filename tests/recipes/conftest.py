@@ -7,6 +7,8 @@ from finllm.run_dir import RunDir
 TINY = ("--max_length", 256, "--per_device_train_batch_size", 4, "--logging_steps", 1, "--eval_strategy", "no",
         "--save_strategy", "no", "--learning_rate", "1e-3", "--disable_tqdm", "true")  # fmt: skip
 
+SHORT = ("--max_length", 96, "--max_train_samples", 8, "--max_eval_samples", 2, "--eval_on_start", "false")
+
 
 @pytest.fixture
 def sft(command, gpt2_dir, dataset_dir, tmp_path):
@@ -18,6 +20,17 @@ def sft(command, gpt2_dir, dataset_dir, tmp_path):
             "--max_steps", steps, *TINY, *arguments,
         )  # fmt: skip
         return done, RunDir(output_dir)
+
+    return call
+
+
+@pytest.fixture
+def train(sft, gpt2_dir, llama_dir, tmp_path):
+    """`train("gpt2", "--peft_type", …)`: three short steps of the recipe on one of the two kinds of models."""
+
+    def call(model: str, *flags, name="run", steps=3):
+        folder = {"gpt2": gpt2_dir, "llama": llama_dir}[model]
+        return sft(*SHORT, *flags, model=folder, output_dir=tmp_path / name, steps=steps)
 
     return call
 

@@ -33,18 +33,6 @@ STAY_ADAPTERS = {  # since they are no change of the weights that are there
 ELSEWHERE = {"CARTRIDGE", "CPT", "MULTITASK_PROMPT_TUNING", "PREFIX_TUNING", "PROMPT_TUNING", "P_TUNING", "UNILORA",
              "VBLORA"}  # fmt: skip
 AT_LEAST = {"gpt2": 38, "llama": 40}
-SHORT = ("--max_length", 96, "--max_train_samples", 8, "--max_eval_samples", 2, "--eval_on_start", "false")
-
-
-@pytest.fixture
-def train(sft, gpt2_dir, llama_dir, tmp_path):
-    """`train("gpt2", "--peft_type", …)`: three steps of the recipe."""
-
-    def call(model: str, *flags, name="run", steps=3):
-        folder = {"gpt2": gpt2_dir, "llama": llama_dir}[model]
-        return sft(*SHORT, *flags, model=folder, output_dir=tmp_path / name, steps=steps)
-
-    return call
 
 
 def test_enough_of_pefts_types_train():

@@ -9,18 +9,8 @@ from safetensors.torch import load_file
 from finllm.training.config import parse
 from finllm.training.trainer import SupervisedTrainer
 
-SHORT = ("--max_length", 96, "--max_train_samples", 8, "--max_eval_samples", 2, "--eval_on_start", "false")
 PACKAGES = {"galore_adamw": "galore_torch", "apollo_adamw": "apollo_torch"}
 LORA = ("--peft_type", "lora", "--peft", '{"r": 4}')
-
-
-@pytest.fixture
-def train(sft, gpt2_dir, llama_dir, tmp_path):
-    def call(model: str, *flags, name="run", steps=3):
-        folder = {"gpt2": gpt2_dir, "llama": llama_dir}[model]
-        return sft(*SHORT, *flags, model=folder, output_dir=tmp_path / name, steps=steps)
-
-    return call
 
 
 @pytest.fixture

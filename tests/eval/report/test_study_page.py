@@ -84,6 +84,45 @@ def test_methods_are_ranked_by_their_seeds_and_what_cannot_be_told_apart_is_said
     assert "| 1–2 | lora | 1.205 (" in markdown and "learning_rate: 0.001" in markdown and "\\<b\\>" in markdown
 
 
+def test_a_seed_that_could_not_be_trained_is_told(study, tmp_path):
+    folder, runs = study
+    content = json.loads((folder / "study.json").read_text())
+    lost = content["methods"]["dora"]["finals"][1]
+    lost["failed"] = "killed by SIGKILL"
+    del lost["curve"]
+    (folder / "study.json").write_text(json.dumps(content))
+    kept = [run for run in runs if run.name != lost["run"]]
+    found, page, _ = shown(folder, kept, tmp_path / "out")
+    assert {row["name"]: row["seeds"] for row in found["rows"]}["dora"] == 2
+    assert "Not trained: odd (<b>no layers</b>); dora with seed 1 (killed by SIGKILL)." in found["findings"]
+    assert "dora with seed 1" in page.words
+
+
+def test_a_method_of_which_one_seed_is_left_is_neither_worse_nor_alike(study, tmp_path):
+    folder, runs = study
+    content = json.loads((folder / "study.json").read_text())
+    content["methods"]["lora"]["finals"] = content["methods"]["lora"]["finals"][:1]
+    (folder / "study.json").write_text(json.dumps(content))
+    kept = [run for run in runs if not run.name.startswith("lora") or run.name.endswith("seed0")]
+    text = " ".join(shown(folder, kept, tmp_path / "out")[0]["findings"])
+    assert text.startswith("dora predicts the reference answers best")
+    assert "Of one seed nothing can be said of how another training would compare: lora." in text
+    assert "told apart" not in text and "Every other method is surely worse" in text
+
+
+def test_of_one_seed_nothing_is_compared(study, tmp_path):
+    folder, runs = study
+    content = json.loads((folder / "study.json").read_text())
+    content["seeds"] = [0]
+    for method in content["methods"].values():
+        method["finals"] = method["finals"][:1]
+    (folder / "study.json").write_text(json.dumps(content))
+    kept = [run for run in runs if "seed" not in run.name or run.name.endswith("seed0")]
+    text = " ".join(shown(folder, kept, tmp_path / "out")[0]["findings"])
+    assert "Of one seed nothing can be said" in text and "surely" not in text and "told apart" not in text
+    assert "The best rate of ia3 is the highest" in text and "Not trained: odd" in text
+
+
 def test_methods_at_equal_seconds_are_read_off_their_curves(study, tmp_path):
     content, _, markdown = shown(*study, tmp_path / "out")
     equal = content["equal_seconds"]
