@@ -146,15 +146,11 @@ def test_a_study_whose_runs_are_not_those_given_is_refused(study, tmp_path):
 
 def test_forgetting_counts_only_where_all_seeds_have_it_of_their_own_weights(study, tmp_path):
     folder, runs = study
-    for run in runs[1:4]:
-        write_json(
-            run / "eval" / "forgetting.json",
-            {"nats_per_token": 0.1, "base": "b", "texts": 5, "seed": 0, "weights": None},
-        )
-    write_json(
-        runs[4] / "eval" / "forgetting.json",
-        {"nats_per_token": 0.2, "base": "b", "texts": 5, "seed": 0, "weights": None},
-    )
+    lora, dora, ia3 = runs[1:4], runs[4:7], runs[7:]
+    for group, weights, nats in ((lora, None, 0.1), (dora, "of another training", 0.2), (ia3[:2], None, 0.3)):
+        for run in group:
+            held = {"nats_per_token": nats, "base": "b", "texts": 5, "seed": 0, "weights": weights}
+            write_json(run / "eval" / "forgetting.json", held)
     content, *_ = shown(folder, runs, tmp_path / "out")
     assert [row["forgetting"] for row in content["rows"]] == [pytest.approx(0.1), None, None, None]
 

@@ -6,7 +6,7 @@ import shutil
 import signal
 import subprocess
 import sys
-import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -50,11 +50,9 @@ def study_of(folder: Path, content=STUDY):
 def conducted(folder: Path, root: Path, workers: int = 1) -> dict:
     study = study_of(folder)
     conduct = Conduct(study, Storage(folder), folder, root)
-    threads = [threading.Thread(target=conduct.work, args=(None, lambda line: None)) for _ in range(workers)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    with ThreadPoolExecutor(workers) as pool:
+        for done in [pool.submit(conduct.work, None, lambda line: None) for _ in range(workers)]:
+            done.result()
     return results_of(study, Storage(folder), folder / "trials")
 
 
@@ -89,6 +87,10 @@ def test_each_method_gets_its_own_rate_three_seeds_or_the_reason_why_not(tmp_pat
     assert any("training loss is nan" in (each["failed"] or "") for each in wild["tried"]["wild"])
     assert odd["chosen"] is None and odd["finals"] == [] and odd["failed"] == "its layers cannot be adapted"
     assert len(odd["tried"]["odd"]) == 1, "what is refused at one rate is not tried at the others"
+    # the rates that were not the best stopped at the part, and have the loss of the part
+    steps = steps_taken(tmp_path / "study")
+    assert sorted({len(taken) for name, taken in steps.items() if name.startswith("lora")}) == [2, 6]
+    assert all(each["losses"]["2"] > 2.5 for each in full["tried"]["full"] if "2" in each["losses"])
     # no step is taken twice: what goes on, goes on from its checkpoint
     assert all(steps == list(range(1, len(steps) + 1)) for steps in steps_taken(tmp_path / "study").values())
     assert not [*(tmp_path / "study" / "trials").glob("full-*/checkpoints")], "nothing is to be gone on with"
@@ -118,7 +120,7 @@ def test_a_study_that_is_killed_again_and_again_ends_like_one_that_is_not(most, 
     folder, generator, kills = tmp_path / "killed", random.Random(7), 0
     folder.mkdir()
     code = COMMAND.format(tests=str(Path(__file__).parent), folder=str(folder), root=str(root))
-    environment = {**os.environ, "SECONDS_A_STEP": "0.02"}
+    environment = {**os.environ, "SECONDS_A_STEP": "0.02", "SECONDS_TO_SAVE": "1"}
     for _ in range(60):
         process = subprocess.Popen([sys.executable, "-c", code], env=environment, stdout=subprocess.DEVNULL)
         try:

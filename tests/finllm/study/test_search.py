@@ -34,7 +34,7 @@ def test_the_grid_is_half_decades_around_the_middle_of_a_range():
 
 
 @settings(deadline=None)
-@given(best=st.integers(-26, 0), tilt=st.floats(0, 0.03), seed=st.integers(0, 999))
+@given(best=st.integers(-26, 0), tilt=st.sampled_from([0, 0.01, 0.03]), seed=st.integers(0, 999))
 def test_the_best_rate_is_found_within_a_quarter_decade_wherever_it_lies_and_in_any_order(best, tilt, seed):
     def loss_of(job):  # the part prefers lower rates than the whole, as a schedule cut short does
         return 2 + 0.01 * (job.place - best) ** 2 + (tilt * (job.place - best) if job.steps == 20 else 0)
@@ -44,6 +44,8 @@ def test_the_best_rate_is_found_within_a_quarter_decade_wherever_it_lies_and_in_
     chosen = best_of(found)
     assert edge_of(chosen, GRID, found) == "inside"
     assert chosen == best
+    if tilt == 0:  # a rate far beyond the grid is reached by parts of the budget, not by whole trainings
+        assert len(found) <= 6
     shuffled = searched(loss_of, order=random.Random(seed))
     assert shuffled.keys() == losses.keys()
 
@@ -79,6 +81,7 @@ def test_rates_that_were_given_are_trained_whole_and_no_others():
     ("errors", "width"),
     [
         ({-18: 0.5, -16: 0.05, -12: 0.01, -10: 9}, (-16, -14)),  # −12 is a gap, so that −10 is not counted
+        ({-18: 9, -16: 0.01, -12: 0.05, -10: 0.05}, (-14, -12)),  # and −16 another, so that −18 is not
         ({}, (-14, -14)),
         (dict.fromkeys((-18, -16, -12, -10), 9.0), (-18, -10)),
     ],

@@ -1,7 +1,9 @@
 """Stands in for recipes/sft.py where a study is tried without training: a process that takes time, keeps its step in a
 checkpoint, ends on SIGTERM after saving, and finds the loss that its settings have. Every start is counted."""
 
+import fcntl
 import json
+import math
 import os
 import signal
 import sys
@@ -19,6 +21,11 @@ rate, steps = config["learning_rate"], config["max_steps"]
 if config.get("refused"):
     sys.exit(print("error: its layers cannot be adapted", file=sys.stderr) or 2)
 run.mkdir(parents=True, exist_ok=True)
+lock = open(run / ".lock", "a")  # noqa: SIM115  held until this process ends, as a run dir's is
+try:
+    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+except BlockingIOError:
+    sys.exit(print("error: in use by another run", file=sys.stderr) or 2)
 (run / "config.yaml").write_text(yaml.safe_dump(config))
 step = json.loads(checkpoint.read_text())["step"] if checkpoint.exists() else 0
 stopped = []
@@ -33,9 +40,8 @@ if rate > config.get("diverges_above", 1):
 checkpoint.parent.mkdir(exist_ok=True)
 checkpoint.write_text(json.dumps({"step": step}))
 if stopped:
+    time.sleep(float(os.environ.get("SECONDS_TO_SAVE", "0")))
     sys.exit(143)
-import math  # noqa: E402
-
 best = config["best_rate"]
 loss = 2 + (math.log10(rate) - math.log10(best)) ** 2 + (0.5 if step < steps else 0) + config["seed"] / 1e6
 lines = [json.dumps({"step": at, "validation_loss": loss}) for at in {steps // 2, step}]
