@@ -8,7 +8,6 @@ with `--resume auto` goes on after any kill, and with `--join` a second machine 
 """
 
 import argparse
-import os
 import signal
 import subprocess
 import sys
@@ -25,9 +24,11 @@ from finllm.errors import UserError, run_command
 from finllm.files import read_json, write_json, write_text
 from finllm.models.methods import known_method
 from finllm.study.conduct import Conduct, Found
+from finllm.study.evaluating import Evaluating
 from finllm.study.progress import Teller, plan_table, standing
 from finllm.study.results import results_of
 from finllm.study.settings import Study, read_study
+from finllm.study.starting import Forking
 from finllm.study.storage import Storage
 from finllm.terminal import Parser, Terminal
 from finllm.training.config import parse
@@ -54,10 +55,10 @@ def main() -> None:
         return
 
     storage = Storage(folder, arguments.storage)
-    conduct = Conduct(study, storage, folder, ROOT)
+    conduct = Conduct(study, storage, folder, ROOT, Forking())
     train(conduct, plans, devices)
     with storage.alone():
-        finish(study, storage, folder)
+        finish(study, storage, folder, devices)
 
 
 def read_arguments() -> argparse.Namespace:
@@ -177,45 +178,14 @@ def train(conduct: Conduct, plans: Mapping[str, Any], devices: list[int | None])
         raise SystemExit(128 + received[0])
 
 
-def finish(study: Study, storage: Storage, folder: Path) -> None:
+def finish(study: Study, storage: Storage, folder: Path, devices: list[int | None]) -> None:
     """Evaluate the final runs and their base models, and write the report. Only here is the test split looked at."""
     content = results_of(study, storage, folder / "trials")
     write_json(folder / "study.json", content)
-    runs = [
-        folder / "trials" / run["run"]
-        for method in content["methods"].values()
-        for run in method["finals"]
-        if "validation_loss" in run
-    ]
-    if not runs:
+    if not any("validation_loss" in run for method in content["methods"].values() for run in method["finals"]):
         reasons = "; ".join(f"{name}: {method['failed']}" for name, method in content["methods"].items())
         raise UserError(f"no method could be trained: {reasons}")
-    evaluation = study.evaluation
-    flags = [
-        "--split",
-        evaluation.split,
-        "--max_new_tokens",
-        evaluation.max_new_tokens,
-        "--batch_size",
-        evaluation.batch_size,
-    ]
-    flags += ["--max_examples", evaluation.max_examples] if evaluation.max_examples is not None else []
-    flags += ["--max_generated", evaluation.max_generated] if evaluation.max_generated is not None else []
-    base = study.content["shared"].get("model_name_or_path")
-    with_base = ["--model_name_or_path", base, "--output_dir", folder / "base"] if base else []
-    run_script("eval/run.py", *runs, *with_base, *flags)
-    bases = [folder / "base"] if base else []
-    if evaluation.texts and base:
-        run_script("eval/forgetting.py", *runs, "--base", folder / "base", "--texts", evaluation.texts)
-    run_script("eval/leaderboard.py", *bases, *runs, "--study", folder, "--split", evaluation.split,
-               "--output_dir", folder / "report")  # fmt: skip
-
-
-def run_script(script: str, *arguments: Any) -> None:
-    """Run one of eval's commands as its own process; its failure is this command's."""
-    status = subprocess.run([sys.executable, str(ROOT / script), *map(str, arguments)], env={**os.environ}).returncode
-    if status:
-        raise SystemExit(status if status > 0 else 1)
+    Evaluating(ROOT, folder, devices).evaluate(study, content)
 
 
 if __name__ == "__main__":

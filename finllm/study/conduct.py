@@ -15,6 +15,7 @@ from typing import Any
 from finllm.run_dir import RunDir
 from finllm.study.search import FAILED, Job, best_of, next_jobs
 from finllm.study.settings import Candidate, Study
+from finllm.study.starting import Start, from_nothing
 from finllm.study.storage import Outcome, Storage, Task
 from finllm.study.trial import Ended, drop_checkpoints, run_trial
 
@@ -79,10 +80,10 @@ class Found:
 
 
 class Conduct:
-    """Trains a study's tasks. `root` is the checkout, `folder` the study dir."""
+    """Trains a study's tasks. `root` is the checkout, `folder` the study dir, `start` how a training's process starts."""
 
-    def __init__(self, study: Study, storage: Storage, folder: Path, root: Path):
-        self.study, self.storage, self.folder, self.root = study, storage, folder, root
+    def __init__(self, study: Study, storage: Storage, folder: Path, root: Path, start: Start = from_nothing):
+        self.study, self.storage, self.folder, self.root, self.start = study, storage, folder, root, start
         self.stop = threading.Event()
         self.trials = folder / "trials"
         self.trials.mkdir(parents=True, exist_ok=True)
@@ -141,7 +142,7 @@ class Conduct:
     def _train(self, task: Task, device: int | None) -> Ended:
         settings = self.settings_of(task)
         stop_at = task.job.steps if task.job.steps < self.study.budget.steps else None
-        return run_trial(self.root, self.run_dir(task), settings, stop_at, device, self.stop)
+        return run_trial(self.root, self.run_dir(task), settings, stop_at, device, self.stop, self.start)
 
     def settings_of(self, task: Task) -> Mapping[str, Any]:
         """The recipe's keys of a task's run."""

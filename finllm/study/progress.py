@@ -45,7 +45,8 @@ def steps_of(study: Study, method: str) -> tuple[int, int]:
     candidates, rules = study.of(method), study.rules
     more = len(study.seeds) - 1
     searches = sum(expected_steps(study, candidate) for candidate in candidates)
-    wholes = 0 if rules.fixed else max(rules.going_on, 3) + 2 * rules.finer
+    wholes = 0 if rules.part == rules.whole else max(rules.going_on, 3)
+    wholes += 0 if rules.fixed else 2 * rules.finer
     processes = sum(len(candidate.grid) + wholes for candidate in candidates)
     return searches + more * rules.whole, processes + more
 

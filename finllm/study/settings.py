@@ -60,7 +60,8 @@ class Search:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Of the final runs, by eval/run.py; of forgetting, `texts` that the base model writes, 0 for none."""
+    """Of the final runs, by eval/run.py; of forgetting, `texts` that the base model writes, 0 for none; `scales` of what
+    was trained, on the validation split."""
 
     split: str = "test"
     max_examples: int | None = None
@@ -68,6 +69,7 @@ class Evaluation:
     max_new_tokens: int = 128
     batch_size: int = 16
     texts: int = 200
+    scales: list[float] = field(default_factory=lambda: [0.0, 0.2, 0.4, 0.6, 0.8, 1.0, 1.2])
 
 
 @dataclass(frozen=True)
@@ -174,6 +176,9 @@ def _out_of_bounds(budget: Budget, search: Search, evaluation: Evaluation) -> li
         "search.widenings": (search.widenings, 0), "evaluation.texts": (evaluation.texts, 0),
     }  # fmt: skip
     problems = [f"{key} is {value}; it must be at least {low}" for key, (value, low) in least.items() if value < low]
+    scales = evaluation.scales
+    if not all(type(scale) in (int, float) and 0 <= scale <= 4 for scale in scales):
+        problems.append(f"evaluation.scales is {shortened(scales)}; it is a list of numbers from 0 to 4")
     part = budget.search_steps
     if part is not None and not 1 <= part <= budget.steps:
         problems.append(f"budget.search_steps is {part}; it must be 1 to budget.steps, {budget.steps}")
@@ -262,10 +267,9 @@ def _short(value: Any) -> str:
 
 def expected_steps(study: Study, candidate: Candidate) -> int:
     """Optimizer steps that a candidate will take if its best rate lies inside the first grid: for the plan."""
-    rules = study.rules
-    if rules.fixed:
-        return len(candidate.grid) * rules.whole
+    rules, points = study.rules, len(candidate.grid)
+    finer = 0 if rules.fixed else 2 * rules.whole * rules.finer
+    if rules.part == rules.whole:
+        return points * rules.whole + finer
     wholes = max(rules.going_on, 3)  # the best and its neighbours
-    return (
-        len(candidate.grid) * rules.part + wholes * (rules.whole - rules.part) + (2 * rules.whole if rules.finer else 0)
-    )
+    return points * rules.part + wholes * (rules.whole - rules.part) + finer

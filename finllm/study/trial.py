@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import ctypes
 import fcntl
-import os
 import shutil
 import signal
-import subprocess
-import sys
 import threading
 import time
 from dataclasses import dataclass
@@ -19,6 +15,7 @@ import yaml
 
 from finllm.files import read_jsonl, write_text
 from finllm.run_dir import LOCK, RunDir
+from finllm.study.starting import Start
 
 RECIPE = Path("recipes") / "sft.py"
 REASON = 300  # characters of an error that are kept
@@ -40,42 +37,34 @@ class Ended:
 
 
 def run_trial(
-    root: Path, run: RunDir, settings: dict[str, Any], stop_at: int | None, device: int | None, stop: threading.Event
+    root: Path,
+    run: RunDir,
+    settings: dict[str, Any],
+    stop_at: int | None,
+    device: int | None,
+    stop: threading.Event,
+    start: Start,
 ) -> Ended:
     """Train, or go on with, a run dir up to the step `stop_at`, or to its end; waits for the process.
 
-    `root` is the checkout, `device` the number of the GPU that it may see. Its YAML and what it prints stand beside the
-    run dir. Once `stop` is set, the run saves a checkpoint and ends.
+    `root` is the checkout, `device` the number of the GPU that it may see, `start` how its process begins. Its YAML and
+    what it prints stand beside the run dir. Once `stop` is set, the run saves a checkpoint and ends.
     """
     config, log = run.path.with_name(f"{run.path.name}.yaml"), run.path.with_name(f"{run.path.name}.log")
     write_text(config, yaml.safe_dump({**settings, "output_dir": str(run.path)}, sort_keys=False, allow_unicode=True))
-    command = [
-        sys.executable,
-        str(root / RECIPE),
-        "--config",
-        str(config),
-        "--resume",
-        "auto",
-        "--disable_tqdm",
-        "true",
-    ]
+    arguments = ["--config", str(config), "--resume", "auto", "--disable_tqdm", "true"]
     if stop_at is not None:
-        command += ["--stop_at_step", str(stop_at)]
-    environment = {**os.environ, **({} if device is None else {"CUDA_VISIBLE_DEVICES": str(device)})}
+        arguments += ["--stop_at_step", str(stop_at)]
     _wait_for_others(run)
     begun = time.monotonic()
-    with open(log, "a", encoding="utf-8") as file:
-        began_at = file.tell()
-        process = subprocess.Popen(
-            command, cwd=root, env=environment, stdout=file, stderr=file, stdin=subprocess.DEVNULL,
-            start_new_session=True, preexec_fn=_end_with_parent,
-        )  # fmt: skip
-        asked = False
-        while (status := process.poll()) is None:
-            if stop.is_set() and not asked:
-                process.send_signal(signal.SIGTERM)
-                asked = True
-            time.sleep(0.05)
+    began_at = log.stat().st_size if log.exists() else 0
+    process = start(root / RECIPE, arguments, root, log, device)
+    asked = False
+    while (status := process.poll()) is None:
+        if stop.is_set() and not asked:
+            process.terminate()
+            asked = True
+        time.sleep(0.05)
     seconds = time.monotonic() - begun
     if asked and status != 0:
         return Ended(None, None, seconds, stopped=True)
@@ -85,15 +74,6 @@ def run_trial(
         return Ended(None, _why(status, log, began_at), seconds, refused)
     loss = _loss_at(run, stop_at or settings["max_steps"])
     return Ended(loss, "it ended without a validation loss" if loss is None else None, seconds)
-
-
-def _end_with_parent() -> None:
-    """In the child: a SIGTERM from the kernel when the study ends, however that ends (Linux, prctl(2))."""
-    if _PRCTL is not None:
-        _PRCTL(1, signal.SIGTERM)
-
-
-_PRCTL = ctypes.CDLL(None).prctl if sys.platform == "linux" else None
 
 
 def _wait_for_others(run: RunDir) -> None:

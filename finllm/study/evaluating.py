@@ -1,0 +1,122 @@
+"""The final runs of a study, evaluated by eval's commands, each a process of its own, and the report."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from finllm.study.settings import Study
+from finllm.terminal import Terminal
+
+SHOWN = 2000  # characters of a failed process's output
+
+
+class Evaluating:
+    """`root` is the checkout, `folder` the study dir, `devices` for each worker the number of its GPU, None without."""
+
+    def __init__(self, root: Path, folder: Path, devices: Sequence[int | None]):
+        self.root, self.folder, self.devices = root, folder, devices
+
+    def evaluate(self, study: Study, content: dict[str, Any]) -> None:
+        """Evaluate the final runs of `content`, study.json's, and their base models, and write the report.
+
+        What was evaluated before is not evaluated again.
+        """
+        asked, by_base = study.evaluation, runs_by_base(study, content, self.folder / "trials")
+        runs = [run for held in by_base.values() for run in held]
+        flags = ["--split", asked.split, "--max_new_tokens", asked.max_new_tokens, "--batch_size", asked.batch_size]
+        flags += ["--max_examples", asked.max_examples] if asked.max_examples is not None else []
+        flags += ["--max_generated", asked.max_generated] if asked.max_generated is not None else []
+        bases = {base: self.folder / name for base, name in names_of([*by_base]).items()}
+        for base, place in bases.items():
+            data = study.of(_method_of(content, by_base[base][0]))[0].settings["dataset_name"]
+            self._one(
+                "eval/run.py", "--model_name_or_path", base, "--dataset_name", data, "--output_dir", place, *flags
+            )
+        self._shared_out("eval/run.py", runs, flags)
+        for base, place in bases.items():
+            if asked.texts:
+                texts = ["--base", place, "--texts", asked.texts]
+                self._one("eval/forgetting.py", by_base[base][0], *texts)  # here the base model writes its texts
+                self._shared_out("eval/forgetting.py", by_base[base], texts)
+        if asked.scales:
+            firsts = [held[0] for held in _finals(content, self.folder / "trials").values() if held]
+            self._shared_out("eval/scaling.py", firsts, ["--scales", *asked.scales, "--batch_size", asked.batch_size])
+        self._one("eval/leaderboard.py", *bases.values(), *runs, "--study", self.folder, "--split", asked.split,
+                  "--output_dir", self.folder / "report")  # fmt: skip
+
+    def _shared_out(self, script: str, runs: Sequence[Path], arguments: Sequence[Any]) -> None:
+        """One of eval's commands on run dirs, which are shared out among as many processes as there are workers.
+
+        One process shows its progress and its tables; of several each writes to a file of its own in evaluation/.
+        """
+        workers = min(len(self.devices), len(runs))
+        if workers < 2:
+            return self._one(script, *runs, *arguments)
+        logs = self.folder / "evaluation"
+        logs.mkdir(exist_ok=True)
+        Terminal().print(f"{script}: {len(runs)} runs, {workers} at a time; output in {logs}", soft_wrap=True)
+        started = []
+        for number in range(workers):
+            log = logs / f"{Path(script).stem}-{number}.log"
+            with open(log, "w", encoding="utf-8") as file:
+                started.append((log, subprocess.Popen(
+                    self._command(script, *runs[number::workers], *arguments), stdout=file, stderr=file,
+                    stdin=subprocess.DEVNULL, env=_environment(self.devices[number]),
+                )))  # fmt: skip
+        failed = [(log, process.returncode) for log, process in started if process.wait()]
+        for log, _ in failed:
+            Terminal(stderr=True).print(f"{log}:\n{log.read_text(encoding='utf-8')[-SHOWN:]}", soft_wrap=True)
+        if failed:
+            raise SystemExit(max(1, failed[0][1]))
+
+    def _one(self, script: str, *arguments: Any) -> None:
+        """One of eval's commands as a process of its own, whose failure is this command's."""
+        status = subprocess.run(self._command(script, *arguments), env=_environment(self.devices[0])).returncode
+        if status:
+            raise SystemExit(max(1, status))
+
+    def _command(self, script: str, *arguments: Any) -> list[str]:
+        return [sys.executable, str(self.root / script), *map(str, arguments)]
+
+
+def runs_by_base(study: Study, content: dict[str, Any], trials: Path) -> dict[str, list[Path]]:
+    """The final runs by the base model that they began with, in the order of methods and seeds."""
+    found: dict[str, list[Path]] = {}
+    for method, runs in _finals(content, trials).items():
+        if runs:
+            found.setdefault(study.of(method)[0].settings["model_name_or_path"], []).extend(runs)
+    return found
+
+
+def names_of(bases: Sequence[str]) -> dict[str, str]:
+    """For each base model the name that its results have in the study dir: base, where it is the only one."""
+    if len(bases) == 1:
+        return {bases[0]: "base"}
+    found: dict[str, str] = {}
+    for base in bases:
+        name = "base-" + re.sub(r"[^A-Za-z0-9._-]+", "-", base.rstrip("/").rpartition("/")[2]).strip("-")[-40:]
+        found[base] = name if name not in found.values() else f"{name}-{len(found) + 1}"
+    return found
+
+
+def _finals(content: dict[str, Any], trials: Path) -> dict[str, list[Path]]:
+    return {
+        name: [trials / run["run"] for run in method["finals"] if "validation_loss" in run]
+        for name, method in content["methods"].items()
+    }
+
+
+def _method_of(content: dict[str, Any], run: Path) -> str:
+    return next(
+        name for name, method in content["methods"].items() if run.name in {each["run"] for each in method["finals"]}
+    )
+
+
+def _environment(device: int | None) -> dict[str, str]:
+    return {**os.environ, **({} if device is None else {"CUDA_VISIBLE_DEVICES": str(device)})}

@@ -1,0 +1,97 @@
+"""How a training's process begins: from nothing, or forked from one that has imported what all trainings need.
+
+Importing torch, transformers, peft and trl takes as long as several training steps on a CPU, and a study starts dozens
+of processes. With a GPU each is started from nothing: CUDA cannot be used in a fork of a process that has seen it.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import multiprocessing
+import os
+import runpy
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Protocol
+
+# What recipes/sft.py imports, and what a child imports of the command that started it.
+IMPORTED = ("finllm.training.trainer", "finllm.training.config", "finllm.training.plots", "peft", "trl", "optuna")
+
+
+class Started(Protocol):
+    """A process that was started."""
+
+    def poll(self) -> int | None:
+        """Its exit status, below 0 the number of a signal; None while it runs."""
+
+    def terminate(self) -> None:
+        """Send it a SIGTERM."""
+
+
+# script, arguments, working directory, the file that its output is appended to, the number of the GPU that it may see
+Start = Callable[[Path, Sequence[str], Path, Path, int | None], Started]
+
+
+def from_nothing(script: Path, arguments: Sequence[str], place: Path, log: Path, device: int | None) -> Started:
+    """`python script arguments`, in a session of its own, ended with this thread's process."""
+    environment = {**os.environ, **({} if device is None else {"CUDA_VISIBLE_DEVICES": str(device)})}
+    with open(log, "a", encoding="utf-8") as file:
+        return subprocess.Popen(
+            [sys.executable, str(script), *arguments], cwd=place, env=environment, stdout=file, stderr=file,
+            stdin=subprocess.DEVNULL, start_new_session=True, preexec_fn=_end_with_parent,
+        )  # fmt: skip
+
+
+class Forking:
+    """As `from_nothing`, forked from a server that has imported the modules `imported` and does nothing else.
+
+    The server ends with this process, and with the server all that it forked, however this process ends.
+    """
+
+    def __init__(self, imported: Sequence[str] = IMPORTED):
+        self._context = multiprocessing.get_context("forkserver")
+        self._context.set_forkserver_preload([*imported])
+
+    def __call__(self, script: Path, arguments: Sequence[str], place: Path, log: Path, device: int | None) -> Started:
+        if device is not None:
+            return from_nothing(script, arguments, place, log, device)
+        process = self._context.Process(target=_run, args=(str(script), [*arguments], str(place), str(log)))
+        process.start()
+        return _Forked(process)
+
+
+class _Forked:
+    def __init__(self, process: multiprocessing.process.BaseProcess):
+        self._process = process
+
+    def poll(self) -> int | None:
+        return self._process.exitcode
+
+    def terminate(self) -> None:
+        self._process.terminate()
+
+
+def _run(script: str, arguments: list[str], place: str, log: str) -> None:
+    """In the fork: what `python script arguments` does."""
+    os.setsid()
+    _end_with_parent()
+    file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    os.dup2(file, 1)
+    os.dup2(file, 2)
+    os.close(file)
+    os.chdir(place)
+    sys.argv = [script, *arguments]
+    sys.path.insert(0, str(Path(script).parent))
+    runpy.run_path(script, run_name="__main__")
+
+
+def _end_with_parent() -> None:
+    """In the child: a SIGTERM from the kernel when its parent ends, however that ends (Linux, prctl(2))."""
+    if _PRCTL is not None:
+        _PRCTL(1, signal.SIGTERM)
+
+
+_PRCTL = ctypes.CDLL(None).prctl if sys.platform == "linux" else None
