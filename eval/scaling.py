@@ -131,14 +131,16 @@ def _print(runs: list[RunDir]) -> None:
     scales = sorted({scale for each in held.values() for scale in each["scales"]})
     for head in ("run", *(f"{scale:g}" for scale in scales), f"gain of the best, {LEVEL:.0%} interval"):
         table.add_column(head, justify="left" if head == "run" else "right")
-    for name, each in held.items():
-        if each["reason"]:
-            table.add_row(name, *("–" for _ in scales), each["reason"])
-            continue
+    scaled = {name: each for name, each in held.items() if not each["reason"]}
+    for name, each in scaled.items():
         losses, gain = dict(zip(each["scales"], each["nats_per_token"], strict=True)), each["gain"]
         best = f"{each['best']:g}: {gain['nats_per_token']:.4f} ({gain['low']:.4f} to {gain['high']:.4f})"
         table.add_row(name, *(f"{losses[scale]:.4f}" if scale in losses else "–" for scale in scales), best)
-    Terminal().print(table)
+    console = Terminal()
+    if scaled:
+        console.print(table)
+    for name in held.keys() - scaled.keys():
+        console.print(f"{name} is not scaled: {held[name]['reason']}", soft_wrap=True)
 
 
 if __name__ == "__main__":

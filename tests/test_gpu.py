@@ -16,7 +16,8 @@ SETTINGS = ("--max_length", 256, "--per_device_train_batch_size", 4, "--logging_
             "--disable_tqdm", "true", "--bf16", "false", "--eval_strategy", "steps", "--eval_steps", 3,
             "--save_strategy", "steps", "--save_steps", 3)  # fmt: skip
 METHODS = {
-    "full": (),
+    # Adam makes a whole step of a gradient that is nothing but rounding, and two devices round differently.
+    "full": ("--optim", "sgd", "--learning_rate", "0.1"),
     "lora": ("--use_peft", "true", "--lora_target_modules", "all-linear"),
     "qlora": ("--use_peft", "true", "--lora_target_modules", "all-linear", "--load_in_4bit", "true"),
 }
@@ -43,7 +44,8 @@ def losses(run: RunDir) -> list[float]:
 @pytest.mark.parametrize("method", METHODS)
 def test_a_run_on_a_gpu_is_the_run_on_a_cpu(train, on_gpu, method, tmp_path):
     there, here = train("gpu", method), train("cpu", method, "--use_cpu", "true")
-    assert there.summary()["peak_memory_bytes"] != here.summary()["peak_memory_bytes"]  # the one is of the GPU alone
+    memory = [run.summary()["peak_memory_bytes"] for run in (there, here)]
+    assert memory[0] != memory[1] and min(memory) > 2**20  # the one is of the GPU alone, the other of the process
     assert all(proof["passed"] for proof in there.proofs())
     names = {proof["name"] for proof in there.proofs()}
     assert {"loss, padded · head", "gradients, padded · head", "rows stay apart, padded", "saved model"} <= names

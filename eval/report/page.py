@@ -131,6 +131,7 @@ def _charted(study: dict[str, Any] | None) -> dict[str, Any] | None:
     colours = dict(zip(trained, _colours([{"method": name} for name in trained]), strict=True))
     return {
         "curves": [{**curve, "colour": colours[curve["name"]]} for curve in study["curves"]],
+        "scaled": [{**each, "colour": colours[each["name"]]} for each in study["scaled"]],
         "methods": [{**row, "colour": colours.get(row["name"], "hue-base")} for row in study["rows"]],
     }
 

@@ -98,7 +98,31 @@ function methodChart(study) {
   });
 }
 
+function scaledChart(study) {
+  drawAtWidth(field("scaled-chart"), (width) => {
+    const losses = study.scaled.flatMap((each) => each.nats_per_token);
+    const scales = study.scaled.flatMap((each) => each.scales);
+    const [low, high] = [Math.min(...losses), Math.max(...losses)];
+    const room = (high - low) * 0.06 || 0.05;
+    const x = linear(Math.min(...scales), Math.max(...scales), MARGIN.left, width - MARGIN.right - 12);
+    const y = linear(low - room, high + room, HEIGHT - MARGIN.bottom, MARGIN.top);
+    const chart = frame(
+      width, "Loss against the scale of what was learned: " + study.scaled.map((each) => `${each.name} is best at ${each.best}`).join(", "),
+      x, y, ticks(Math.min(...scales), Math.max(...scales), 6), ticks(low - room, high + room, 6), (scale) => String(scale), "scale", "loss, nats per token",
+    );
+    for (const each of study.scaled) {
+      const points = each.scales.map((scale, index) => [x(scale), y(each.nats_per_token[index])]);
+      const [px, py] = points[each.scales.indexOf(each.best)];
+      const path = points.map(([left, top], index) => `${index ? "L" : "M"}${left.toFixed(1)} ${top.toFixed(1)}`).join("");
+      chart.append(svg("g", { class: each.colour }, svg("title", {}, `${each.name}: best at ${each.best}`),
+        svg("path", { class: "validation", d: path }), svg("circle", { class: "ring", cx: px, cy: py, r: 7 })));
+    }
+    return chart;
+  });
+}
+
 if (data.study) {
   rateChart(data.study);
+  if (data.study.scaled.length) scaledChart(data.study);
   methodChart(data.study);
 }

@@ -34,6 +34,8 @@ METHOD = {
     "finals": Each({"run": str, "seed": int}),
     "failed": Maybe(str),
 }
+SCALED = {"scales": Each(float), "nats_per_token": Each(float), "best": float, "split": str,
+          "gain": {"nats_per_token": float, "low": float, "high": float}}  # fmt: skip
 FEW = 0.1  # of the best method's trainable parameters: a method with fewer is worth a sentence
 
 
@@ -89,6 +91,11 @@ def view(study: dict[str, Any], runs: list[Run]) -> dict[str, Any]:
                "trainings": study["trainings"], "rows": rows, "comparisons": told, "failed": failed,
                "equal_seconds": losses_at_equal_seconds(study)}  # fmt: skip
     content["curves"] = [_curve(study, row["name"]) for row in rows if row["name"] in study["methods"]]
+    content["scaled"] = [
+        {"name": row["name"], **held}
+        for row in rows
+        if row["name"] in study["methods"] and (held := _scaled(study["runs"][row["name"]][0]))
+    ]
     content["chosen"] = {
         name: yaml.safe_dump(
             {**method["chosen"]["settings"], "learning_rate": method["chosen"]["rate"]}, sort_keys=False
@@ -138,6 +145,16 @@ def _forgetting(group: list[Run]) -> float | None:
     return mean(each["nats_per_token"] for each in held)
 
 
+def _scaled(run: Run) -> dict[str, Any] | None:
+    """What eval/scaling.py found of a run; None where it was not run on these weights, or they cannot be scaled."""
+    path = RunDir(run.path).eval / "scaling.json"
+    content = read_json(path) if path.exists() else {}
+    if content.get("weights") != run.results.hashes.get("weights") or not content or content.get("reason"):
+        return None
+    raise_problems([*shapes.problems(content, SCALED, "")], str(path))
+    return {key: content[key] for key in ("scales", "nats_per_token", "best", "gain", "split")}
+
+
 def _base_row(run: Run) -> dict[str, Any]:
     bits = run.split.metrics["bits_per_byte"]
     nothing = dict.fromkeys(("spread", "rate", "width", "edge", "train_seconds", "peak_memory_bytes", "forgetting"))
@@ -176,6 +193,13 @@ def findings(content: dict[str, Any], questions: int) -> list[str]:
         if row["edge"] != "inside":
             said.append(
                 f"The best rate of {row['name']} is the {row['edge']} that was tried: a better one may lie beyond."
+            )
+    for each in content["scaled"]:
+        if (gain := each["gain"])["low"] > 0:
+            said.append(
+                f"With what it learned scaled by {each['best']:g}, {each['name']} would be "
+                f"{gain['nats_per_token']:.3f} nats a token better ({gain['low']:.3f} to {gain['high']:.3f}) on the "
+                f"{each['split']} rows where that was found."
             )
     if content["failed"]:
         said.append(f"Not trained: {'; '.join(f'{name} ({why})' for name, why in content['failed'].items())}.")

@@ -26,13 +26,22 @@ MADV_HUGEPAGE = 14  # from sys/mman.h
 LARGE_PAGE = 2 * 2**20
 
 
+def uses_gpu() -> bool:
+    """Whether this process computes on a GPU: there is one, and `use_cpu` has not kept it from using it."""
+    if not torch.cuda.is_available():
+        return False
+    from accelerate import PartialState
+
+    return not PartialState._shared_state or PartialState().device.type == "cuda"
+
+
 def use_all_cores() -> None:
     """Give a CPU's cores to this machine's processes in equal parts.
 
     `accelerate launch` starts a process on a CPU with one thread unless it is told otherwise, and half a machine of two
     cores would idle. Started without it, torch has counted the cores itself and OMP_NUM_THREADS is the user's word.
     """
-    if LAUNCHED in os.environ and os.environ.get("OMP_NUM_THREADS") == "1" and not torch.cuda.is_available():
+    if LAUNCHED in os.environ and os.environ.get("OMP_NUM_THREADS") == "1" and not uses_gpu():
         torch.set_num_threads(max(1, cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
 
 
@@ -106,19 +115,21 @@ def use_all_gpus(processes: int, command: list[str]) -> None:
     )
 
 
-def bf16_is_fast() -> bool:
+def bf16_is_fast(gpu: bool = True) -> bool:
     """Whether this machine multiplies bfloat16 faster than float32: a GPU that can, or a CPU with AMX or AVX512-BF16.
+
+    Without `gpu` its GPUs do not count.
 
     A CPU without these instructions emulates them some hundred times slower.
     """
-    if torch.cuda.is_available():
+    if gpu and torch.cuda.is_available():
         return torch.cuda.is_bf16_supported(including_emulation=False)
     return torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
 
 
 def peak_memory_bytes() -> int:
     """The most memory this process has held: of the GPU where one is used, else resident memory."""
-    if torch.cuda.is_available():
+    if uses_gpu():
         return torch.cuda.max_memory_allocated()
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024

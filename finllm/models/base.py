@@ -21,7 +21,7 @@ from transformers.utils import logging
 from trl import ModelConfig, get_quantization_config
 
 from finllm.cpu import kernels
-from finllm.cpu.machine import use_all_cores
+from finllm.cpu.machine import use_all_cores, uses_gpu
 from finllm.errors import UserError
 from finllm.files import atomic_folder
 from finllm.models import checked
@@ -95,7 +95,7 @@ def load_base_model(resolved: str, arguments: ModelConfig) -> PreTrainedModel:
 
 
 def _local_device() -> str:
-    return f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if torch.cuda.is_available() else "cpu"
+    return f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if uses_gpu() else "cpu"
 
 
 @dataclass(frozen=True)
@@ -197,8 +197,8 @@ def load_for_inference(name: str) -> tuple[PreTrainedModel, PreTrainedTokenizerB
         resolved = resolve_base_model(name)
         model, tokenizer = load_base_model(resolved, MethodConfig()), load_tokenizer(resolved)
     if not getattr(model, "quantization_method", None):
-        model.to("cuda" if torch.cuda.is_available() else "cpu")
-    if not torch.cuda.is_available():
+        model.to("cuda" if uses_gpu() else "cpu")
+    if not uses_gpu():
         kernels.use_in(model)
     tokenizer_fits(tokenizer, model)
     return model.eval(), tokenizer

@@ -78,9 +78,17 @@ class Found:
         outcome = self.outcomes[task.candidate].get(task)
         return outcome if outcome is not None and outcome.settled else None
 
+    def to_train(self, method: str, trials: Path) -> list[Task]:
+        """Of the finals of a method those that are due. One whose run dir has been taken away is due again."""
+        return [
+            task
+            for task in self.finals(method)
+            if (ended := self.ended(task)) is None or (ended.loss < FAILED and not (trials / task.run).exists())
+        ]
+
 
 class Conduct:
-    """Trains a study's tasks. `root` is the checkout, `folder` the study dir, `start` how a training's process starts."""
+    """Trains a study's tasks: `root` is the checkout, `folder` the study dir, `start` how a process starts."""
 
     def __init__(self, study: Study, storage: Storage, folder: Path, root: Path, start: Start = from_nothing):
         self.study, self.storage, self.folder, self.root, self.start = study, storage, folder, root, start
@@ -123,7 +131,7 @@ class Conduct:
             candidates = self.study.of(method)
             running = {task for candidate in candidates for task in self.storage.running(candidate.name)}
             due = [task for candidate in candidates for task in found.due(candidate)]
-            due = due or [task for task in found.finals(method) if found.ended(task) is None]
+            due = due or found.to_train(method, self.trials)
             busy = {task.run for task in running}
             for task in due:
                 if task.run not in busy:

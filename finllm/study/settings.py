@@ -60,8 +60,8 @@ class Search:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Of the final runs, by eval/run.py; of forgetting, `texts` that the base model writes, 0 for none; `scales` of what
-    was trained, on the validation split."""
+    """Of the final runs, by eval/run.py; `texts` that the base model writes to find what was forgotten, 0 for none;
+    `scales` of what was trained, tried on the validation split."""
 
     split: str = "test"
     max_examples: int | None = None

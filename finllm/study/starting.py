@@ -13,7 +13,9 @@ import runpy
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Sequence
+from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Protocol
 
@@ -48,7 +50,7 @@ def from_nothing(script: Path, arguments: Sequence[str], place: Path, log: Path,
 class Forking:
     """As `from_nothing`, forked from a server that has imported the modules `imported` and does nothing else.
 
-    The server ends with this process, and with the server all that it forked, however this process ends.
+    All that was forked ends with this process, however it ends, and the server with them.
     """
 
     def __init__(self, imported: Sequence[str] = IMPORTED):
@@ -77,7 +79,7 @@ class _Forked:
 def _run(script: str, arguments: list[str], place: str, log: str) -> None:
     """In the fork: what `python script arguments` does."""
     os.setsid()
-    _end_with_parent()
+    threading.Thread(target=_end_with_starter, daemon=True).start()
     file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
     os.dup2(file, 1)
     os.dup2(file, 2)
@@ -86,6 +88,12 @@ def _run(script: str, arguments: list[str], place: str, log: str) -> None:
     sys.argv = [script, *arguments]
     sys.path.insert(0, str(Path(script).parent))
     runpy.run_path(script, run_name="__main__")
+
+
+def _end_with_starter() -> None:
+    """In a fork: a SIGTERM when the process that asked for it ends, however that ends; its parent is the server."""
+    wait([multiprocessing.parent_process().sentinel])
+    os.kill(os.getpid(), signal.SIGTERM)
 
 
 def _end_with_parent() -> None:

@@ -115,7 +115,7 @@ class TrainingConfig(SFTConfig):
         if not torch.cuda.is_available():
             self.use_cpu = True
         if self.bf16 is None:
-            self.bf16 = not self.fp16 and bf16_is_fast()
+            self.bf16 = not self.fp16 and bf16_is_fast(gpu=not self.use_cpu)
         super().__post_init__()
 
 
@@ -220,9 +220,9 @@ def _impossible(recipe: RecipeArguments, training: TrainingConfig, model: Method
             "them"
         )
     problems += _reporters(training.report_to)
-    if training.torch_compile and (missing := _what_compiling_lacks()):
+    if training.torch_compile and (missing := _what_compiling_lacks(training.use_cpu)):
         problems.append(f"torch_compile is true and {missing}; install it or remove torch_compile")
-    if training.bf16 and not torch.cuda.is_available() and not bf16_is_fast():
+    if training.bf16 and training.use_cpu and not bf16_is_fast(gpu=False):
         problems.append("bf16 is true and this CPU has no bfloat16 instructions (some 100 times slower); remove it")
     if recipe.template not in (TEMPLATE_ID, CHAT) and not os.path.isfile(recipe.template):
         problems.append(
@@ -269,9 +269,9 @@ def _reporters(names: list[str]) -> list[str]:
     return problems
 
 
-def _what_compiling_lacks() -> str:
+def _what_compiling_lacks(use_cpu: bool) -> str:
     """What torch.compile's default backend needs and this machine has not; nothing where it compiles."""
-    if not torch.cuda.is_available():
+    if use_cpu:
         found = any(shutil.which(name) for name in (os.environ.get("CXX"), "g++", "c++", "clang++") if name)
         return "" if found else "there is no C++ compiler (c++, g++ or $CXX)"
     if importlib.util.find_spec("triton") is None:

@@ -93,6 +93,29 @@ def test_every_method_trains_is_proved_saved_loaded_and_merged_or_refused(kind, 
     assert "Conv1D" in layers if model == "gpt2" else "Linear" in layers
 
 
+IN_BFLOAT16 = {  # what is made of the base's weights or added to them; the rest with -m soak
+    "LORA": {}, "DORA": {"use_dora": True}, "PISSA": {"init_lora_weights": "pissa", "use_dora": True}, "OFT": {},
+    "IA3": {}, "PROMPT_TUNING": {},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        *IN_BFLOAT16,
+        *(pytest.param(kind, marks=pytest.mark.soak) for kind in KINDS if kind not in {*REFUSED, *IN_BFLOAT16}),
+    ],
+)
+def test_a_frozen_base_in_bfloat16_is_where_every_method_begins_too(kind, train):
+    fields = IN_BFLOAT16.get(kind, {})
+    name = "lora" if fields else kind.lower()
+    done, run = train("llama", "--peft_type", name, "--dtype", "bfloat16", "--peft", json.dumps(fields))
+    assert done.status == 0, done.err
+    proofs = {proof["name"]: proof for proof in run.proofs()}
+    assert proofs["starts as the base"]["passed"] or kind in ELSEWHERE, proofs["starts as the base"]
+    assert proofs["saved model"]["passed"], proofs["saved model"]
+
+
 @pytest.mark.parametrize(
     "kind", ["lora", "prompt_tuning", "oft", "adalora", pytest.param("p_tuning", marks=pytest.mark.soak)]
 )

@@ -84,6 +84,27 @@ def test_methods_are_ranked_by_their_seeds_and_what_cannot_be_told_apart_is_said
     assert "| 1–2 | lora | 1.205 (" in markdown and "learning_rate: 0.001" in markdown and "\\<b\\>" in markdown
 
 
+def test_what_was_learned_is_drawn_by_its_scale_and_a_better_one_is_told(study, tmp_path):
+    folder, runs = study
+    held = {"split": "validation", "max_examples": 64, "scales": [0.0, 0.5, 1.0], "weights": None, "reason": None,
+            "nats_per_token": [2.0, 1.4, 1.5], "best": 0.5, "examples": 64}  # fmt: skip
+    gain = {"nats_per_token": 0.1, "low": 0.05, "high": 0.15}
+    write_json(runs[1] / "eval" / "scaling.json", {**held, "gain": gain})
+    write_json(runs[4] / "eval" / "scaling.json", {**held, "gain": {**gain, "low": -0.05}})
+    write_json(runs[7] / "eval" / "scaling.json", {**held, "gain": gain, "weights": "others"})
+    content, page, _ = shown(folder, runs, tmp_path / "out")
+    assert [each["name"] for each in content["scaled"]] == ["lora", "dora"], "ia3's is of other weights"
+    told = [each for each in content["findings"] if "scaled" in each]
+    assert told == [
+        "With what it learned scaled by 0.5, lora would be 0.100 nats a token better (0.050 to 0.150) on the "
+        "validation rows where that was found."
+    ]
+    assert page.data["study"]["scaled"][0]["nats_per_token"] == [2.0, 1.4, 1.5] and "What was learned" in page.words
+    write_json(runs[1] / "eval" / "scaling.json", {"weights": None, "scales": "all"})
+    done = leaderboard(*runs, "--study", folder, "--output_dir", tmp_path / "out")
+    assert done.returncode == 2 and "scaling.json" in done.stderr and "scales" in done.stderr
+
+
 def test_a_seed_that_could_not_be_trained_is_told(study, tmp_path):
     folder, runs = study
     content = json.loads((folder / "study.json").read_text())

@@ -96,6 +96,15 @@ def test_each_method_gets_its_own_rate_three_seeds_or_the_reason_why_not(tmp_pat
     assert not [*(tmp_path / "study" / "trials").glob("full-*/checkpoints")], "nothing is to be gone on with"
 
 
+def test_a_final_run_that_was_taken_away_is_trained_again(tmp_path, root):
+    folder = tmp_path / "study"
+    before = conducted(folder, root)
+    lost = before["methods"]["full"]["finals"][1]["run"]
+    shutil.rmtree(folder / "trials" / lost)
+    assert told(conducted(folder, root)) == told(before)
+    assert steps_taken(folder)[lost] == [1, 2, 3, 4, 5, 6]
+
+
 def test_two_workers_share_a_study_and_train_nothing_twice(tmp_path, root):
     alone, shared = conducted(tmp_path / "alone", root), conducted(tmp_path / "shared", root, workers=3)
     assert told(alone) == told(shared)
