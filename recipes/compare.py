@@ -56,8 +56,12 @@ def main() -> None:
 
     storage = Storage(folder, arguments.storage)
     conduct = Conduct(study, storage, folder, ROOT, Forking())
-    train(conduct, plans, devices)
+    stopped = train(conduct, plans, devices)
     with storage.alone():
+        if stopped:
+            write_json(folder / "study.json", results_of(study, storage, folder / "trials"))
+            Terminal().print("stopped; go on with the same command and --resume auto", soft_wrap=True)
+            raise SystemExit(128 + stopped)
         finish(study, storage, folder, devices)
 
 
@@ -144,8 +148,8 @@ def plans_of(study: Study, folder: Path) -> dict[str, dict[str, Any] | str]:
     return plans
 
 
-def train(conduct: Conduct, plans: Mapping[str, Any], devices: list[int | None]) -> None:
-    """Let workers train until nothing is due; SIGINT and SIGTERM stop them after a checkpoint each."""
+def train(conduct: Conduct, plans: Mapping[str, Any], devices: list[int | None]) -> int | None:
+    """Let workers train until nothing is due, or a SIGINT or SIGTERM stops them after a checkpoint each: its number."""
     received: list[int] = []
 
     def receive(number: int, frame: Any) -> None:
@@ -173,9 +177,7 @@ def train(conduct: Conduct, plans: Mapping[str, Any], devices: list[int | None])
         signal.signal(number, handler)
     if failures:
         raise failures[0]
-    if received:
-        Terminal().print("stopped; go on with the same command and --resume auto", soft_wrap=True)
-        raise SystemExit(128 + received[0])
+    return received[0] if received else None
 
 
 def finish(study: Study, storage: Storage, folder: Path, devices: list[int | None]) -> None:
