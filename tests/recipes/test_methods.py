@@ -94,7 +94,7 @@ def test_every_method_trains_is_proved_saved_loaded_and_merged_or_refused(kind, 
 
 
 IN_BFLOAT16 = {  # what is made of the base's weights or added to them; the rest with -m soak
-    "LORA": {}, "DORA": {"use_dora": True}, "PISSA": {"init_lora_weights": "pissa", "use_dora": True}, "OFT": {},
+    "LORA": {}, "DORA": {"use_dora": True}, "OFT": {},
     "IA3": {}, "PROMPT_TUNING": {},
 }  # fmt: skip
 
