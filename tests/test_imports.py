@@ -44,6 +44,7 @@ ON_TOP = {
         "evaluated",
         "sharing",
         "forgetting",
+        "scaling",
     },
 }
 MOST_LINES = 320

@@ -112,6 +112,7 @@ def _row(study: dict[str, Any], name: str, group: list[Run], pooled: dict[str, A
     bits = pooled["bits_per_byte"] if pooled else vars(group[0].split.metrics["bits_per_byte"])
     return {
         "name": name,
+        "base_model": group[0].results.model.base_model,
         "seeds": len(group),
         "bits_per_byte": bits["value"],
         "interval": [bits["low"], bits["high"]],
@@ -158,8 +159,15 @@ def _scaled(run: Run) -> dict[str, Any] | None:
 def _base_row(run: Run) -> dict[str, Any]:
     bits = run.split.metrics["bits_per_byte"]
     nothing = dict.fromkeys(("spread", "rate", "width", "edge", "train_seconds", "peak_memory_bytes", "forgetting"))
-    return {"name": run.name, "seeds": 0, "bits_per_byte": bits.value, "interval": [bits.low, bits.high],
-            "trainable_parameters": 0, **nothing}  # fmt: skip
+    return {
+        "name": run.name,
+        "base_model": run.results.model.base_model,
+        "seeds": 0,
+        "bits_per_byte": bits.value,
+        "interval": [bits.low, bits.high],
+        "trainable_parameters": 0,
+        **nothing,
+    }
 
 
 def _curve(study: dict[str, Any], name: str) -> dict[str, Any]:
@@ -176,10 +184,11 @@ def _curve(study: dict[str, Any], name: str) -> dict[str, Any]:
 def findings(content: dict[str, Any], questions: int) -> list[str]:
     """What the study says, in sentences, none of them written beforehand."""
     rows = [row for row in content["rows"] if row["seeds"]]
-    base = next((row for row in content["rows"] if not row["seeds"]), None)
     seeds = len(content["seeds"])
     ranked = [row for row in rows if row["low"] is not None]
     best = (ranked or rows)[0]
+    bases = [row for row in content["rows"] if not row["seeds"] and row["base_model"] == best["base_model"]]
+    base = bases[0] if bases else None
     said = [
         f"{best['name']} predicts the reference answers best: {best['bits_per_byte']:.3f} bits per byte "
         f"({best['interval'][0]:.3f} to {best['interval'][1]:.3f}) over {seeds} seed{'s' if seeds > 1 else ''}, at its "
@@ -229,7 +238,8 @@ def _compared(
         for row in rows[1:]:
             share = (base["bits_per_byte"] - row["bits_per_byte"]) / gain
             less = row["trainable_parameters"] / best["trainable_parameters"]
-            if less < FEW and share > 0 and (base["name"], row["name"]) in surely:
+            of_one_base = row["base_model"] == best["base_model"]
+            if of_one_base and less < FEW and share > 0 and (base["name"], row["name"]) in surely:
                 said.append(
                     f"{row['name']} gives {100 * share:.0f} % of {best['name']}'s gain over the base model with "
                     f"{less:.2g} of its trainable parameters."
