@@ -14,7 +14,8 @@ import json, os, sys
 print("what it said")
 with open({log!r}, "a") as log:
     log.write(json.dumps([os.path.basename(__file__), sys.argv[1:], os.environ.get("CUDA_VISIBLE_DEVICES")]) + "\\n")
-sys.exit(3 * any("broken" in argument for argument in sys.argv))
+broken = __file__.endswith("run.py") and any("broken" in argument for argument in sys.argv)
+sys.exit(3 * broken)
 """
 METHODS = {"full": {}, "lora": {"lora_r": 4}, "other": {"model_name_or_path": "models/B"}, "odd": {}}
 
