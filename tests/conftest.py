@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import importlib
 import os
 import runpy
@@ -33,6 +34,13 @@ LONGEST = 1800  # seconds that a process may take: a machine under load is slow,
 def cache(tmp_path_factory) -> None:
     """What is prepared, mapped and tokenized here stays here."""
     os.environ["FINLLM_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def libraries_are_no_garbage():
+    """What is imported by now stays: the collection that ends each training run need not look through it again."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="module", autouse=True)
