@@ -27,7 +27,12 @@ os.environ["CUDA_VISIBLE_DEVICES"] = ""
 # The same cases at every run, and however long one takes on a machine under load.
 settings.register_profile("suite", database=None, derandomize=True, deadline=None)
 settings.load_profile("suite")
+gc.disable()  # until all files of tests are imported: collections take a fifth of that time, and find nothing
 LONGEST = 1800  # seconds that a process may take: a machine under load is slow, and one that hangs hangs for ever
+
+
+def pytest_collection_finish() -> None:
+    gc.enable()
 
 
 @pytest.fixture(scope="session", autouse=True)
