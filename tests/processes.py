@@ -22,11 +22,7 @@ from types import MappingProxyType
 
 ROOT = Path(__file__).resolve().parents[1]
 CONTEXT = multiprocessing.get_context("forkserver")
-PRELOADED = (
-    "finllm.training.trainer finllm.models.base finllm.training.summary finllm.training.plots peft accelerate",
-    "eval.audits.audit eval.models.transformers_lm baselines.scratch.model baselines.scratch.tokenizer",
-)
-CONTEXT.set_forkserver_preload(" ".join(PRELOADED).split())
+CONTEXT.set_forkserver_preload(["tests.preloaded"])
 LIMIT = 900  # seconds that a run of a few steps may take; a machine under load is slow, one that hangs hangs for ever
 # Process.start reads the exit status of every child that has ended, and a status can be read once: whatever thread
 # comes second is told 255. So threads start and join one at a time, and wait side by side.

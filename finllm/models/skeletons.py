@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+from transformers.initialization import no_init_weights
 
 from finllm.models import checked, conv1d
 
@@ -16,8 +17,11 @@ if TYPE_CHECKING:
 
 def skeleton(config: PreTrainedConfig) -> PreTrainedModel:
     """The model of a config without memory for its weights; no random number of the process is used up."""
-    with torch.random.fork_rng(devices=[]), torch.device("meta"):
-        return AutoModelForCausalLM.from_config(copy.deepcopy(config), trust_remote_code=False)
+    # What layers draw for their weights is drawn nowhere here, and takes most of the time all the same.
+    with torch.random.fork_rng(devices=[]), torch.device("meta"), no_init_weights():
+        model = AutoModelForCausalLM.from_config(copy.deepcopy(config), trust_remote_code=False)
+    model.tie_weights()  # which came with the drawing
+    return model
 
 
 def shapes_made(base: PreTrainedModel, config: PeftConfig) -> checked.Shapes | None:

@@ -12,6 +12,7 @@ from finllm.cpu import machine
 from finllm.errors import UserError
 from finllm.models.adapters import add_adapter
 from finllm.models.base import Parameters, base_model_hash, count_parameters, load_base_model
+from finllm.models.skeletons import skeleton
 
 
 def test_random_weights_are_made_by_the_command_and_follow_the_seed(command, gpt2_dir, tmp_path):
@@ -77,3 +78,13 @@ def test_accelerate_launch_does_not_leave_cores_idle(monkeypatch):
         assert torch.get_num_threads() == 1
     finally:
         torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("folder", ["gpt2_dir", "llama_dir"])
+def test_a_model_without_memory_has_the_tensors_of_the_loaded_one_ties_included_and_draws_nothing(folder, request):
+    loaded = AutoModelForCausalLM.from_pretrained(request.getfixturevalue(folder))
+    before = torch.get_rng_state()
+    empty = skeleton(loaded.config)
+    assert torch.equal(torch.get_rng_state(), before)
+    shapes = [{name: tuple(tensor.shape) for name, tensor in model.named_parameters()} for model in (empty, loaded)]
+    assert shapes[0] == shapes[1] and {tensor.device.type for tensor in empty.parameters()} == {"meta"}
