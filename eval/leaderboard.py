@@ -26,7 +26,7 @@ from rich.box import SIMPLE
 from rich.table import Table
 
 from eval.evaluated import Run, read_runs
-from eval.report import numbers, study, tables
+from eval.report import numbers, right_numbers, study, tables
 from eval.report.data import contamination_apart
 from eval.report.findings import caveats, finding, is_base_of, of_the_data, reference_of, spreads
 from eval.report.page import page
@@ -96,14 +96,18 @@ def main(arguments: list[str] | None = None) -> None:
     contamination, runs = contamination_apart(runs)
     studied = study.view(study.read_study(options.study, runs), runs) if options.study else None
     rows, pooled, compared = rows_of(runs, ranks(runs, comparisons)), recipes(runs), compare_recipes(runs)
+    right = right_numbers.view(runs)
     sentences = finding(rows, confidence["level"]) + spreads(pooled) + of_the_data(contamination, runs)
+    sentences += right_numbers.said(right)
     notes = caveats(runs)
     floors = (
         max(runs, key=lambda run: run.split.generated).results.audits.get("memorisation", {}).get("baselines") or {}
     )
     text = tables.markdown(rows, sentences, notes)
-    text += tables.below(rows, comparisons, pooled, compared, floors, LEVEL)
-    html = page(runs, rows, sentences, notes, options.split, comparisons, pooled, compared, contamination, studied)
+    text += tables.below(rows, comparisons, pooled, compared, floors, LEVEL) + right_numbers.markdown(right, LEVEL)
+    html = page(
+        runs, rows, sentences, notes, options.split, comparisons, pooled, compared, contamination, studied, right
+    )
 
     content = {
         "split": options.split,
@@ -118,6 +122,7 @@ def main(arguments: list[str] | None = None) -> None:
         "recipes": pooled,
         "recipe_comparisons": compared,
         "baselines": floors,
+        "numbers": right,
         "study": studied,
     }
     files = {"leaderboard.json": json_text(content), "leaderboard.md": text, "index.html": html}

@@ -111,14 +111,20 @@ def packs(runs: list[Run]) -> list[str]:
     """
     answers = [{row["id"]: row["prediction"] for row in run.predictions} for run in runs]
     questions = [
-        [row["instruction"], row["input"], row["reference"], [answer[row["id"]] for answer in answers], _turns(row)]
+        [
+            row["instruction"],
+            row["input"],
+            row["reference"],
+            [answer[row["id"]] for answer in answers],
+            turns_before(row),
+        ]
         for row in runs[0].predictions
     ]
     texts = (embed(questions[start : start + PACK]) for start in range(0, len(questions), PACK))
     return [base64.b64encode(zlib.compress(text.encode(), 9)).decode() for text in texts]
 
 
-def _turns(row: dict[str, Any]) -> list[list[str]]:
+def turns_before(row: dict[str, Any]) -> list[list[str]]:
     """What stands before the last question: the system text and the turns of a conversation."""
     system = [["system", row["system"]]] if row.get("system") else []
     return [*system, *([turn["role"], turn["content"]] for turn in row.get("history") or [])]
