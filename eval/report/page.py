@@ -20,7 +20,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from eval.evaluated import Run
-from eval.report import data, right_numbers
+from eval.report import data, people, right_numbers
 from eval.report.numbers import count, decimals, difference_interval, duration, interval_text, memory, percentage, shown
 from eval.report.tables import p_text
 from eval.results import MOST_TEXT, UNRANKED
@@ -59,6 +59,7 @@ def page(
     contamination: dict[str, Any] | None = None,
     study: dict[str, Any] | None = None,
     numbers: dict[str, Any] | None = None,
+    votes: dict[str, Any] | None = None,
 ) -> str:
     """index.html as text; `rows` are the runs' rows in the same order, the others those of leaderboard.json."""
     style = (FOLDER / "page.css").read_text(encoding="utf-8")
@@ -90,6 +91,7 @@ def page(
             tested=bool(comparisons),
             study=study,
             numbers=numbers,
+            votes=votes,
             dataset=Path(runs[0].results.dataset["name"]).name
             or "dataset",  # the name may be a path of another machine
             card=data.data_card(runs),
@@ -122,7 +124,7 @@ def _environment() -> Environment:
     )
     environment.globals.update(shown=shown, interval_text=interval_text, decimals=decimals, p_text=p_text)
     environment.globals.update(difference_interval=difference_interval, count=count, duration=duration, memory=memory)
-    environment.globals.update(percentage=percentage, right_numbers=right_numbers)
+    environment.globals.update(percentage=percentage, right_numbers=right_numbers, people=people)
     return environment
 
 

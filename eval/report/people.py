@@ -1,0 +1,313 @@
+"""What people say of the models: strengths from their votes, how far they may be believed, and which metric agrees."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import asdict
+from statistics import median
+from typing import Any
+
+import numpy as np
+
+from eval.evaluated import Run
+from eval.judge.votes import MARKS, Judge, Vote
+from eval.report.numbers import percentage
+from eval.report.right_numbers import low_to_high
+from eval.report.tables import cell, table_of
+from eval.statistics import preferences
+from eval.statistics.preferences import Votes
+from finllm.errors import UserError
+
+# Of each metric a row's amount, and what it is divided by; and whether more of it is better
+METRICS: dict[str, tuple[Callable[[dict[str, Any]], tuple[float, float]], int]] = {
+    "bits_per_byte": (lambda row: (row["nll"] / math.log(2), row["bytes"]), -1),
+    "rougeL": (lambda row: (row["rougeL"], 1), 1),
+    "bleu": (lambda row: (row["bleu"], 1), 1),
+    "number_right": (lambda row: (row.get("number_right"), 1), 1),
+}
+NAMES = {
+    "bits_per_byte": "bits per byte",
+    "rougeL": "ROUGE-L",
+    "bleu": "BLEU (mean of answers)",
+    "number_right": "number right",
+}
+
+
+def view(runs: list[Run], judges: list[Judge]) -> dict[str, Any]:
+    """What leaderboard.json holds under `people`; models from the strongest to the weakest."""
+    names = [run.name for run in runs]
+    counted, repeated = [], []
+    for number, judge in enumerate(judges):
+        seen: dict[tuple[str, frozenset[str | None]], Vote] = {}
+        for vote in judge.votes:
+            earlier = seen.setdefault(_pair(vote), vote)
+            if earlier is not vote:
+                repeated.append((number, earlier, vote))
+            elif None not in (vote.first, vote.second):
+                counted.append((number, vote))
+    if not counted:
+        raise UserError("the votes hold no pair of two models that count; let a judge vote on more screens")
+    votes = _arrays(counted, names)
+    nats, rates, tie, draws, drawn_rates = preferences.estimate(votes)
+    (wins,), (ties,) = votes.tables(np.ones((1, len(counted))))
+    voted = [place for place in range(len(names)) if np.isfinite(rates[place])]
+    models = [
+        {
+            "name": names[place],
+            "votes": int(wins[place].sum() + wins[:, place].sum() + ties[place].sum()),
+            "wins": int(wins[place].sum()),
+            "ties": int(ties[place].sum()),
+            "losses": int(wins[:, place].sum()),
+            "win_rate": asdict(preferences.interval(rates[place], drawn_rates[:, place])),
+            "strength": asdict(preferences.interval(nats[place], draws[:, place])),
+            "marks": _marks(names[place], counted),
+        }
+        for place in sorted(voted, key=lambda place: -nats[place])
+    ]
+    return {
+        "votes": sum(len(judge.votes) for judge in judges),
+        "counted": len(counted),
+        "questions": len({vote.example for _, vote in counted}),
+        "method": preferences.METHOD if len(judges) > 1 else "bootstrap over questions, percentiles",
+        "ties": tie,
+        "models": models,
+        "judges": [
+            _judge(judge, [each for each in repeated if each[0] == number]) for number, judge in enumerate(judges)
+        ],
+        "position": _first_share([vote for judge in judges for vote in judge.votes]),
+        "alpha": _as_dict(preferences.agreement(_units(counted, len(judges)))),
+        "metrics": [
+            found
+            for metric in METRICS
+            if (found := _metric(metric, runs, voted, counted, votes, nats, draws)) is not None
+        ],
+    }
+
+
+def said(people: dict[str, Any]) -> list[str]:
+    """The sentence about the strongest model."""
+    best, *others = people["models"]
+    near = [each["name"] for each in others if each["strength"]["high"] > best["strength"]["low"]]
+    judges = people["judges"]
+    sentence = f"{len(judges)} {'judge prefers' if len(judges) == 1 else 'judges prefer'} {best['name']}: it wins "
+    sentence += (
+        f"{percentage(best['win_rate']['value'])} ({low_to_high(best['win_rate'])}) of its {best['votes']} votes"
+    )
+    return [sentence + (f"; the interval of its strength meets that of {', '.join(near)}." if near else ".")]
+
+
+def notes(people: dict[str, Any]) -> list[str]:
+    """What a reader must know of these votes."""
+    found = []
+    judges = people["judges"]
+    if len(judges) == 1:
+        found.append("One judge voted: the intervals are of other questions, not of other judges.")
+    if len({judge["reference_shown"] for judge in judges}) > 1:
+        found.append("Some judges saw the reference answer and some did not.")
+    if len({judge["page"] for judge in judges}) > 1:
+        found.append("The judges had different pages.")
+    for judge in judges:
+        if judge["votes"] < judge["screens"]:
+            found.append(f"{judge['name']} voted on {judge['votes']} of {judge['screens']} screens.")
+        checks = judge["checks"]
+        if checks and checks["low"] <= 0.5 and checks["value"] <= 0.75:
+            found.append(
+                f"{judge['name']} preferred a model's answer to the reference in {percentage(1 - checks['value'])} of "
+                "the checks: either these models are as good, or nobody looked."
+            )
+    return found
+
+
+def _pair(vote: Vote) -> tuple[str, frozenset[str | None]]:
+    return vote.example, frozenset((vote.first, vote.second))
+
+
+def _verdict(vote: Vote, of: str | None) -> int:
+    """1 where the answer of `of` won, −1 where the other did, 0 for a tie and for both bad."""
+    if vote.choice not in ("first", "second"):
+        return 0
+    return 1 if (vote.first if vote.choice == "first" else vote.second) == of else -1
+
+
+def _arrays(counted: list[tuple[int, Vote]], names: list[str]) -> Votes:
+    questions = {example: number for number, example in enumerate(sorted({vote.example for _, vote in counted}))}
+    columns = [
+        (judge, questions[vote.example], names.index(vote.first), names.index(vote.second), _verdict(vote, vote.first))
+        for judge, vote in counted
+    ]
+    return Votes(len(names), *np.array(columns).T)
+
+
+def _units(counted: list[tuple[int, Vote]], judges: int) -> np.ndarray:
+    """Verdicts (judges, pairs on a question), of the model whose name comes first; NaN where a judge gave none."""
+    pairs = {pair: place for place, pair in enumerate(dict.fromkeys(_pair(vote) for _, vote in counted))}
+    units = np.full((judges, len(pairs)), np.nan)
+    for judge, vote in counted:
+        units[judge, pairs[_pair(vote)]] = _verdict(vote, min(vote.first, vote.second))
+    return units
+
+
+def _judge(judge: Judge, repeated: list[tuple[int, Vote, Vote]]) -> dict[str, Any]:
+    same = sum(_verdict(one, one.first) == _verdict(other, one.first) for _, one, other in repeated)
+    checks = [vote for vote in judge.votes if None in (vote.first, vote.second)]
+    passed = sum(_verdict(vote, None) >= 0 for vote in checks)
+    return {
+        **{"name": judge.name, "page": judge.page, "reference_shown": judge.reference_shown},
+        **{"votes": len(judge.votes), "screens": judge.screens},
+        "consistency": _as_dict(preferences.share(same, len(repeated))),
+        "repeats": len(repeated),
+        "checks": _as_dict(preferences.share(passed, len(checks))),
+        "checked": len(checks),
+        "position": _first_share(judge.votes),
+        "neither": sum(vote.choice == "neither" for vote in judge.votes),
+        "seconds": median(vote.seconds for vote in judge.votes),
+    }
+
+
+def _first_share(votes: list[Vote]) -> dict[str, Any] | None:
+    """Of the votes that chose a side, the share that chose the answer that stood first."""
+    decided = [vote for vote in votes if vote.choice in ("first", "second")]
+    found = preferences.share(sum(vote.choice == "first" for vote in decided), len(decided))
+    return {**asdict(found), "votes": len(decided)} if found else None
+
+
+def _marks(name: str, counted: list[tuple[int, Vote]]) -> dict[str, int]:
+    marks: Counter[str] = Counter()
+    for _, vote in counted:
+        for side in ("first", "second"):
+            if getattr(vote, side) == name:
+                marks.update(vote.marks[side])
+    return {mark: marks[mark] for mark in MARKS}
+
+
+def _metric(
+    metric: str,
+    runs: list[Run],
+    voted: list[int],
+    counted: list[tuple[int, Vote]],
+    votes: Votes,
+    nats: np.ndarray,
+    draws: np.ndarray,
+) -> dict[str, Any] | None:
+    """How far a metric agrees with people: on the order of the models, and on single votes that chose a side."""
+    parts, sign = METRICS[metric]
+    held = [{row["id"]: parts(row) for row in run.predictions if parts(row)[0] is not None} for run in runs]
+    shared = sorted(set.intersection(*(set(held[place]) for place in voted)))
+    if not shared:
+        return None
+    amounts = np.array([[held[place][id] for id in shared] for place in voted], dtype=float)  # models, questions, 2
+    values = sign * amounts[..., 0].sum(1) / amounts[..., 1].sum(1)
+
+    def drawn(generator: np.random.Generator) -> np.ndarray:
+        part = amounts[:, generator.integers(len(shared), size=len(shared))]
+        return sign * part[..., 0].sum(1) / part[..., 1].sum(1)
+
+    # Which answer the metric prefers in each vote: 1 a, −1 b, 0 neither; NaN where it knows nothing of one of them
+    preferred = np.array([_preferred(held[a].get(vote.example), held[b].get(vote.example), sign)
+                          for a, b, (_, vote) in zip(votes.a, votes.b, counted, strict=True)])  # fmt: skip
+    clear = (votes.outcome != 0) & np.isfinite(preferred) & (preferred != 0)
+    agreed = (preferred == votes.outcome)[clear].astype(float)
+    shares = np.array([_mean(agreed, weight) for weight in votes.weights()[:, clear]]) if clear.any() else np.zeros(0)
+    tau = preferences.rank_correlation(nats[voted], draws[:, voted], values, drawn)
+    return {
+        "metric": metric,
+        "tau": _as_dict(tau),
+        "agreement": asdict(preferences.interval(agreed.mean(), shares)) if clear.any() else None,
+        "votes": int(clear.sum()),
+    }
+
+
+def _preferred(a: tuple[float, float] | None, b: tuple[float, float] | None, sign: int) -> float:
+    if a is None or b is None:
+        return math.nan
+    return float(np.sign(sign * (a[0] / a[1] - b[0] / b[1])))
+
+
+def _mean(values: np.ndarray, weights: np.ndarray) -> float:
+    return float((values * weights).sum() / weights.sum()) if weights.sum() else math.nan
+
+
+def _as_dict(interval: Any) -> dict[str, float] | None:
+    return asdict(interval) if interval else None
+
+
+def markdown(people: dict[str, Any] | None) -> str:
+    """The section of leaderboard.md."""
+    if not people:
+        return ""
+    tables = [table_of(*each) for each in (models_table(people), judges_table(people), metrics_table(people))]
+    intro = (
+        f"**What people prefer**, {people['counted']} votes on {people['questions']} questions ({people['method']}). "
+    )
+    return "\n" + "\n\n".join([intro + HOW_TO_READ, *tables, cell(" ".join(agreement(people)))]) + "\n"
+
+
+HOW_TO_READ = (
+    "Strength is Bradley and Terry's with Davidson's ties, in nats about a mean of 0: of two models that are 1 apart "
+    "the stronger one wins 73 % of the votes that are no tie. Win rate counts a tie, and two bad answers, as half."
+)
+
+
+def models_table(people: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
+    heads = ["model", "strength", "win rate", "votes", "won", "tied", "lost", *(f"marked {mark}" for mark in MARKS)]
+    return heads, [
+        [each["name"], decimal(each["strength"]), rate(each["win_rate"])]
+        + [str(each[key]) for key in ("votes", "wins", "ties", "losses")]
+        + [str(each["marks"][mark]) for mark in MARKS]
+        for each in people["models"]
+    ]
+
+
+def judges_table(people: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
+    heads = [
+        "judge",
+        "votes",
+        "says the same twice",
+        "prefers the reference",
+        "chooses the first",
+        "both bad",
+        "median s",
+    ]
+    return heads, [
+        [
+            *(each["name"], f"{each['votes']} of {each['screens']}", rate(each["consistency"], each["repeats"])),
+            *(rate(each["checks"], each["checked"]), rate(each["position"])),
+            *(str(each["neither"]), f"{each['seconds']:g}"),
+        ]
+        for each in people["judges"]
+    ]
+
+
+def metrics_table(people: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
+    heads = ["metric", "Kendall's tau with strength", "sides with the vote", "votes"]
+    return heads, [
+        [NAMES[each["metric"]], decimal(each["tau"]), rate(each["agreement"]), str(each["votes"])]
+        for each in people["metrics"]
+    ]
+
+
+def agreement(people: dict[str, Any]) -> list[str]:
+    """Sentences on the judges together, and what must be known."""
+    alpha, position = people["alpha"], people["position"]
+    found = (
+        [f"Krippendorff's alpha of the judges is {decimal(alpha)} (1: they agree, 0: as by chance)."] if alpha else []
+    )
+    if position:
+        found.append(
+            f"Of {position['votes']} votes that chose a side {rate(position)} chose the answer that stood first."
+        )
+    return [*found, *notes(people)]
+
+
+def decimal(interval: dict[str, float] | None) -> str:
+    if not interval:
+        return "–"
+    return f"{interval['value']:.2f} ({interval['low']:.2f} to {interval['high']:.2f})".replace("-", "−")
+
+
+def rate(interval: dict[str, float] | None, of: int | None = None) -> str:
+    if not interval:
+        return "–"
+    return f"{percentage(interval['value'])} ({low_to_high(interval)})" + (f" of {of}" if of is not None else "")
