@@ -5,10 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+from scipy.stats import binomtest
 
 from eval.metrics import bleu, number, perplexity, rouge
-from eval.results import NUMBER_METRICS, SplitResults
-from eval.statistics.uncertainty import Figure, intervals
+from eval.results import NUMBER_METRICS, Interval, SplitResults
+from eval.statistics.uncertainty import LEVEL, Figure, intervals
 from finllm.text.words import pieces
 
 # By their columns of summed statistics, see measure and _statistics
@@ -54,7 +55,8 @@ def measure(rows: list[dict[str, Any]], tokenizer: str | None = None) -> SplitRe
     if asked:
         statistics = np.array([[1, *(row[name] for name in NUMBER_METRICS)] for row in asked], dtype=float)
         questions = [row["question_id"] for row in asked]
-        metrics |= intervals(statistics, questions, _shares_of_numbers, NUMBERS)
+        found = intervals(statistics, questions, _shares_of_numbers, NUMBERS)
+        metrics |= {name: _at_an_end(interval, len(set(questions))) for name, interval in found.items()}
     return SplitResults(
         examples=len(rows),
         questions=len({row["question_id"] for row in rows}),
@@ -91,6 +93,15 @@ def _generation_figures(sums: np.ndarray) -> dict[str, float | None]:
 
 def _shares_of_numbers(sums: np.ndarray) -> dict[str, float]:
     return dict(zip(NUMBER_METRICS, sums[1:] / sums[0], strict=True))
+
+
+def _at_an_end(interval: Interval, questions: int) -> Interval:
+    """Wilson's interval (1927) of a share that is 0 or 1 on every question, whose jackknife has no width: "none of 15"
+    does not say "none of all". Others are as they are."""
+    if 0 < interval.value < 1:
+        return interval
+    ends = binomtest(round(interval.value * questions), questions).proportion_ci(LEVEL, method="wilson")
+    return Interval(interval.value, max(0.0, float(ends.low)), min(1.0, float(ends.high)))
 
 
 def repetition(text: str, n: int = 4) -> float:

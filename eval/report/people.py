@@ -200,17 +200,15 @@ def _metric(
     amounts = np.array([[held[place][id] for id in shared] for place in voted], dtype=float)  # models, questions, 2
     values = sign * amounts[..., 0].sum(1) / amounts[..., 1].sum(1)
 
-    def drawn(generator: np.random.Generator) -> np.ndarray:
-        part = amounts[:, generator.integers(len(shared), size=len(shared))]
-        return sign * part[..., 0].sum(1) / part[..., 1].sum(1)
-
+    weights = preferences.drawn_with_replacement(np.random.default_rng(preferences.SEED + 1), len(shared))
+    sums = np.einsum("dq,mqk->kdm", weights, amounts, optimize=True)
     # Which answer the metric prefers in each vote: 1 a, −1 b, 0 neither; NaN where it knows nothing of one of them
     preferred = np.array([_preferred(held[a].get(vote.example), held[b].get(vote.example), sign)
                           for a, b, (_, vote) in zip(votes.a, votes.b, counted, strict=True)])  # fmt: skip
     clear = (votes.outcome != 0) & np.isfinite(preferred) & (preferred != 0)
     agreed = (preferred == votes.outcome)[clear].astype(float)
     shares = np.array([_mean(agreed, weight) for weight in votes.weights()[:, clear]]) if clear.any() else np.zeros(0)
-    tau = preferences.rank_correlation(nats[voted], draws[:, voted], values, drawn)
+    tau = preferences.rank_correlation(nats[voted], draws[:, voted], values, sign * sums[0] / sums[1])
     return {
         "metric": metric,
         "tau": _as_dict(tau),
@@ -251,11 +249,12 @@ HOW_TO_READ = (
 
 
 def models_table(people: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
-    heads = ["model", "strength", "win rate", "votes", "won", "tied", "lost", *(f"marked {mark}" for mark in MARKS)]
+    used = [mark for mark in MARKS if any(each["marks"][mark] for each in people["models"])]
+    heads = ["model", "strength", "win rate", "votes", "won", "tied", "lost", *(f"marked {mark}" for mark in used)]
     return heads, [
         [each["name"], decimal(each["strength"]), rate(each["win_rate"])]
         + [str(each[key]) for key in ("votes", "wins", "ties", "losses")]
-        + [str(each["marks"][mark]) for mark in MARKS]
+        + [str(each["marks"][mark]) for mark in used]
         for each in people["models"]
     ]
 
@@ -304,7 +303,8 @@ def agreement(people: dict[str, Any]) -> list[str]:
 def decimal(interval: dict[str, float] | None) -> str:
     if not interval:
         return "–"
-    return f"{interval['value']:.2f} ({interval['low']:.2f} to {interval['high']:.2f})".replace("-", "−")
+    value, low, high = (f"{round(interval[key], 2) + 0:.2f}" for key in ("value", "low", "high"))  # + 0: no "-0.00"
+    return f"{value} ({low} to {high})".replace("-", "−")
 
 
 def rate(interval: dict[str, float] | None, of: int | None = None) -> str:

@@ -49,6 +49,12 @@ def said(numbers: dict[str, Any] | None) -> list[str]:
         return []
     best, floors = numbers["rows"][0], numbers["floors"]
     right = best["number_right"]
+    if not right["value"]:
+        most = max(row["number_right"]["high"] for row in numbers["rows"])
+        return [
+            f"No model reaches the number of any of its {best['answers']:,} answers that must reach one (at most "
+            f"{percentage(most)} would, of all such questions)."
+        ]
     beside = ", ".join(f"{name} {percentage(share)}" for name, share in floors.items())
     tested = f" ({low_to_high(right)})"
     alike = [

@@ -60,6 +60,9 @@ def test_results_count_right_numbers_with_intervals_and_floors(evaluated):
     )
     silent, long = (Results.read(evaluated / name).splits["test"].metrics for name in ("silent", "long"))
     assert silent["no_number"].value == 1 and silent["number_right"].value == 0
+    # Of n questions none: Wilson's upper end is z² / (n + z²), not 0.
+    assert silent["number_right"].high == pytest.approx(3.8415 / (len(asked) + 3.8415), rel=1e-4)
+    assert silent["no_number"].low == pytest.approx(len(asked) / (len(asked) + 3.8415), rel=1e-4)
     assert long["number_right"].value == right.value and long["text_after_number"].value == 1
     assert "number" in Results.read(evaluated / "five").signatures
 
@@ -83,10 +86,18 @@ def test_the_report_pairs_models_and_shows_what_no_thought_would_score(evaluated
     assert f"right in {share} (" in said and "answers of five" in said and said in " ".join(done.out.split())
     assert f"a number of the question {share}" in said and " no test tells it from long" in said
     markdown = (evaluated / "board/leaderboard.md").read_text("utf-8")
-    (line,) = [line for line in markdown.splitlines() if line.startswith("| silent | ") and "(100–100)" in line]
-    assert line.split(" | ")[2] == "0 % (0–0)" and f"| the most frequent number |  | {share} |" in markdown
+    (line,) = [line for line in markdown.splitlines() if line.startswith("| silent | ") and "–100)" in line]
+    assert line.split(" | ")[2] == "0 % (0–11)" and f"| the most frequent number |  | {share} |" in markdown
     page = Page(evaluated / "board/index.html")
     assert "Is the number right?" in page.text and f"A number of the question without thought {share}" in page.words
+
+
+def test_a_report_without_a_right_number_says_so_and_how_many_there_may_be(evaluated, command, tmp_path):
+    done = command("eval/leaderboard.py", evaluated / "silent", "--output_dir", tmp_path)
+    assert done.status == 0 and "No model reaches the number of any of its 32 answers that must reach one" in " ".join(
+        done.out.split()
+    )
+    assert "(at most 11 % would, of all such questions)" in " ".join(done.out.split())
 
 
 def test_results_made_before_numbers_were_read_are_not_taken_for_these(evaluated, command):

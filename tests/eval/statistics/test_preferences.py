@@ -3,8 +3,19 @@
 import numpy as np
 import pytest
 from scipy.optimize import minimize
+from scipy.stats import kendalltau
 
-from eval.statistics.preferences import DRAWS, PRIOR, Votes, agreement, estimate, share, strengths, win_rates
+from eval.statistics.preferences import (
+    DRAWS,
+    PRIOR,
+    Votes,
+    agreement,
+    estimate,
+    rank_correlation,
+    share,
+    strengths,
+    win_rates,
+)
 
 
 def tables(models: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
@@ -97,6 +108,17 @@ def test_alpha_is_one_of_judges_who_agree_and_about_nothing_of_those_who_guess()
     two = [[0, 1, 0, 0, 0, 0, 0, 0, 1, 0], [1, 1, 1, 0, 0, 1, 0, 0, 0, 0]]
     assert agreement(np.array(two, dtype=float)).value == pytest.approx(0.095, abs=5e-4)
     assert agreement(np.array([[1.0, np.nan], [np.nan, 1.0]])) is None and agreement(np.ones((2, 5))) is None
+
+
+def test_tau_is_scipys_and_says_nothing_of_two_models_or_of_equal_values():
+    generator = np.random.default_rng(2)
+    for models in (3, 6):
+        nats, values = generator.normal(size=models), generator.integers(0, 4, size=models).astype(float)
+        draws = generator.normal(size=(DRAWS, models))
+        found = rank_correlation(nats, draws, values, draws)
+        assert found.value == pytest.approx(kendalltau(nats, values).statistic) and found.high == 1
+    assert rank_correlation(nats[:2], draws[:, :2], values[:2], draws[:, :2]) is None
+    assert rank_correlation(nats, draws, np.ones(6), draws) is None
 
 
 def test_a_share_of_nothing_is_none_and_one_of_few_is_wide():
