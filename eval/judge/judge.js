@@ -35,13 +35,12 @@ function keep() {
   }
 }
 
-function canKeep() {
+function forget() {
+  session = null;
   try {
-    localStorage.setItem(`${PLACE} tried`, "1");
-    localStorage.removeItem(`${PLACE} tried`);
-    return true;
+    localStorage.removeItem(PLACE);
   } catch {
-    return false;
+    field("unkept").hidden = false;
   }
 }
 
@@ -183,11 +182,11 @@ function start() {
   show("start");
   saySaved("");
   const held = kept();
-  session = held && held.order?.length === data.screens.length ? held : null;
+  if (held?.order?.length === data.screens.length) session = held; // else what this page itself knows, if anything
   field("begin").hidden = Boolean(session);
   field("resume").hidden = !session;
   if (session) {
-    field("resume-text").textContent = `${session.judge}, ${done()} of ${session.order.length} votes are cast and kept in this browser.`;
+    field("resume-text").textContent = `${session.judge}, ${done()} of ${session.order.length} votes are cast.`;
     field("save-now").disabled = !done();
   }
 }
@@ -265,7 +264,7 @@ field("go-on").addEventListener("click", () => {
 });
 field("start-over").addEventListener("click", () => {
   if (!confirm(`Throw ${done()} votes away and start anew?`)) return;
-  localStorage.removeItem(PLACE);
+  forget();
   start();
   field("judge").focus();
 });
@@ -303,5 +302,5 @@ document.addEventListener("keydown", (event) => {
   event.preventDefault();
 });
 
+if (!kept()) forget(); // which tells whether the browser keeps anything
 start();
-if (!canKeep()) field("unkept").hidden = false;

@@ -94,13 +94,17 @@ def figures(
 
 
 def _scores(run: Run, order: list[str]) -> dict[str, list[Any]]:
-    """Bits per byte of each reference; ROUGE-L and whether it stopped (1, 0) of each answer, null where none is."""
+    """Bits per byte of each reference; ROUGE-L, whether it stopped and whether its number is right (1, 0) of each
+    answer, null where there is none."""
     rows = {row["id"]: row for row in run.predictions}
     ours = [rows[id] for id in order]
     return {
         "bits": [round(row["nll"] / (math.log(2) * row["bytes"]), 4) for row in ours],
         "rougeL": [row["rougeL"] if row["rougeL"] is None else round(row["rougeL"], 3) for row in ours],
-        "stopped": [row["stopped"] if row["stopped"] is None else int(row["stopped"]) for row in ours],
+        **{
+            name: [row.get(key) if row.get(key) is None else int(row[key]) for row in ours]
+            for name, key in (("stopped", "stopped"), ("number", "number_right"))
+        },
     }
 
 

@@ -89,6 +89,9 @@ def test_the_report_pairs_models_and_shows_what_no_thought_would_score(evaluated
     (line,) = [line for line in markdown.splitlines() if line.startswith("| silent | ") and "–100)" in line]
     assert line.split(" | ")[2] == "0 % (0–11)" and f"| the most frequent number |  | {share} |" in markdown
     page = Page(evaluated / "board/index.html")
+    scores = {model["name"]: model["scores"]["number"] for model in page.data["models"]}
+    rows = [row.get("number_right") for row in predictions(evaluated / "five")]
+    assert scores["five"] == rows and scores["silent"] == [None if each is None else 0 for each in rows]
     assert "Is the number right?" in page.text and f"A number of the question without thought {share}" in page.words
 
 
