@@ -147,11 +147,13 @@ def sure_number(reference: str) -> Number | None:
 
 
 def _numbers(text: str) -> Iterator[Number]:
+    ended = 0
     for token in _TOKEN.finditer(text):
         start, end = token.span()
+        joined, ended = start == ended + 1, end
         ahead = text[max(0, start - _AHEAD) : start]
-        if re.search(rf"[^\W\d_][{_MINUS}]$", ahead):
-            continue  # COVID-19
+        if re.search(rf"[^\W\d_][{_MINUS}]$", ahead) and not joined:
+            continue  # COVID-19, but not the end of $5k-$6k
         negative, begin = _sign(ahead)
         negative ^= bool(token["inner"])
         scale = (

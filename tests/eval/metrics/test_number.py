@@ -101,6 +101,7 @@ PAIRS = [
     ("Between $400 and $500", "$500", RIGHT),
     ("$400–500", "$500", WRONG),
     ("5-7%", "7%", WRONG),
+    ("$5k-$6k", "$5,000", WRONG),
     ("100/5", "20", WRONG),
     ("Answer: $500. Question 2: what of 600?", "$500", RIGHT),
     ("The answer is $500, not $600", "$500", RIGHT),
