@@ -128,6 +128,7 @@ def final_number(text: str, unit: str) -> Number | None:
 
 
 _LEADS = re.compile(r"(?:[=≈]|####|\\boxed\{|(?i:\banswer(?:\s*[:=]|\s+is\b:?)))\s*$")
+_ENDS_IN_DIGITS = re.compile(r"\d\D{0,40}\Z")
 _TRAILS = re.compile(r"[\s.!)\]}*_$]*")
 
 
@@ -136,7 +137,7 @@ def sure_number(reference: str) -> Number | None:
 
     It is the whole reference, or follows "=", "Answer:" or "####", or is the only number there and has a unit.
     """
-    found = numbers(reference)
+    found = numbers(reference) if _ENDS_IN_DIGITS.search(reference) else []  # most answers in prose do not
     if not found or found[-1].value is None or not _TRAILS.fullmatch(reference[found[-1].end :]):
         return None
     last = found[-1]
