@@ -76,7 +76,14 @@ _ASIDE = re.compile(
     r"(?i)(?:[\d%$£€¥]|\b(?:one|two|three|four|five|six|seven|eight|nine|ten|eleven|twelve|\w+teen|\w+ty|hundred|thousand"
     r"|million|billion|percent|cent|points?|dollars?|euros?|pounds?))\s*$"
 )
+_NAMED = re.compile(rf"[^\W\d_][{_MINUS}]$")
+_SIGN = re.compile(rf"([{_MINUS}+])(\s?)$")
+_MINUS_WORD = re.compile(r"(?i)(?<!\d )(?<!\w)(?:minus|negative)\s+$")
+_OPEN = re.compile(rf"(?P<before>{_SYMBOL})?\s?\(\s?$")
+_CLOSE = re.compile(r"\s?\)(\s?%)?")
+_BETWEEN = re.compile(rf"[,'’ {_THIN}]")
 _AHEAD = 40  # characters before a number that are looked at
+MOST_DIGITS = 60  # characters of a number: what is longer is a loop of a model
 
 
 @dataclass(frozen=True)
@@ -153,7 +160,7 @@ def _numbers(text: str) -> Iterator[Number]:
         start, end = token.span()
         joined, ended = start == ended + 1, end
         ahead = text[max(0, start - _AHEAD) : start]
-        if re.search(rf"[^\W\d_][{_MINUS}]$", ahead) and not joined:
+        if _NAMED.search(ahead[-2:]) and not joined:
             continue  # COVID-19, but not the end of $5k-$6k
         negative, begin = _sign(ahead)
         negative ^= bool(token["inner"])
@@ -161,19 +168,19 @@ def _numbers(text: str) -> Iterator[Number]:
             SCALES[word if (word := token["scale"].strip().lower()) in SCALES else word[:-1]] if token["scale"] else 0
         )
         unit, factor = _unit(token)
-        if bracket := re.search(rf"(?P<before>{_SYMBOL})?\s?\(\s?$", ahead):
-            closed = re.match(r"\s?\)(\s?%)?", text[end:])
+        if bracket := _OPEN.search(ahead[-6:]):
+            closed = _CLOSE.match(text, end)
             if closed and not begin:
-                end += closed.end()
+                end = closed.end()
                 unit = PERCENT if closed[1] else unit or SYMBOLS.get(bracket["before"], "")
-                outside = ahead[: bracket.start()]
+                outside = ahead[: len(ahead) - len(bracket[0])]
                 begin = len(bracket[0])
                 negative ^= bool(closed[1] or bracket["before"] or _is_accounting(outside, unit))
         digits = token["digits"]
-        if not _READABLE.fullmatch(digits):
+        if len(digits) > MOST_DIGITS or not _READABLE.fullmatch(digits):
             yield Number(None, unit, Decimal(0), start - begin, end)
             continue
-        plain = re.sub(rf"[,'’ {_THIN}]", "", digits)
+        plain = _BETWEEN.sub("", digits)
         power = token["exponent"] or (token["power"] or "")[1:] or "0"
         shift = Decimal(1).scaleb(scale + int(power.replace("−", "-"))) * factor
         decimals = len(plain.partition(".")[2])
@@ -183,12 +190,12 @@ def _numbers(text: str) -> Iterator[Number]:
 
 def _sign(ahead: str) -> tuple[bool, int]:
     """Whether a number is negative by what stands before it, and how many characters of that belong to it."""
-    if word := re.search(r"(?i)(?<!\d )(?<!\w)(?:minus|negative)\s+$", ahead):
+    if word := _MINUS_WORD.search(ahead[-14:]):
         return True, len(word[0])
-    sign = re.search(rf"([{_MINUS}+])(\s?)$", ahead)
+    sign = _SIGN.search(ahead[-2:])
     if not sign:
         return False, 0
-    outside = ahead[: sign.start()]
+    outside = ahead[: len(ahead) - len(sign[0])]
     # Else it subtracts, joins two words, or begins the item of a list.
     is_sign = re.search(r"[=≈:(]\s*$", outside) if sign[2] else not re.search(r"[\w%)\]$£€¥]$", outside)
     return (sign[1] != "+", len(sign[0])) if is_sign else (False, 0)

@@ -102,6 +102,7 @@ PAIRS = [
     ("$400–500", "$500", WRONG),
     ("5-7%", "7%", WRONG),
     ("$5k-$6k", "$5,000", WRONG),
+    (f"0.{'3' * 99}", "0.333", WRONG),
     ("100/5", "20", WRONG),
     ("Answer: $500. Question 2: what of 600?", "$500", RIGHT),
     ("The answer is $500, not $600", "$500", RIGHT),
