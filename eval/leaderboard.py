@@ -31,7 +31,7 @@ from rich.table import Table
 from eval.evaluated import Run, read_runs
 from eval.judge.page import judge_page
 from eval.judge.votes import read_votes
-from eval.report import numbers, people, right_numbers, study, tables
+from eval.report import numbers, people, people_tables, right_numbers, study, tables
 from eval.report.data import contamination_apart
 from eval.report.findings import caveats, finding, is_base_of, of_the_data, reference_of, spreads
 from eval.report.page import page
@@ -135,14 +135,14 @@ def main(arguments: list[str] | None = None) -> None:
     right = right_numbers.view(runs)
     liked = people.view(runs, read_votes(options.votes, runs)) if options.votes else None
     sentences = finding(rows, confidence["level"]) + spreads(pooled) + of_the_data(contamination, runs)
-    sentences += right_numbers.said(right) + (people.said(liked) if liked else [])
+    sentences += right_numbers.said(right) + (people_tables.said(liked) if liked else [])
     notes = caveats(runs)
     floors = (
         max(runs, key=lambda run: run.split.generated).results.audits.get("memorisation", {}).get("baselines") or {}
     )
     text = tables.markdown(rows, sentences, notes)
     text += tables.below(rows, comparisons, pooled, compared, floors, LEVEL)
-    text += right_numbers.markdown(right, LEVEL) + people.markdown(liked)
+    text += right_numbers.markdown(right, LEVEL) + people_tables.markdown(liked)
     html = page(
         runs, rows, sentences, notes, options.split, comparisons, pooled, compared, contamination, studied, right, liked
     )

@@ -20,7 +20,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from eval.evaluated import Run
-from eval.report import data, people, right_numbers
+from eval.report import data, people_tables, right_numbers
 from eval.report.numbers import count, decimals, difference_interval, duration, interval_text, memory, percentage, shown
 from eval.report.tables import p_text
 from eval.results import MOST_TEXT, UNRANKED
@@ -124,7 +124,7 @@ def _environment() -> Environment:
     )
     environment.globals.update(shown=shown, interval_text=interval_text, decimals=decimals, p_text=p_text)
     environment.globals.update(difference_interval=difference_interval, count=count, duration=duration, memory=memory)
-    environment.globals.update(percentage=percentage, right_numbers=right_numbers, people=people)
+    environment.globals.update(percentage=percentage, right_numbers=right_numbers, people=people_tables)
     return environment
 
 

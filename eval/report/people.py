@@ -13,11 +13,9 @@ import numpy as np
 
 from eval.evaluated import Run
 from eval.judge.votes import MARKS, Judge, Vote
-from eval.report.numbers import percentage
-from eval.report.right_numbers import low_to_high
-from eval.report.tables import cell, table_of
 from eval.statistics import preferences
 from eval.statistics.preferences import Votes
+from eval.statistics.uncertainty import by_question
 from finllm.errors import UserError
 
 # Of each metric a row's amount, and what it is divided by; and whether more of it is better
@@ -26,12 +24,6 @@ METRICS: dict[str, tuple[Callable[[dict[str, Any]], tuple[float, float]], int]] 
     "rougeL": (lambda row: (row["rougeL"], 1), 1),
     "bleu": (lambda row: (row["bleu"], 1), 1),
     "number_right": (lambda row: (row.get("number_right"), 1), 1),
-}
-NAMES = {
-    "bits_per_byte": "bits per byte",
-    "rougeL": "ROUGE-L",
-    "bleu": "BLEU (mean of answers)",
-    "number_right": "number right",
 }
 
 
@@ -49,7 +41,8 @@ def view(runs: list[Run], judges: list[Judge]) -> dict[str, Any]:
                 counted.append((number, vote))
     if not counted:
         raise UserError("the votes hold no pair of two models that count; let a judge vote on more screens")
-    votes = _arrays(counted, names)
+    question_of = {row["id"]: row["question_id"] for row in runs[0].predictions}
+    votes = _arrays(counted, names, question_of)
     nats, rates, tie, draws, drawn_rates = preferences.estimate(votes)
     (wins,), (ties,) = votes.tables(np.ones((1, len(counted))))
     voted = [place for place in range(len(names)) if np.isfinite(rates[place])]
@@ -69,7 +62,7 @@ def view(runs: list[Run], judges: list[Judge]) -> dict[str, Any]:
     return {
         "votes": sum(len(judge.votes) for judge in judges),
         "counted": len(counted),
-        "questions": len({vote.example for _, vote in counted}),
+        "questions": len({question_of[vote.example] for _, vote in counted}),
         "method": preferences.METHOD if len(judges) > 1 else "bootstrap over questions, percentiles",
         "ties": tie,
         "models": models,
@@ -86,40 +79,6 @@ def view(runs: list[Run], judges: list[Judge]) -> dict[str, Any]:
     }
 
 
-def said(people: dict[str, Any]) -> list[str]:
-    """The sentence about the strongest model."""
-    best, *others = people["models"]
-    near = [each["name"] for each in others if each["strength"]["high"] > best["strength"]["low"]]
-    judges = people["judges"]
-    sentence = f"{len(judges)} {'judge prefers' if len(judges) == 1 else 'judges prefer'} {best['name']}: it wins "
-    sentence += (
-        f"{percentage(best['win_rate']['value'])} ({low_to_high(best['win_rate'])}) of its {best['votes']} votes"
-    )
-    return [sentence + (f"; the interval of its strength meets that of {', '.join(near)}." if near else ".")]
-
-
-def notes(people: dict[str, Any]) -> list[str]:
-    """What a reader must know of these votes."""
-    found = []
-    judges = people["judges"]
-    if len(judges) == 1:
-        found.append("One judge voted: the intervals are of other questions, not of other judges.")
-    if len({judge["reference_shown"] for judge in judges}) > 1:
-        found.append("Some judges saw the reference answer and some did not.")
-    if len({judge["page"] for judge in judges}) > 1:
-        found.append("The judges had different pages.")
-    for judge in judges:
-        if judge["votes"] < judge["screens"]:
-            found.append(f"{judge['name']} voted on {judge['votes']} of {judge['screens']} screens.")
-        checks = judge["checks"]
-        if checks and checks["low"] <= 0.5 and checks["value"] <= 0.75:
-            found.append(
-                f"{judge['name']} preferred a model's answer to the reference in {percentage(1 - checks['value'])} of "
-                "the checks: either these models are as good, or nobody looked."
-            )
-    return found
-
-
 def _pair(vote: Vote) -> tuple[str, frozenset[str | None]]:
     return vote.example, frozenset((vote.first, vote.second))
 
@@ -131,11 +90,11 @@ def _verdict(vote: Vote, of: str | None) -> int:
     return 1 if (vote.first if vote.choice == "first" else vote.second) == of else -1
 
 
-def _arrays(counted: list[tuple[int, Vote]], names: list[str]) -> Votes:
-    questions = {example: number for number, example in enumerate(sorted({vote.example for _, vote in counted}))}
+def _arrays(counted: list[tuple[int, Vote]], names: list[str], question_of: dict[str, str]) -> Votes:
+    _, questions = np.unique([question_of[vote.example] for _, vote in counted], return_inverse=True)
     columns = [
-        (judge, questions[vote.example], names.index(vote.first), names.index(vote.second), _verdict(vote, vote.first))
-        for judge, vote in counted
+        (judge, question, names.index(vote.first), names.index(vote.second), _verdict(vote, vote.first))
+        for (judge, vote), question in zip(counted, questions, strict=True)
     ]
     return Votes(len(names), *np.array(columns).T)
 
@@ -197,10 +156,12 @@ def _metric(
     shared = sorted(set.intersection(*(set(held[place]) for place in voted)))
     if not shared:
         return None
-    amounts = np.array([[held[place][id] for id in shared] for place in voted], dtype=float)  # models, questions, 2
+    asked = {row["id"]: row["question_id"] for row in runs[0].predictions}
+    clusters = [asked[id] for id in shared]
+    of_models = [by_question(np.array([held[place][id] for id in shared], dtype=float), clusters) for place in voted]
+    amounts = np.stack(of_models)  # models, questions, 2
     values = sign * amounts[..., 0].sum(1) / amounts[..., 1].sum(1)
-
-    weights = preferences.drawn_with_replacement(np.random.default_rng(preferences.SEED + 1), len(shared))
+    weights = preferences.drawn_with_replacement(np.random.default_rng(preferences.SEED + 1), amounts.shape[1])
     sums = np.einsum("dq,mqk->kdm", weights, amounts, optimize=True)
     # Which answer the metric prefers in each vote: 1 a, −1 b, 0 neither; NaN where it knows nothing of one of them
     preferred = np.array([_preferred(held[a].get(vote.example), held[b].get(vote.example), sign)
@@ -229,85 +190,3 @@ def _mean(values: np.ndarray, weights: np.ndarray) -> float:
 
 def _as_dict(interval: Any) -> dict[str, float] | None:
     return asdict(interval) if interval else None
-
-
-def markdown(people: dict[str, Any] | None) -> str:
-    """The section of leaderboard.md."""
-    if not people:
-        return ""
-    tables = [table_of(*each) for each in (models_table(people), judges_table(people), metrics_table(people))]
-    intro = (
-        f"**What people prefer**, {people['counted']} votes on {people['questions']} questions ({people['method']}). "
-    )
-    return "\n" + "\n\n".join([intro + HOW_TO_READ, *tables, cell(" ".join(agreement(people)))]) + "\n"
-
-
-HOW_TO_READ = (
-    "Strength is Bradley and Terry's with Davidson's ties, in nats about a mean of 0: of two models that are 1 apart "
-    "the stronger one wins 73 % of the votes that are no tie. Win rate counts a tie, and two bad answers, as half."
-)
-
-
-def models_table(people: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
-    used = [mark for mark in MARKS if any(each["marks"][mark] for each in people["models"])]
-    heads = ["model", "strength", "win rate", "votes", "won", "tied", "lost", *(f"marked {mark}" for mark in used)]
-    return heads, [
-        [each["name"], decimal(each["strength"]), rate(each["win_rate"])]
-        + [str(each[key]) for key in ("votes", "wins", "ties", "losses")]
-        + [str(each["marks"][mark]) for mark in used]
-        for each in people["models"]
-    ]
-
-
-def judges_table(people: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
-    heads = [
-        "judge",
-        "votes",
-        "says the same twice",
-        "prefers the reference",
-        "chooses the first",
-        "both bad",
-        "median s",
-    ]
-    return heads, [
-        [
-            *(each["name"], f"{each['votes']} of {each['screens']}", rate(each["consistency"], each["repeats"])),
-            *(rate(each["checks"], each["checked"]), rate(each["position"])),
-            *(str(each["neither"]), f"{each['seconds']:g}"),
-        ]
-        for each in people["judges"]
-    ]
-
-
-def metrics_table(people: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
-    heads = ["metric", "Kendall's tau with strength", "sides with the vote", "votes"]
-    return heads, [
-        [NAMES[each["metric"]], decimal(each["tau"]), rate(each["agreement"]), str(each["votes"])]
-        for each in people["metrics"]
-    ]
-
-
-def agreement(people: dict[str, Any]) -> list[str]:
-    """Sentences on the judges together, and what must be known."""
-    alpha, position = people["alpha"], people["position"]
-    found = (
-        [f"Krippendorff's alpha of the judges is {decimal(alpha)} (1: they agree, 0: as by chance)."] if alpha else []
-    )
-    if position:
-        found.append(
-            f"Of {position['votes']} votes that chose a side {rate(position)} chose the answer that stood first."
-        )
-    return [*found, *notes(people)]
-
-
-def decimal(interval: dict[str, float] | None) -> str:
-    if not interval:
-        return "–"
-    value, low, high = (f"{round(interval[key], 2) + 0:.2f}" for key in ("value", "low", "high"))  # + 0: no "-0.00"
-    return f"{value} ({low} to {high})".replace("-", "−")
-
-
-def rate(interval: dict[str, float] | None, of: int | None = None) -> str:
-    if not interval:
-        return "–"
-    return f"{percentage(interval['value'])} ({low_to_high(interval)})" + (f" of {of}" if of is not None else "")

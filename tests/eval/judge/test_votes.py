@@ -8,7 +8,8 @@ from judged_runs import IDS, NAMES, answered_runs, cast, saved
 
 from eval.evaluated import read_runs
 from eval.judge.screens import screens_of
-from eval.judge.votes import known_answers
+from eval.judge.votes import Vote, known_answers
+from eval.report.people import _arrays
 from finllm.errors import UserError
 from finllm.files import read_jsonl, write_jsonl
 
@@ -181,6 +182,14 @@ def test_votes_on_other_answers_are_foreign_and_more_runs_do_no_harm(runs, tmp_p
     assert [each["name"] for each in people["models"]] == list(NAMES[:2])
     error = refused(runs[1:], tmp_path, file)
     assert "votes are about answers that none of these runs gave" in error and "name all runs of that page" in error
+
+
+def test_answers_to_one_question_are_drawn_together():
+    def vote(example):
+        return 0, Vote(example, "a", "b", "first", {"first": [], "second": []}, "", 9)
+
+    votes = _arrays([vote("x"), vote("y"), vote("z")], ["a", "b"], {"x": "one", "y": "two", "z": "one"})
+    assert votes.question.tolist() == [0, 1, 0] and votes.outcome.tolist() == [1, 1, 1]
 
 
 def test_files_go_with_flags(runs, tmp_path):
