@@ -232,6 +232,7 @@ for (const [choice, key, label] of CHOICES) {
   button.setAttribute("aria-keyshortcuts", key);
   const hint = document.createElement("kbd");
   hint.textContent = key;
+  hint.setAttribute("aria-hidden", "true");
   button.append(label, " ", hint);
   button.addEventListener("click", () => cast(choice));
   document.querySelector(".votes").append(button);
