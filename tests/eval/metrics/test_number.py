@@ -180,6 +180,9 @@ def test_text_after_the_number_is_told_apart_from_a_noun_that_the_reference_has_
         ("1,235 jars of honey. And then he sleeps.", True),
     ):
         assert looked_at(answer, reference, wanted)["text_after_number"] is more
+    assert not looked_at("-0.1", "0.3", Wanted("0.3", "", "0.5"))[
+        "number_right"
+    ]  # within the tolerance, of another sign
     assert looked_at("1,234.6", reference, wanted)["number_right"] is False  # a count is exact
 
 

@@ -67,6 +67,9 @@ def test_who_never_lost_is_strong_and_not_infinitely_so_and_nobody_is_told_of_wh
     assert 3 < nats[0] - nats[1] < 12 and nats[0] > nats[2] > nats[1]
     (rates,) = win_rates(wins, np.zeros((1, 3, 3)))
     assert rates[:2].tolist() == [1, 0] and np.isnan(rates[2])
+    ties = np.zeros((1, 3, 3))
+    ties[0, 0, 1] = ties[0, 1, 0] = 50
+    assert win_rates(wins, ties)[0, :2].tolist() == [0.75, 0.25]
 
 
 def drawn(generator, truth, judges, questions, spread, taste=0.0):
@@ -98,6 +101,20 @@ def test_intervals_are_of_draws_and_those_of_equals_reach_over_zero():
     assert np.array_equal(estimate(votes)[3], draws)  # the same votes, the same intervals
 
 
+def ordinal_alpha(one, other):
+    """Krippendorff 2011, C and the ordinal metric, of two observers without gaps: 1 − (n − 1) Σ o δ² / Σ n n δ²."""
+    values = [-1, 0, 1]
+    pairs = [(a, b) for a, b in zip(one, other, strict=True)] + [(b, a) for a, b in zip(one, other, strict=True)]
+    often = {value: sum(a == value for a, _ in pairs) for value in values}
+
+    def far(a, b):
+        low, high = sorted((a, b))
+        return (sum(often[value] for value in values if low <= value <= high) - (often[a] + often[b]) / 2) ** 2
+
+    expected = sum(often[a] * often[b] * far(a, b) for a in values for b in values if a != b)
+    return 1 - (len(pairs) - 1) * sum(far(a, b) for a, b in pairs if a != b) / expected
+
+
 def test_alpha_is_one_of_judges_who_agree_and_about_nothing_of_those_who_guess():
     generator = np.random.default_rng(1)
     votes = generator.choice([-1.0, 0.0, 1.0], size=30)
@@ -107,6 +124,9 @@ def test_alpha_is_one_of_judges_who_agree_and_about_nothing_of_those_who_guess()
     # Krippendorff 2011, "Computing Krippendorff's alpha-reliability", A: two observers, two values, alpha 0.095
     two = [[0, 1, 0, 0, 0, 0, 0, 0, 1, 0], [1, 1, 1, 0, 0, 1, 0, 0, 0, 0]]
     assert agreement(np.array(two, dtype=float)).value == pytest.approx(0.095, abs=5e-4)
+    # Of three values the ordinal scale is not the interval scale: how far two are apart depends on how frequent they are.
+    three = np.array([[-1, -1, 1, 1, 0, 1, 1, 1], [-1, 0, 1, 1, 1, 1, 1, -1]], dtype=float)
+    assert agreement(three).value == pytest.approx(ordinal_alpha(*three), abs=1e-9)
     assert agreement(np.array([[1.0, np.nan], [np.nan, 1.0]])) is None and agreement(np.ones((2, 5))) is None
 
 
