@@ -124,7 +124,7 @@ def test_alpha_is_one_of_judges_who_agree_and_about_nothing_of_those_who_guess()
     # Krippendorff 2011, "Computing Krippendorff's alpha-reliability", A: two observers, two values, alpha 0.095
     two = [[0, 1, 0, 0, 0, 0, 0, 0, 1, 0], [1, 1, 1, 0, 0, 1, 0, 0, 0, 0]]
     assert agreement(np.array(two, dtype=float)).value == pytest.approx(0.095, abs=5e-4)
-    # Of three values the ordinal scale is not the interval scale: how far two are apart depends on how frequent they are.
+    # Of three values the ordinal scale is not that of intervals: distances depend on how frequent values are.
     three = np.array([[-1, -1, 1, 1, 0, 1, 1, 1], [-1, 0, 1, 1, 1, 1, 1, -1]], dtype=float)
     assert agreement(three).value == pytest.approx(ordinal_alpha(*three), abs=1e-9)
     assert agreement(np.array([[1.0, np.nan], [np.nan, 1.0]])) is None and agreement(np.ones((2, 5))) is None
