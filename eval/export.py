@@ -23,7 +23,7 @@ from finllm.files import write_text
 from finllm.run_dir import RunDir
 from finllm.terminal import Parser, say
 
-LOWER_IS_BETTER = ("nll_per_token", "perplexity", "bits_per_byte", "repetition")
+LOWER_IS_BETTER = ("nll_per_token", "perplexity", "bits_per_byte", "repetition", "no_number", "text_after_number")
 
 
 def export(results: Results, split: str, provenance: dict[str, Any]) -> dict[str, Any]:

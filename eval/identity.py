@@ -6,7 +6,7 @@ import argparse
 from typing import Any
 
 from eval.evaluated import predictions_of
-from eval.metrics import bleu, rouge
+from eval.metrics import bleu, number, rouge
 from eval.models.fitting import Subject, examples_of
 from eval.results import Results
 from eval.sharing import processes
@@ -29,7 +29,11 @@ def wanted_of(subject: Subject, arguments: argparse.Namespace, left_out: set[str
         "decoding": {"do_sample": False, "max_new_tokens": arguments.max_new_tokens},
         "template": reader.template.hash,
         "confidence": {"level": LEVEL, "method": METHOD},
-        "signatures": {"rouge": rouge.SIGNATURE, "bleu": bleu.signature(bleu_tokenizer(examples))},
+        "signatures": {
+            "rouge": rouge.SIGNATURE,
+            "bleu": bleu.signature(bleu_tokenizer(examples)),
+            **({"number": number.SIGNATURE} if any(map(number.wanted_of, examples)) else {}),
+        },
     }
 
 

@@ -33,23 +33,15 @@ UNRANKED = {
 AUDITS = (*UNRANKED, "padding", "question", "contamination", "stopping", "memorisation", "template")
 METHOD = re.compile(r"[a-z][a-z0-9_]{0,60}")  # base, scratch, full, partial, lora, qlora, or another of peft's types
 LIKELIHOOD_METRICS = ("nll_per_token", "perplexity", "bits_per_byte", "token_accuracy")
-GENERATION_METRICS = (
-    "rouge1",
-    "rouge2",
-    "rougeL",
-    "rougeLsum",
-    "bleu",
-    "stop_rate",
-    "length_ratio",
-    "repetition",
-)
+GENERATION_METRICS = ("rouge1", "rouge2", "rougeL", "rougeLsum", "bleu", "stop_rate", "length_ratio", "repetition")
+NUMBER_METRICS = ("number_right", "number_close", "number_right_bare", "no_number", "text_after_number")
 COUNTS = ("examples", "questions", "tokens", "bytes")
 
 MOST_NAME, MOST_TEXT = 255, 20_000  # characters: of a folder's name, and of any text in results.json
 NULLABLE = ("rouge1", "rouge2", "rougeL", "rougeLsum", "bleu", "length_ratio")  # see SplitResults
 RANGES = {  # of each metric; what has no upper end here has none
     **dict.fromkeys(LIKELIHOOD_METRICS, Number(-0.01)),
-    **dict.fromkeys(GENERATION_METRICS, Number(0, 1 + 1e-6)),
+    **dict.fromkeys((*GENERATION_METRICS, *NUMBER_METRICS), Number(0, 1 + 1e-6)),
     "token_accuracy": Number(0, 1 + 1e-6),
     "bleu": Number(0, 100 + 1e-6),
     "length_ratio": Number(0),
@@ -61,6 +53,8 @@ SPLIT = {
     **dict.fromkeys(("examples", "questions", "tokens", "bytes", "generated"), COUNT),
     "metrics": dict,
     "left_out": Maybe(Each(str)),
+    "numbers": Maybe(COUNT),
+    "number_floors": Maybe(Each(SHARE, named=True)),
 }
 RESULTS = {
     "name": str,
@@ -101,6 +95,9 @@ PREDICTION = {
     "prediction_tokens": (COUNT, NoneType),
     **dict.fromkeys(("rouge1", "rouge2", "rougeL", "rougeLsum"), (SHARE, NoneType)),
     "bleu": (RANGES["bleu"], NoneType),
+    "number": Maybe({"value": str, "unit": str, "tolerance": str}),
+    "number_read": Maybe(str),
+    **dict.fromkeys(NUMBER_METRICS, Maybe(bool)),
 }
 
 
@@ -125,7 +122,9 @@ class SplitResults:
     What means nothing is None: ROUGE and BLEU where no reference has a word, BLEU where none has four tokens.
     `clean` holds the same for the examples that have no duplicate in the training data; None where there are none, or
     where the training data could not be looked at. `left_out` holds the ids of the examples that are not counted,
-    since a model that was evaluated in the same command cannot read or answer them whole.
+    since a model that was evaluated in the same command cannot read or answer them whole. `numbers` counts the answers
+    that must reach a number: where there are any, `metrics` holds all of NUMBER_METRICS, and `number_floors` what
+    answers without thought would score of `number_right`.
     """
 
     examples: int
@@ -136,6 +135,8 @@ class SplitResults:
     metrics: dict[str, Interval | None]
     clean: SplitResults | None = None
     left_out: list[str] = field(default_factory=list)
+    numbers: int = 0
+    number_floors: dict[str, float] = field(default_factory=dict)
 
     @classmethod
     def of(cls, content: dict[str, Any]) -> SplitResults:
@@ -278,6 +279,7 @@ def _problems_of_split(split: dict[str, Any], place: str) -> list[str]:
         return problems
     problems += [f"{place}.{count} is {split[count]}, not 1 or more" for count in COUNTS if split[count] < 1]
     known = {*LIKELIHOOD_METRICS, *(GENERATION_METRICS if split["generated"] else ())}
+    known |= {*NUMBER_METRICS} if split.get("numbers") else set()
     problems += [f"{place}.metrics.{metric} is missing" for metric in sorted(known - split["metrics"].keys())]
     for metric, interval in split["metrics"].items():
         if metric not in known:

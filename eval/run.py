@@ -29,6 +29,7 @@ from rich.table import Table
 
 from eval.audits.audit import audit
 from eval.identity import already_evaluated, bleu_tokenizer, wanted_of
+from eval.metrics import number
 from eval.metrics.figures import measure
 from eval.models.fitting import Subject, encoded, examples_of, left_out_of_all
 from eval.models.language_model import Generation, Score
@@ -168,6 +169,8 @@ def _evaluate(subject: Subject, arguments: argparse.Namespace, left_out: set[str
     tokenizer = bleu_tokenizer(examples)
     split = dataclasses.replace(measure(rows, tokenizer), left_out=sorted(left_out))
     training = _training(run, dataset)
+    if split.numbers:
+        split = dataclasses.replace(split, number_floors=number.floors(rows, training))
     found = audit(model, run, training, examples, rows, pairs, scores)
     copied = found["contamination"].get("contaminated")
     if copied is not None:
@@ -216,6 +219,7 @@ def _prediction(
         "tokens": score.tokens,
         "correct_tokens": score.correct_tokens,
         "bytes": len(example["output"].encode()),
+        **number.as_fields(example),
         "stopped": answer.stopped if answer else None,
         "prediction_tokens": answer.tokens if answer else None,
     }

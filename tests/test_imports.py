@@ -28,7 +28,7 @@ FLOORS = [
 ]
 ROOMS = {
     "finllm": {"data", "text", "models", "study", "cpu", "training"},
-    "eval": {"models", "metrics", "audits", "statistics", "report"},
+    "eval": {"models", "metrics", "audits", "statistics", "report", "judge"},
 }
 # On top of finllm/ and eval/ stand the ground, what belongs to no room, and the commands.
 ON_TOP = {

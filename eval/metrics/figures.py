@@ -5,10 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+from scipy.stats import binomtest
 
-from eval.metrics import bleu, perplexity, rouge
-from eval.results import SplitResults
-from eval.statistics.uncertainty import Figure, intervals
+from eval.metrics import bleu, number, perplexity, rouge
+from eval.results import NUMBER_METRICS, Interval, SplitResults
+from eval.statistics.uncertainty import LEVEL, Figure, intervals
 from finllm.text.words import pieces
 
 # By their columns of summed statistics, see measure and _statistics
@@ -25,11 +26,13 @@ GENERATION = {
     "length_ratio": Figure(4),
     "bleu": Figure(4, high=100),
 }
+NUMBERS = dict.fromkeys(NUMBER_METRICS, Figure(0, high=1))
 
 
 def measure(rows: list[dict[str, Any]], tokenizer: str | None = None) -> SplitResults:
     """All figures of a split. Adds `rouge1` … `rougeLsum` and `bleu` to every row, None where nothing was generated or
-    the reference has no word. `tokenizer` is BLEU's; without one the references choose it.
+    the reference has no word, and to each answer that must reach a number what eval/metrics/number.py says of it.
+    `tokenizer` is BLEU's; without one the references choose it.
     """
     tokenizer = tokenizer or bleu.tokenizer_for(row["reference"] for row in rows)
     likelihood = np.array([[row["nll"], row["tokens"], row["correct_tokens"], row["bytes"]] for row in rows])
@@ -42,10 +45,18 @@ def measure(rows: list[dict[str, Any]], tokenizer: str | None = None) -> SplitRe
         row.update(scores, bleu=bleu.sentence_bleu(*answer, tokenizer) if generated else None)
         if generated:
             answered.append(row)
+            if row.get("number"):
+                row.update(number.looked_at(*answer, number.Wanted(**row["number"])))
     if answered:
         statistics = np.array([_statistics(row, tokenizer) for row in answered])
         questions = [row["question_id"] for row in answered]
         metrics |= intervals(statistics, questions, _generation_figures, GENERATION)
+    asked = [row for row in answered if row.get("number")]
+    if asked:
+        statistics = np.array([[1, *(row[name] for name in NUMBER_METRICS)] for row in asked], dtype=float)
+        questions = [row["question_id"] for row in asked]
+        found = intervals(statistics, questions, _shares_of_numbers, NUMBERS)
+        metrics |= {name: _at_an_end(interval, len(set(questions))) for name, interval in found.items()}
     return SplitResults(
         examples=len(rows),
         questions=len({row["question_id"] for row in rows}),
@@ -53,6 +64,7 @@ def measure(rows: list[dict[str, Any]], tokenizer: str | None = None) -> SplitRe
         bytes=sum(row["bytes"] for row in rows),
         generated=len(answered),
         metrics=metrics,
+        numbers=len(asked),
     )
 
 
@@ -77,6 +89,19 @@ def _generation_figures(sums: np.ndarray) -> dict[str, float | None]:
         "length_ratio": length / reference_length if reference_length else None,
         "bleu": bleu.from_counts(sums[11:]) if sums[10] else None,
     }
+
+
+def _shares_of_numbers(sums: np.ndarray) -> dict[str, float]:
+    return dict(zip(NUMBER_METRICS, sums[1:] / sums[0], strict=True))
+
+
+def _at_an_end(interval: Interval, questions: int) -> Interval:
+    """Wilson's interval (1927) of a share that is 0 or 1 on every question, whose jackknife has no width: "none of 15"
+    does not say "none of all". Others are as they are."""
+    if 0 < interval.value < 1:
+        return interval
+    ends = binomtest(round(interval.value * questions), questions).proportion_ci(LEVEL, method="wilson")
+    return Interval(interval.value, max(0.0, float(ends.low)), min(1.0, float(ends.high)))
 
 
 def repetition(text: str, n: int = 4) -> float:

@@ -94,13 +94,17 @@ def figures(
 
 
 def _scores(run: Run, order: list[str]) -> dict[str, list[Any]]:
-    """Bits per byte of each reference; ROUGE-L and whether it stopped (1, 0) of each answer, null where none is."""
+    """Bits per byte of each reference; ROUGE-L, whether it stopped and whether its number is right (1, 0) of each
+    answer, null where there is none."""
     rows = {row["id"]: row for row in run.predictions}
     ours = [rows[id] for id in order]
     return {
         "bits": [round(row["nll"] / (math.log(2) * row["bytes"]), 4) for row in ours],
         "rougeL": [row["rougeL"] if row["rougeL"] is None else round(row["rougeL"], 3) for row in ours],
-        "stopped": [row["stopped"] if row["stopped"] is None else int(row["stopped"]) for row in ours],
+        **{
+            name: [row.get(key) if row.get(key) is None else int(row[key]) for row in ours]
+            for name, key in (("stopped", "stopped"), ("number", "number_right"))
+        },
     }
 
 
@@ -111,14 +115,20 @@ def packs(runs: list[Run]) -> list[str]:
     """
     answers = [{row["id"]: row["prediction"] for row in run.predictions} for run in runs]
     questions = [
-        [row["instruction"], row["input"], row["reference"], [answer[row["id"]] for answer in answers], _turns(row)]
+        [
+            row["instruction"],
+            row["input"],
+            row["reference"],
+            [answer[row["id"]] for answer in answers],
+            turns_before(row),
+        ]
         for row in runs[0].predictions
     ]
     texts = (embed(questions[start : start + PACK]) for start in range(0, len(questions), PACK))
     return [base64.b64encode(zlib.compress(text.encode(), 9)).decode() for text in texts]
 
 
-def _turns(row: dict[str, Any]) -> list[list[str]]:
+def turns_before(row: dict[str, Any]) -> list[list[str]]:
     """What stands before the last question: the system text and the turns of a conversation."""
     system = [["system", row["system"]]] if row.get("system") else []
     return [*system, *([turn["role"], turn["content"]] for turn in row.get("history") or [])]

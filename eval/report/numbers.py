@@ -9,6 +9,10 @@ def decimals(value: float | None, digits: int) -> str:
     return "–" if value is None else f"{value:.{digits}f}"
 
 
+def percentage(share: float | None) -> str:
+    return "–" if share is None else f"{100 * share:.0f} %"
+
+
 def count(value: float) -> str:
     """1234567 as 1.23M."""
     for unit, size in (("B", 1e9), ("M", 1e6), ("k", 1e3)):
@@ -69,10 +73,10 @@ DIGITS = {"bits_per_byte": 3, "perplexity": 2, "rougeL": 3, "bleu": 1}
 def shown(row: dict[str, Any]) -> dict[str, str]:
     """A row's numbers as the tables write them; – where there is none."""
     metrics = row["metrics"]
-    stop_rate, to_base = metrics.get("stop_rate"), row["bits_per_byte_to_base"]
+    to_base = row["bits_per_byte_to_base"]
     return {
         **{name: decimals((metrics.get(name) or {}).get("value"), digits) for name, digits in DIGITS.items()},
-        "stop_rate": f"{100 * stop_rate['value']:.0f} %" if stop_rate else "–",
+        "stop_rate": percentage((metrics.get("stop_rate") or {}).get("value")),
         "position": str(row["position"] or "–"),
         "rank": ranks_text(row),
         "to_base": "–" if to_base is None else f"{to_base:+.3f}".replace("-", "−"),
@@ -85,6 +89,6 @@ def shown(row: dict[str, Any]) -> dict[str, str]:
 
 def interval_text(name: str, interval: dict[str, float]) -> str:
     """The interval's ends in the digits of its value."""
-    if name == "stop_rate":
+    if name not in DIGITS:  # a share, in percent
         return f"{100 * interval['low']:.0f}–{100 * interval['high']:.0f}"
     return f"{interval['low']:.{DIGITS[name]}f}–{interval['high']:.{DIGITS[name]}f}"

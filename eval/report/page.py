@@ -20,8 +20,8 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from eval.evaluated import Run
-from eval.report import data
-from eval.report.numbers import count, decimals, difference_interval, duration, interval_text, memory, shown
+from eval.report import data, people_tables, right_numbers
+from eval.report.numbers import count, decimals, difference_interval, duration, interval_text, memory, percentage, shown
 from eval.report.tables import p_text
 from eval.results import MOST_TEXT, UNRANKED
 from eval.statistics.uncertainty import LEVEL
@@ -58,12 +58,14 @@ def page(
     recipe_comparisons: Sequence[dict[str, Any]] = (),
     contamination: dict[str, Any] | None = None,
     study: dict[str, Any] | None = None,
+    numbers: dict[str, Any] | None = None,
+    votes: dict[str, Any] | None = None,
 ) -> str:
     """index.html as text; `rows` are the runs' rows in the same order, the others those of leaderboard.json."""
     style = (FOLDER / "page.css").read_text(encoding="utf-8")
     parts = "\n".join((FOLDER / name).read_text(encoding="utf-8") for name in SCRIPTS)
     script = f'"use strict";\n{{\n{parts}}}\n'  # in a block, so that no name of ours meets one of the window's
-    allowed = f"style-src '{_hash(style)}'; script-src '{_hash(script)}'"
+    allowed = f"style-src '{csp_hash(style)}'; script-src '{csp_hash(script)}'"
     colours = _colours(rows)
     bits = [row["metrics"]["bits_per_byte"] for row in rows]
     entries = list(zip(runs, rows, colours, strict=True))
@@ -88,6 +90,8 @@ def page(
             split=split,
             tested=bool(comparisons),
             study=study,
+            numbers=numbers,
+            votes=votes,
             dataset=Path(runs[0].results.dataset["name"]).name
             or "dataset",  # the name may be a path of another machine
             card=data.data_card(runs),
@@ -120,6 +124,7 @@ def _environment() -> Environment:
     )
     environment.globals.update(shown=shown, interval_text=interval_text, decimals=decimals, p_text=p_text)
     environment.globals.update(difference_interval=difference_interval, count=count, duration=duration, memory=memory)
+    environment.globals.update(percentage=percentage, right_numbers=right_numbers, people=people_tables)
     return environment
 
 
@@ -149,7 +154,7 @@ def _floors(runs: list[Run]) -> dict[str, dict[str, float]]:
     return most.results.audits.get("memorisation", {}).get("baselines") or {}
 
 
-def _hash(text: str) -> str:
+def csp_hash(text: str) -> str:
     return "sha256-" + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
 
 

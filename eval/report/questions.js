@@ -70,13 +70,14 @@ function answerText(text, reference) {
 
 function answerCard(index, number, texts, lowest) {
   const model = data.models[index];
-  const [bits, rouge, stopped] = ["bits", "rougeL", "stopped"].map((key) => model.scores[key][number]);
+  const [bits, rouge, stopped, right] = ["bits", "rougeL", "stopped", "number"].map((key) => model.scores[key][number]);
   return html(
     "div", { class: `answer ${model.colour}` },
     html("h4", {}, swatch(model), model.name),
     html("div", { class: "badges" },
       html("span", {}, html("b", bits === lowest ? { class: "low" } : {}, bits.toFixed(3)), " bits/byte"),
       rouge === null ? null : html("span", {}, "ROUGE-L ", html("b", {}, rouge.toFixed(2))),
+      right === null ? null : html("span", right ? {} : { class: "cut" }, right ? "number right" : "number wrong"),
       stopped === 0 ? html("span", { class: "cut" }, `cut at ${model.limit} tokens`) : null),
     answerText(texts.answers[index], texts.reference),
   );

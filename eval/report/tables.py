@@ -49,7 +49,7 @@ def below(
             f"**Differences to {cell(rows[0]['name'])}** in bits per byte, on the same questions. Intervals and p "
             f"({TEST}) hold for {len(comparisons)} comparison{'s' if len(comparisons) > 1 else ''} at once: where p is "
             f"below {1 - level:.2g}, the interval leaves out 0 and two models are told apart.\n\n"
-            + _table(["model", "difference", f"{100 * level:g} % interval", "p"], lines)
+            + table_of(["model", "difference", f"{100 * level:g} % interval", "p"], lines)
         )
         questions = rows[0]["questions"]
         few = [
@@ -64,7 +64,7 @@ def below(
         heads = ["runs", "seeds", "bits per byte", "spread over seeds", "ROUGE-L", "its spread"]
         sections.append(
             "**Seeds of one recipe**, pooled; the spread is a standard deviation, the interval of other seeds and "
-            "other questions.\n\n" + _table(heads, lines)
+            "other questions.\n\n" + table_of(heads, lines)
         )
     if compared:
         lines = [
@@ -77,7 +77,7 @@ def below(
         sections.append(
             "**Differences of recipes** in bits per byte, other seeds and other questions drawn; p and intervals are "
             f"Bonferroni's for {len(compared)} comparison{'s' if len(compared) > 1 else ''}.\n\n"
-            + _table(["recipe", "against", "difference", f"{100 * level:g} % interval", "p"], lines)
+            + table_of(["recipe", "against", "difference", f"{100 * level:g} % interval", "p"], lines)
         )
     if floors:
         lines = [
@@ -86,7 +86,7 @@ def below(
         ]
         sections.append(
             "**What copying scores** on the answered questions: a model that is not above it shows no knowledge.\n\n"
-            + _table(["", "ROUGE-1", "ROUGE-L", "BLEU"], lines)
+            + table_of(["", "ROUGE-1", "ROUGE-L", "BLEU"], lines)
         )
     failed = [
         f"- {cell(row['name'])}, {name}: {cell(audit['summary'])}"
@@ -126,6 +126,6 @@ def _seeds(recipe: dict[str, Any]) -> list[str]:
     ]
 
 
-def _table(heads: list[str], lines: list[list[str]]) -> str:
+def table_of(heads: list[str], lines: list[list[str]]) -> str:
     rows = [heads, [":--", *["--:"] * (len(heads) - 1)], *([cell(text) for text in line] for line in lines)]
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)

@@ -53,9 +53,29 @@ def compare(runs: list[Run]) -> list[dict[str, Any]]:
 
 def every_two(nats: np.ndarray, size: np.ndarray) -> dict[tuple[int, int], dict[str, Any]]:
     """The same for models by number: nats (questions, models) and bytes (questions,) of the reference answers."""
-    questions, models = nats.shape
+    return differences(nats, size, math.log(2))
+
+
+def compare_numbers(runs: list[Run]) -> list[dict[str, Any]]:
+    """Every two runs that answered examples which ask for a number: the difference of their `number_right` on those
+    that all of them answered, with its interval and p-values as in `compare`. Empty where there are none."""
+    runs = [run for run in runs if run.split.numbers]
+    right = [{row["id"]: row for row in run.predictions if row.get("number_right") is not None} for run in runs]
+    order = sorted(set.intersection(*map(set, right))) if len(runs) > 1 else []
+    if not order:
+        return []
+    columns = [[float(rows[id]["number_right"]) for id in order] for rows in right] + [[1.0] * len(order)]
+    sums = by_question(np.array(columns).T, [right[0][id]["question_id"] for id in order])
+    found = differences(sums[:, :-1], sums[:, -1])
+    held = {"metric": "number_right", "examples": len(order), "questions": len(sums)}
+    return [{"a": runs[a].name, "b": runs[b].name, **held, **each} for (a, b), each in found.items()]
+
+
+def differences(parts: np.ndarray, size: np.ndarray, unit: float = 1.0) -> dict[tuple[int, int], dict[str, Any]]:
+    """Every two models' difference of Σ parts / Σ size, in `unit`; parts (questions, models) and size (questions,)."""
+    questions, models = parts.shape
     pairs = list(itertools.combinations(range(models), 2))
-    amounts = np.stack([nats[:, a] - nats[:, b] for a, b in pairs], axis=1) / math.log(2)
+    amounts = np.stack([parts[:, a] - parts[:, b] for a, b in pairs], axis=1) / unit
     values, deviations, shares = ratios(amounts, size[:, None])
     spread = Spread.of(deviations, shares)
     strength, least = spread.strength(values), smallest_p_value(questions)

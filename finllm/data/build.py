@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import itertools
-import json
 import tempfile
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
-from finllm.data.clean import Cleaning, Rejected, digested, pieces_of
+from finllm.data.clean import Cleaning, Rejected, digested
 from finllm.data.dataset_dir import dataset_hash
 from finllm.data.forms import WANTED
-from finllm.data.leftovers import ENCODE, BadRows, Changes, Rejections, as_read
+from finllm.data.leftovers import BadRows, Changes, Rejections, as_read
 from finllm.data.near_duplicates import clusters
 from finllm.data.parts import Part
 from finllm.data.rows import read_part, track
@@ -32,6 +30,7 @@ from finllm.data.split import (
     place_of,
     split_at,
 )
+from finllm.data.split_file import FURTHER, SplitFile, with_further
 from finllm.errors import UserError, at_most
 from finllm.files import atomic_open, write_json
 from finllm.text.prompts import CHAT, TEMPLATE_HASH, TEMPLATE_ID
@@ -74,7 +73,7 @@ class Writing:
         self.places: set[float] = set()  # of the questions that a split was chosen for
         self.shared: dict[str, Any] = {}
         self.problems: list[str] = []
-        self.conversations = False
+        self.further: dict[str, Any] = {}  # of FURTHER what some rows have, and so all
 
     def write(self, folder: Path, bad_file: Path) -> None:
         """Read, clean and deal all rows."""
@@ -148,14 +147,13 @@ class Writing:
             ids[int(row_id, 16)] += 1
             copies = ids[int(row_id, 16)]
             fields = as_read(row)
-            if "history" in fields and not self.conversations:
-                self.conversations = True
+            if new := [name for name in FURTHER if name in fields and name not in self.further]:
+                held = [empty for name, empty in FURTHER.items() if name in new or name in self.further]
+                self.further = {key: value for empty in held for key, value in empty.items()}
                 for file in self.splits.values():
-                    file.add_conversation_fields()
-            written = {"id": row_id if copies == 1 else f"{row_id}-{copies}", "question_id": question_id, **fields}
-            if self.conversations and "history" not in fields:
-                written |= {"system": "", "history": []}
-            self.splits[split].add(written)
+                    file.add_fields(self.further)
+            written = {"id": row_id if copies == 1 else f"{row_id}-{copies}", "question_id": question_id}
+            self.splits[split].add(with_further(written | fields, self.further))
 
     def _is_shared(self, row: Row, unit: int, where: dict[str, set[int]], question_id: str) -> bool:
         """Whether the row's question stands in a split of the source that was read before, and is so kept out."""
@@ -224,7 +222,7 @@ class Writing:
                 "rows": self.rows_read(),
                 **self.source.about_config(),
             },
-            "template": _template(self.conversations),
+            "template": _template("history" in self.further),
             **settings,
             "columns": next((each["columns"] for each in schema.files if each["columns"]), {}),
             "files": schema.files,
@@ -243,45 +241,6 @@ class Writing:
 def _template(conversations: bool) -> dict[str, str | None]:
     """The template that asks all rows: alpaca where each is a single question, else the base model's own."""
     return {"id": CHAT, "hash": None} if conversations else {"id": TEMPLATE_ID, "hash": TEMPLATE_HASH}
-
-
-class SplitFile:
-    """A split as it is written: the file, its hash, and its questions by their ids."""
-
-    def __init__(self, file: IO[str]):
-        self.file, self.rows, self.digest = file, 0, hashlib.sha256()
-        self.questions: set[int] = set()
-
-    @classmethod
-    @contextlib.contextmanager
-    def open(cls, path: Path) -> Iterator[SplitFile]:
-        with atomic_open(path, "w+") as file:
-            yield cls(file)
-
-    def add(self, row: dict[str, Any]) -> None:
-        self._write(row)
-        self.rows += 1
-        self.questions.add(int(row["question_id"], 16))
-
-    def add_conversation_fields(self) -> None:
-        """Give the rows written so far the two fields of a conversation, empty: all rows of a dataset have the same."""
-        with tempfile.TemporaryFile("w+", encoding="utf-8") as copy:
-            self.file.seek(0)
-            copy.writelines(self.file)
-            copy.seek(0)
-            self.file.seek(0)
-            self.file.truncate()
-            self.digest = hashlib.sha256()
-            for line in copy:
-                self._write({**json.loads(line), "system": "", "history": []})
-
-    def _write(self, row: dict[str, Any]) -> None:
-        for piece in itertools.chain(pieces_of(ENCODE(row)), "\n"):
-            self.file.write(piece)
-            self.digest.update(piece.encode())
-
-    def described(self) -> dict[str, Any]:
-        return {"rows": self.rows, "questions": len(self.questions), "sha256": self.digest.hexdigest()}
 
 
 def together(rows: list[Row], near_duplicates: bool) -> Iterator[str]:

@@ -4,7 +4,8 @@ DATASET_DIR/
   manifest.json      source and its hash, files and columns read and left out, what each step did, a hash a split
   train.jsonl        {"id", "question_id", "instruction", "input", "output"} a line, and where any row of the three
                      splits has a system text or earlier turns, in every line also "system" (text, or "") and "history"
-                     ([{"role", "content"}], user and assistant by turns, or [])
+                     ([{"role", "content"}], user and assistant by turns, or []); where any row asks for a number, in
+                     every line "value", "unit" and "tolerance" (text, or "")
   validation.jsonl
   test.jsonl
   rejected.jsonl     {"row", "file", "line", "reason"} a line: rows that were left out, as they were read

@@ -56,6 +56,7 @@ class Asked:
     columns: Mapping[str, str] = field(default_factory=dict)  # of instruction, input, output and messages
     leave_out: frozenset[str] = frozenset()
     group_column: str | None = None
+    number_column: str | None = None
 
 
 @dataclass(frozen=True)
@@ -96,9 +97,9 @@ def recognise(columns: Sequence[str], asked: Asked, where: str, labels: Collecti
         for name, column in asked.columns.items()
         if column not in columns
     ]
-    if asked.group_column is not None and asked.group_column not in columns:
-        group = asked.group_column
-        problems.append(f"no column '{group}'{did_you_mean(group, columns)} that --group_column names")
+    for flag in ("group_column", "number_column"):
+        if (column := getattr(asked, flag)) is not None and column not in columns:
+            problems.append(f"no column '{column}'{did_you_mean(column, columns)} that --{flag} names")
     if problems:
         raise UserError(_counted(problems, place))
     if TURNS_COLUMN in asked.columns or asked.form in TURNS:

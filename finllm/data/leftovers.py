@@ -40,6 +40,8 @@ def as_read(row: Row) -> dict[str, Any]:
     fields: dict[str, Any] = {"instruction": row.instruction, "input": row.input, "output": row.output}
     if row.system or row.history:
         fields |= {"system": row.system, "history": [turn._asdict() for turn in row.history]}
+    if row.asks:
+        fields |= row.asks._asdict()
     return fields
 
 

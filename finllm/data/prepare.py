@@ -34,6 +34,7 @@ def prepare(
     form: str | None = None,
     leave_out: Collection[str] = (),
     group_column: str | None = None,
+    number_column: str | None = None,
     count_tokens: Callable[[list[str]], list[int]] | None = None,
     overwrite: bool = False,
     **settings: object,
@@ -46,7 +47,7 @@ def prepare(
     `count_tokens` gives the number of tokens of each text, for the summary. Raises `UserError` for everything that the
     user can mend.
     """
-    asked = Asked(form, dict(columns or {}), frozenset(leave_out), group_column)
+    asked = Asked(form, dict(columns or {}), frozenset(leave_out), group_column, number_column)
     chosen = Settings(asked=asked, skip_cleaning=frozenset(skip_cleaning), **settings)
     check_steps(skip_cleaning)
     check_encoding(chosen.encoding)
@@ -217,6 +218,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--group_column", metavar="NAME", help="keep rows that have the same here (document, company) in one split"
     )
     parser.add_argument(
+        "--number_column",
+        metavar="NAME",
+        help="the column with the number that each answer must reach (default: value, unit and tolerance together)",
+    )
+    parser.add_argument(
         "--cluster_near_duplicates",
         action="store_true",
         help="keep questions that are nearly the same, or one inside the other, in one split (see docs/data.md)",
@@ -229,7 +235,7 @@ def run(args: argparse.Namespace, count_tokens: Callable[[list[str]], list[int]]
     named = {field: getattr(args, f"{field}_column") for field in (*FIELDS, TURNS_COLUMN)}
     same = ("form", "leave_out", "encoding", "dataset_config", "skip_bad_rows", "skip_cleaning", "seed",
             "validation_fraction", "test_fraction", "ignore_own_splits", "keep_shared_questions", "group_column",
-            "cluster_near_duplicates", "overwrite")  # fmt: skip
+            "number_column", "cluster_near_duplicates", "overwrite")  # fmt: skip
     prepare(
         args.source,
         args.output_dir,

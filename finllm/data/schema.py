@@ -11,10 +11,12 @@ from typing import Any, NamedTuple
 
 from finllm.data.conversations import Conversation, Turn, Unfit, Unreadable, arranged, history_of, parsed, turns_of
 from finllm.data.forms import Asked, Form, looks_fixed, recognise, telling
+from finllm.data.number_columns import AskedNumber, number_columns, read_number
 from finllm.data.parts import TWICE, BadRow, Part, RawRow
 from finllm.errors import UserError, did_you_mean
 
 PEEKED, MOST_PEEKED = 100, 10_000  # rows whose columns tell the form; rows, bad ones too, that are held for it
+NUMBERED = ", with the number that an answer must reach"
 NOTHING = (None, "", [], {}, "[]", "{}")
 
 
@@ -44,6 +46,7 @@ class Row(NamedTuple):
     split: str = ""  # the source's own
     group: str = ""  # what rows of one document have in common
     changes: tuple[Change, ...] = ()  # that reading made
+    asks: AskedNumber | None = None  # the number that the answer must reach
 
 
 class Schema:
@@ -88,6 +91,7 @@ class Schema:
             about["form"] += ", FinGPT or PIXIU: a fixed instruction, the question in the input"
         keys: tuple[str, ...] = ()
         others: list[str] = []
+        numbers: dict[str, str] = {}
         for raw in itertools.chain(peeked, raw_rows):
             about["rows"] += 1
             if isinstance(raw, BadRow):
@@ -98,13 +102,16 @@ class Schema:
                 if not columns.keys() >= set(keys):
                     columns.update(dict.fromkeys(keys))
                     form = self._same(form, recognise(list(columns), self.asked, part.place), raw)
-                used = {*form.columns.values(), self.asked.group_column}
+                numbers = number_columns(columns, self.asked.number_column, self.asked.leave_out)
+                used = {*form.columns.values(), *numbers.values(), self.asked.group_column}
                 others = [column for column in keys if column not in used]
-                about["columns"] = form.columns
+                about["columns"] = form.columns | numbers
+                if numbers and not about["form"].endswith(NUMBERED):
+                    about["form"] += NUMBERED
                 self._seen.update(keys)
             for column in others:
                 self._count(column, raw)
-            if (row := self._row(raw, form, part.split)) is not None:
+            if (row := self._row(raw, form, part.split)) is not None and (row := self._with_number(row, raw, numbers)):
                 yield row
 
     def _all_bad(self, rows: Iterable[BadRow]) -> int:
@@ -214,6 +221,14 @@ class Schema:
         self.turns.update(held.changes)
         before, after = ([turn._asdict() for turn in each] for each in (turns, held.turns))
         return tuple(Change(step, column, before, after) for step in held.changes)
+
+    def _with_number(self, row: Row, raw: RawRow, columns: dict[str, str]) -> Row | None:
+        try:
+            number = read_number(raw.fields, columns, row.output) if columns else None
+        except ValueError as error:
+            self.bad(BadRow(str(error), raw.fields, raw.file, raw.number, raw.unit))
+            return None
+        return row if number is None else row._replace(asks=number)
 
     def _unfit(self, raw: RawRow, why: str) -> None:
         self.turns["turns"] += 1

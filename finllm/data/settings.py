@@ -10,7 +10,7 @@ from typing import Any
 from finllm.data.clean import STEPS
 from finllm.data.forms import Asked
 
-RULES = 2  # raised whenever the same source and settings make other rows than before
+RULES = 3  # raised whenever the same source and settings make other rows than before
 
 
 @dataclass(frozen=True)
@@ -42,6 +42,7 @@ class Settings:
                 "columns": dict(self.asked.columns),
                 "leave_out": sorted(self.asked.leave_out),
                 "group_column": self.asked.group_column,
+                "number_column": self.asked.number_column,
                 "encoding": self.encoding,
                 "dataset_config": self.dataset_config,
                 "ignore_own_splits": self.ignore_own_splits,

@@ -15,7 +15,8 @@ CONTENT = asdict(results(hashes={"weights": "w"}))
 CONTENT["model"]["dtype"], CONTENT["seconds"]["generate"] = "float32", 2.0
 CONTENT["splits"]["test"]["left_out"] = ["x"]
 CONTENT["splits"]["test"]["clean"].pop("clean")
-OPTIONAL = {"model.dtype", "hashes", "splits.test.left_out", "splits.test.clean", "splits.test.clean.left_out"}
+OPTIONAL = {"model.dtype", "hashes", "splits.test.clean", *(f"splits.test{clean}.{name}" for clean in ("", ".clean")
+            for name in ("left_out", "numbers", "number_floors"))}  # fmt: skip
 # Objects whose keys are named by their content
 NAMED = {"signatures.rouge", "signatures.bleu", "hashes.weights", "splits.test", "audits.causality"}
 FREE = {"audits.causality.largest_difference"}

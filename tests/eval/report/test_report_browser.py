@@ -91,6 +91,8 @@ def study(tmp_path_factory) -> Path:
         row["reference"] = "A loan of 1.5 % to the state."
         row["stopped"] = number > 0
         row["prediction"] = HOSTILE if number == 8 else "A loan of 2.5 % to nobody."
+        if number == 2:
+            row |= {"number": {"value": "1.5", "unit": "%", "tolerance": "0.05"}, "number_right": False}
 
     for run in runs:
         rewrite(run, change)
@@ -155,6 +157,8 @@ def test_answers_are_built_when_opened_and_their_words_compared(browser, study):
     card = page.locator("#questions details").nth(2)
     card.locator(".answer").first.wait_for()
     assert card.locator(".answer .text").first.text_content() == "A loan of 2.5 % to nobody."
+    assert card.locator(".answer .badges").first.text_content().endswith("number wrong")
+    assert "number" not in page.locator("#questions details").nth(0).locator(".answer .badges").first.text_content()
     page.select_option("#words", "changes")
     expect(page.locator("#questions ins").first).to_be_visible()
     card = page.locator("#questions details").nth(2)  # still open

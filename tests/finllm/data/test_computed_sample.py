@@ -311,6 +311,13 @@ def test_last_figure_of_each_answer_follows_from_the_question(kind: str) -> None
     assert checked == 105
 
 
+def test_value_unit_and_tolerance_are_those_of_the_last_figure() -> None:
+    for row in ROWS:
+        before, last, after = re.search(rf"([$£€]?)({NUMBER})(%?)[^\d]*$", row["output"]).groups()
+        assert row["value"] == last.replace(",", "") and row["unit"] == before + after, row
+        assert row["tolerance"] == ("0" if row["kind"] == "break-even" else "0.005"), row
+
+
 def test_results_carry_the_unit_the_question_asks_for() -> None:
     for row in ROWS:
         before, _last, after = re.search(rf"([$£€]?)({NUMBER})(%?)[^\d]*$", row["output"]).groups()

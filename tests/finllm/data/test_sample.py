@@ -55,7 +55,8 @@ def test_the_bundle_is_large_enough_and_has_its_ten_topics() -> None:
 @pytest.mark.parametrize("topic", FILES)
 def test_rows_have_their_keys_topic_and_text(topic: str) -> None:
     for row in FILES[topic]:
-        assert tuple(row) == ("instruction", "input", "output", "topic", "kind")
+        numbers = ("value", "unit", "tolerance") if topic == "computed" else ()
+        assert tuple(row) == ("instruction", "input", "output", "topic", "kind", *numbers)
         assert row["topic"] == topic
         assert all(isinstance(text, str) and text == text.strip() for text in row.values()), row
         assert row["instruction"] and row["output"], row

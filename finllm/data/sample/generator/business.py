@@ -6,7 +6,7 @@ Each function draws the figures of one row and returns the text that fills the f
 from decimal import Decimal
 
 from finllm.data.sample.generator import formulas
-from finllm.data.sample.generator.draw import SMALLEST_COIN, Draw, Slots, percent, percent_result, plain
+from finllm.data.sample.generator.draw import SMALLEST_COIN, Draw, Result, Slots, percent, percent_result, plain
 
 CURRENCIES = {"$": "US dollars", "£": "pounds", "€": "euros"}
 # Units of the second currency for one of the first, lowest and highest.
@@ -102,7 +102,8 @@ def ratio(draw: Draw) -> Slots:
     first = draw.number(second * Decimal(multiples[0]), second * Decimal(multiples[1]), step)
     first_shown, second_shown = draw.money(first), draw.money(second)
     working = f"{first_shown} / {second_shown}"
-    result = str(formulas.round_half_up(first / second))
+    rounded = formulas.round_half_up(first / second)
+    result = Result(str(rounded), rounded)
     if name == "gross margin":
         working = f"({first_shown} - {second_shown}) / {first_shown}"
         result = percent_result(formulas.gross_margin(first, second))
@@ -190,7 +191,7 @@ def break_even(draw: Draw) -> Slots:
         "cost": draw.money(unit_cost),
         "margin": draw.money(price - unit_cost),
         "working": f"{draw.money(fixed_costs)} / ({draw.money(price)} - {draw.money(unit_cost)}){outcome}",
-        "result": f"{units:,} {product}",
+        "result": Result(f"{units:,} {product}", Decimal(units), tolerance=Decimal(0)),
     }
 
 

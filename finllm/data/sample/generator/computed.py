@@ -53,6 +53,7 @@ DRAWS: dict[str, Callable[[Draw], Slots]] = {
     "growth rate": business.growth,
     "depreciation": business.depreciation,
 }
+ASKED = {"loan payment": "payment", "loan interest": "interest"}  # the slot that is asked for, where it is not `result`
 WORDINGS = yaml.safe_load((files("finllm.data.sample.generator") / "wordings.yaml").read_text(encoding="utf-8"))
 FAMILIES = tuple(Family(kind, draw, **WORDINGS[kind]) for kind, draw in DRAWS.items())
 
@@ -80,12 +81,16 @@ def family_rows(family: Family) -> Iterator[dict[str, str]]:
         if key in seen:
             continue
         seen.add(key)
+        asked = slots[ASKED.get(family.kind, "result")]
         yield {
             "instruction": instruction,
             "input": data,
             "output": rng.choice(family.answers).format_map(slots),
             "topic": "computed",
             "kind": family.kind,
+            "value": str(asked.value),
+            "unit": asked.unit,
+            "tolerance": str(asked.tolerance),
         }
 
 

@@ -57,14 +57,30 @@ SMALLEST_COIN = {"$": "cent", "£": "penny", "€": "cent"}
 Slots = dict[str, str]  # what fills the braces of a sentence
 
 
+class Result(str):
+    """A result as a sentence writes it. `value`, in `unit`, is what an answer is held against: it may be off by
+    `tolerance`."""
+
+    value: Decimal
+    unit: str
+    tolerance: Decimal
+
+    def __new__(cls, text: str, value: Decimal, unit: str = "", tolerance: Decimal = Decimal("0.005")) -> "Result":
+        """The default tolerance is half a unit of the second decimal, to which most results are rounded."""
+        result = super().__new__(cls, text)
+        result.value, result.unit, result.tolerance = value, unit, tolerance
+        return result
+
+
 def percent(fraction: Decimal) -> str:
     """A rate from a question, without needless zeros: 0.045 becomes '4.5%'."""
     return f"{plain(fraction * 100)}%"
 
 
-def percent_result(fraction: Decimal) -> str:
+def percent_result(fraction: Decimal) -> Result:
     """A result with two decimals: 0.045 becomes '4.50%'."""
-    return f"{formulas.round_half_up(fraction * 100)}%"
+    rounded = formulas.round_half_up(fraction * 100)
+    return Result(f"{rounded}%", rounded, "%")
 
 
 def plain(number: Decimal) -> str:
@@ -98,6 +114,7 @@ class Draw:
         """An amount that has at most two decimals, which are left out when both are zero."""
         return f"{self.symbol}{amount:,.0f}" if amount == amount.to_integral_value() else f"{self.symbol}{amount:,.2f}"
 
-    def result(self, amount: Decimal) -> str:
+    def result(self, amount: Decimal) -> Result:
         """An amount rounded to two decimals."""
-        return f"{self.symbol}{formulas.round_half_up(amount):,}"
+        rounded = formulas.round_half_up(amount)
+        return Result(f"{self.symbol}{rounded:,}", rounded, self.symbol)

@@ -112,6 +112,7 @@ def bond_yield(draw: Draw) -> Slots:
             "measure": "current yield",
             "rule": "the yearly coupon over the market price",
             "equation": f"the current yield is {slots['coupon']} / {slots['price']} = {value}",
+            "result": value,
         }
     value = percent_result(formulas.yield_to_maturity(face, coupon, price, years))
     flows = f"{slots['coupon']} × (1 - (1 + y)^-{years}) / y + {slots['face']} / (1 + y)^{years}"
@@ -119,6 +120,7 @@ def bond_yield(draw: Draw) -> Slots:
         "measure": "yield to maturity",
         "rule": "the rate y at which coupons and face value are worth the price",
         "equation": f"solving {slots['price']} = {flows} for y gives {value}",
+        "result": value,
     }
 
 
