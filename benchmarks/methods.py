@@ -59,8 +59,8 @@ anything is trained. `use_peft` and the `lora_*` keys are TRL's; `peft` adds any
   that it is merged into. Figures are in `proofs.json`.
 - **GPT-2** has `Conv1D` layers. Where a method works on linear ones only (*turned* below) they become equal ones for
   the run, `model/base_layers.json` says so, loading does it again, and a merged model has `Conv1D` again.
-- **Merged** by `finllm merge RUN --output_dir DIR`, which proves that it is the same model. Of a run on 4 or 8 bits the
-  adapter is put on the base model in float32, and how far that is from what was trained is told.
+- **Merged** by `finllm merge RUN --output_dir DIR`, which proves that it is the same model ([serving.md](serving.md)).
+  A run on 4 bits is merged into what these bits stand for, so nothing shifts.
 - **AdaLoRA** moves its ranks after each step and has its orthogonality term in the loss, which Trainers leave out.
 - **PiSSA, OLoRA, CorDA, LoRA-GA** take their beginning out of the base weights. They are saved as the plain LoRA of
   twice the rank that says the same of the base itself. EVA, CorDA and LoRA-GA read training rows before the first step.

@@ -1,0 +1,205 @@
+"""`finllm export`: llama.cpp answers with the file as the run does, or there is none."""
+
+import json
+import re
+
+import pytest
+import torch
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GPT2Config,
+    GPTNeoConfig,
+    LlamaConfig,
+    MistralConfig,
+    Qwen2Config,
+)
+
+from finllm.errors import UserError
+from finllm.models import export, gguf_file, gguf_proofs, llama_cpp
+from finllm.models.ollama import modelfile, parts_of
+from finllm.text.templates import Alpaca, template_of
+from tests.finllm.text.chats import CHATML, chat_tokenizer
+
+LORA = ("--use_peft", "true", "--lora_target_modules", "all-linear", "--lora_r", 4)
+SIZES = dict(hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
+             max_position_embeddings=512, bos_token_id=0, eos_token_id=0, vocab_size=600)  # fmt: skip
+SMALL = dict(vocab_size=600, n_positions=512, n_embd=32, n_layer=2, n_head=4, bos_token_id=0, eos_token_id=0)
+DEFAULT_SYSTEM = CHATML.replace(
+    "{% for message", "{% if messages[0]['role'] != 'system' %}{{ '<|im_start|>system\nBe brief.<|im_end|>\n' }}"
+    "{% endif %}{% for message", 1,
+)  # fmt: skip
+
+
+@pytest.fixture
+def asked():
+    """llama.cpp itself; the tests that need it are skipped without."""
+    return pytest.importorskip("xllamacpp", reason="llama.cpp is not there: pip install 'finllm[llama_cpp]'")
+
+
+def saved(folder, config, tokenizer):
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(config)
+    for name, parameter in model.named_parameters():  # biases and norms too, so that none could be left out unseen
+        attends = any(part in name for part in ("q_proj", "k_proj", "c_attn"))  # and places matter
+        parameter.data += (0.5 if attends else 0.05) * torch.randn_like(parameter)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def trained(sft, tokenizer_dir, tmp_path):
+    """`trained(config, …)`: two steps on a model of this config; with `template`, in that chat template."""
+
+    def call(config, *flags, template=None):
+        tokenizer = AutoTokenizer.from_pretrained(tokenizer_dir)
+        if template:
+            tokenizer.add_special_tokens({"extra_special_tokens": ["<|im_start|>", "<|im_end|>"]})
+            tokenizer.chat_template, config.vocab_size = template, 608
+            flags = (*flags, "--template", "chat")
+        base = saved(tmp_path / "base", config, tokenizer)
+        done, run = sft("--max_length", 256, "--max_train_samples", 8, "--max_eval_samples", 2, "--eval_on_start",
+                        "false", *flags, model=base, steps=2)  # fmt: skip
+        assert done.status == 0, done.err
+        return run
+
+    return call
+
+
+def exported(command, run, folder, *flags):
+    done = command("finllm/cli.py", "export", run.path, "--format", "gguf", "--output_dir", folder, *flags)
+    assert done.status == 0, done.err
+    return {proof["name"]: proof for proof in json.loads((folder / "finllm.json").read_text())["proofs"]}, done.out
+
+
+@pytest.mark.parametrize(
+    ("config", "template", "dtype"),
+    [
+        (GPT2Config(**SMALL), None, "f32"),
+        (LlamaConfig(**SIZES, tie_word_embeddings=True), CHATML, "f32"),
+        (LlamaConfig(**{**SIZES, "head_dim": 16}, attention_bias=True, rope_parameters={
+            "rope_type": "llama3", "rope_theta": 1e4, "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+            "original_max_position_embeddings": 64}), None, "f32"),
+        (Qwen2Config(**SIZES, rope_parameters={"rope_type": "default", "rope_theta": 1e6}), DEFAULT_SYSTEM, "f32"),
+        (MistralConfig(**SIZES, sliding_window=400), None, "q8_0"),
+    ],
+    ids=["gpt2", "llama-chat", "llama3", "qwen2-chat", "mistral-q8_0"],
+)  # fmt: skip
+def test_llama_cpp_answers_as_the_run_does(config, template, dtype, asked, trained, command, tmp_path):
+    run = trained(config, *LORA, template=template)
+    proofs, out = exported(command, run, tmp_path / "gguf", "--dtype", dtype)
+    assert "200 texts become the same ids" in proofs["gguf: ids"]["said"]
+    tried = int(re.search(r"^(\d+) questions are asked", proofs["gguf: template"]["said"])[1])
+    assert tried >= 5 and proofs["gguf: template"]["figure"] == 0
+    assert proofs["gguf: answers"]["figure"] <= 1 or dtype == "q8_0"
+    perplexity = proofs["gguf: perplexity in llama.cpp"]
+    assert 0 < perplexity["figure"] < perplexity["limit"] == (1e-3 if dtype != "q8_0" else 5e-2)
+    assert all(proof["said"] in out for proof in proofs.values())
+    assert (tmp_path / "gguf" / f"run-{dtype}.gguf").exists()
+    text = (tmp_path / "gguf" / "Modelfile").read_text()
+    assert text.startswith(f"FROM ./run-{dtype}.gguf\n") and 'PARAMETER stop "<|endoftext|>"' in text
+    assert ('PARAMETER stop "<|im_end|>"' in text) == bool(template)
+
+
+@pytest.mark.parametrize(
+    ("module", "name", "broken", "said"),
+    [
+        (gguf_file, "_rotated", lambda tensor, heads: tensor, "the perplexity of"),
+        (gguf_file, "_cut_of", lambda content: "smollm", "texts become other ids"),
+        (gguf_file, "_kind", lambda id, *_: gguf_file.TokenType.NORMAL, "texts become other ids"),
+        (gguf_proofs, "_chats", None, "questions are asked in other tokens"),
+    ],
+    ids=["rotation", "cuts", "control tokens", "template"],
+)
+def test_a_file_that_is_another_model_is_not_kept(
+    module, name, broken, said, asked, trained, command, tmp_path, monkeypatch
+):
+    run = trained(LlamaConfig(**SIZES, tie_word_embeddings=True), *LORA, template=CHATML)
+    if broken is None:  # the template of another model
+        written = gguf_file.gguf.GGUFWriter.add_chat_template
+        monkeypatch.setattr(
+            gguf_file.gguf.GGUFWriter, "add_chat_template",
+            lambda self, text: written(self, text.replace("assistant\n", "assistant:\n")),
+        )  # fmt: skip
+    else:
+        monkeypatch.setattr(module, name, broken)
+    with pytest.raises(UserError, match=said):
+        export.export_run(str(run.path), tmp_path / "gguf", "f32", None, 0.05, None, 50, True)
+    assert not (tmp_path / "gguf").exists() and not list(tmp_path.glob(".gguf*"))
+
+
+def test_without_llama_cpp_the_weights_are_read_back(trained, command, tmp_path, monkeypatch):
+    run = trained(GPT2Config(**SMALL))
+    monkeypatch.setattr(llama_cpp, "AVAILABLE", False)
+    proofs, out = exported(command, run, tmp_path / "gguf", "--dtype", "bf16", "--no_modelfile")
+    assert [*proofs] == ["merged model", "gguf: perplexity in transformers"]
+    assert 0 < proofs["gguf: perplexity in transformers"]["figure"] < 5e-2
+    assert "pip install 'finllm[llama_cpp]'" in out and not (tmp_path / "gguf" / "Modelfile").exists()
+    monkeypatch.setattr(
+        gguf_file, "_rounded", lambda name, tensor, wanted: (gguf_file.DTYPES["f32"][0], 1.1 * tensor.numpy())
+    )
+    done = command("finllm/cli.py", "export", run.path, "--output_dir", tmp_path / "other")
+    assert done.status == 2 and "is not the model that it was written from" in done.err
+    assert not (tmp_path / "other").exists()
+
+
+def test_other_architectures_are_refused_by_name_before_anything_is_computed(trained, command, tmp_path):
+    config = GPTNeoConfig(vocab_size=600, hidden_size=32, num_layers=2, attention_types=[[["global"], 2]], num_heads=2,
+                          max_position_embeddings=512, bos_token_id=0, eos_token_id=0)  # fmt: skip
+    run = trained(config)
+    done = command("finllm/cli.py", "export", run.path, "--output_dir", tmp_path / "gguf")
+    assert done.status == 2 and "GPTNeoForCausalLM is not written as GGUF here; GPT2LMHeadModel, Llama" in done.err
+    done = command("finllm/cli.py", "export", run.path, "--format", "onnx")
+    assert done.status == 2 and "--format is onnx" in done.err
+
+
+@pytest.mark.parametrize(
+    ("config", "said"),
+    [
+        (LlamaConfig(hidden_act="gelu", mlp_bias=True), ["hidden_act is 'gelu'", "mlp_bias is True"]),
+        (LlamaConfig(rope_parameters={"rope_type": "yarn", "rope_theta": 1e4, "factor": 2.0}), ["rope_type is 'yarn'"]),
+        (GPT2Config(activation_function="relu", scale_attn_by_inverse_layer_idx=True), ["'relu'", "inverse_layer_idx"]),
+        (GPT2Config(scale_attn_weights=False), ["scale_attn_weights is False"]),
+    ],
+)  # fmt: skip
+def test_what_llama_cpp_computes_otherwise_is_refused_all_at_once(config, said):
+    kind = "GPT2LMHeadModel" if config.model_type == "gpt2" else "LlamaForCausalLM"
+    with pytest.raises(UserError) as found:
+        gguf_file.check_config(config, kind)
+    assert all(each in str(found.value) for each in said)
+
+
+def test_a_window_of_attention_bounds_the_context():
+    assert gguf_file.context_of(MistralConfig(max_position_embeddings=32768, sliding_window=4096)) == 4096
+    assert (
+        gguf_file.context_of(Qwen2Config(max_position_embeddings=2048, sliding_window=512, use_sliding_window=False))
+        == 2048
+    )
+
+
+def test_a_modelfile_asks_in_the_template(tokenizer_dir):
+    tokenizer = AutoTokenizer.from_pretrained(tokenizer_dir)
+    alpaca = modelfile(Alpaca(tokenizer), "a.gguf", 1024)
+    assert alpaca == (
+        'FROM ./a.gguf\nTEMPLATE """Below is an instruction that describes a task. Write a response that '
+        "appropriately completes the request.\n\n### Instruction:\n{{ range $i, $_ := .Messages }}{{ if eq (len (slice "
+        '$.Messages $i)) 1 }}{{ .Content }}{{ end }}{{ end }}\n\n### Response:\n"""\nPARAMETER stop "<|endoftext|>"\n'
+        "PARAMETER temperature 0\nPARAMETER num_ctx 1024\n"
+    )
+    chat = template_of("chat", chat_tokenizer(DEFAULT_SYSTEM), "it")
+    text = modelfile(chat, "a.gguf", 100_000)
+    assert (
+        "{{ if .System }}<|im_start|>system\n{{ .System }}<|im_end|>\n<|im_start|>user\n{{ else }}<|im_start|>system\n"
+        "Be brief.<|im_end|>\n<|im_start|>user\n{{ end }}{{ range .Messages }}{{ if eq .Role \"user\" }}{{ .Content }}"
+        "<|im_end|>\n<|im_start|>assistant\n{{ else if eq .Role \"assistant\" }}{{ .Content }}<|im_end|>\n"
+        "<|im_start|>user\n{{ end }}{{ end }}"
+    ) in text and 'PARAMETER stop "<|im_end|>"' in text and "num_ctx 4096" in text  # fmt: skip
+    row = {"instruction": "c?", "input": "d", "system": "S", "history": [{"role": "user", "content": "a"},
+           {"role": "assistant", "content": "b"}]}  # fmt: skip
+    assert parts_of(chat).prompt(row) == chat.prompts([row])[0]
+    numbered = CHATML.replace(
+        "message['role'] +", "message['role'] + (loop.index | string if message['role'] == 'user' else '') +"
+    )
+    with pytest.raises(UserError, match="does not write the same around each turn"):
+        parts_of(template_of("chat", chat_tokenizer(numbered), "it"))
