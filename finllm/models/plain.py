@@ -22,6 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from transformers import GenerationConfig, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils import logging
 
 from finllm.errors import UserError
 from finllm.files import atomic_folder, put_in_place, write_json, write_text
@@ -160,7 +161,12 @@ def _original(arguments: MethodConfig) -> PreTrainedModel:
 def _dequantised(arguments: MethodConfig) -> PreTrainedModel:
     """The base model of few bits, with the numbers that these stand for as its weights."""
     base = load_base_model(resolve_base_model(arguments.model_name_or_path), arguments)
-    base = base.dequantize(dtype=torch.float32)
+    said = logging.get_verbosity()
+    logging.set_verbosity_error()  # it warns of the precision that is asked for
+    try:
+        base = base.dequantize(dtype=torch.float32)
+    finally:
+        logging.set_verbosity(said)
     base.is_loaded_in_4bit = base.is_loaded_in_8bit = False  # which methods of peft ask before they merge
     base.turned_conv1d = True  # where its kind has Conv1D, linear layers stand in their place
     return base

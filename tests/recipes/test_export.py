@@ -16,8 +16,9 @@ from transformers import (
 )
 
 from finllm.errors import UserError
-from finllm.models import export, gguf_file, gguf_proofs, llama_cpp
+from finllm.models import export, gguf_file, llama_cpp
 from finllm.models.ollama import modelfile, parts_of
+from finllm.models.plain import plain_model
 from finllm.text.templates import Alpaca, template_of
 from tests.finllm.text.chats import CHATML, chat_tokenizer
 
@@ -102,31 +103,25 @@ def test_llama_cpp_answers_as_the_run_does(config, template, dtype, asked, train
     assert ('PARAMETER stop "<|im_end|>"' in text) == bool(template)
 
 
-@pytest.mark.parametrize(
-    ("module", "name", "broken", "said"),
-    [
+def test_a_file_that_is_another_model_is_not_kept(asked, trained, tmp_path, monkeypatch):
+    """Rows of q and k as transformers has them, other cuts, control tokens that are none, another chat template."""
+    run = trained(LlamaConfig(**SIZES, tie_word_embeddings=True), *LORA, template=CHATML)
+    plain = plain_model(str(run.path), None, None, 5)
+    writer = gguf_file.gguf.GGUFWriter
+    written = writer.add_chat_template
+    for owner, name, broken, said in (
         (gguf_file, "_rotated", lambda tensor, heads: tensor, "the perplexity of"),
         (gguf_file, "_cut_of", lambda content: "smollm", "texts become other ids"),
         (gguf_file, "_kind", lambda id, *_: gguf_file.TokenType.NORMAL, "texts become other ids"),
-        (gguf_proofs, "_chats", None, "questions are asked in other tokens"),
-    ],
-    ids=["rotation", "cuts", "control tokens", "template"],
-)
-def test_a_file_that_is_another_model_is_not_kept(
-    module, name, broken, said, asked, trained, command, tmp_path, monkeypatch
-):
-    run = trained(LlamaConfig(**SIZES, tie_word_embeddings=True), *LORA, template=CHATML)
-    if broken is None:  # the template of another model
-        written = gguf_file.gguf.GGUFWriter.add_chat_template
-        monkeypatch.setattr(
-            gguf_file.gguf.GGUFWriter, "add_chat_template",
-            lambda self, text: written(self, text.replace("assistant\n", "assistant:\n")),
-        )  # fmt: skip
-    else:
-        monkeypatch.setattr(module, name, broken)
-    with pytest.raises(UserError, match=said):
-        export.export_run(str(run.path), tmp_path / "gguf", "f32", None, 0.05, None, 50, True)
-    assert not (tmp_path / "gguf").exists() and not list(tmp_path.glob(".gguf*"))
+        (writer, "add_chat_template", lambda self, text: written(self, text.replace("assistant\n", "assistant:\n")),
+         "questions are asked in other tokens"),
+    ):  # fmt: skip
+        with monkeypatch.context() as patch:
+            patch.setattr(owner, name, broken)
+            patch.setattr(export, "plain_model", lambda *_: plain)
+            with pytest.raises(UserError, match=said):
+                export.export_run(str(run.path), tmp_path / "gguf", "f32", None, 0.05, None, 50, True)
+        assert not (tmp_path / "gguf").exists() and not list(tmp_path.glob(".gguf*"))
 
 
 def test_without_llama_cpp_the_weights_are_read_back(trained, command, tmp_path, monkeypatch):

@@ -115,8 +115,6 @@ def test_from_4_bits_nothing_shifts_unless_the_original_weights_are_asked_for(ki
     assert type(same) is type(moved) and not hasattr(same.config, "quantization_config")
     proofs = [record(tmp_path / name)["proofs"][0] for name in ("same", "moved")]
     assert [proof["limit"] for proof in proofs] == [plain.LARGEST, plain.MOST_SHIFT] and proofs[1]["figure"] > 0
-    done = merge(command, run, tmp_path / "refused", "--into", "original", "--max_shift", 0)
-    assert done.status == 2 and "leave --into out" in done.err and not (tmp_path / "refused").exists()
 
 
 def test_what_is_another_model_is_not_written(train, command, tmp_path, monkeypatch):

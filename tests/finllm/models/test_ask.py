@@ -60,7 +60,7 @@ def test_what_is_drawn_is_cut_as_asked(drawing, flags, letters):
 
 def test_unasked_nothing_is_cut(loaded):
     model, tokenizer = loaded
-    model.set_output_embeddings(Drawn({id: 1 / 500 for id in range(100, 600)}))
+    model.set_output_embeddings(Drawn({id: 1 + id / 1000 for id in range(100, 600)}))
     torch.manual_seed(0)
     ids = generate._written(
         model, tokenizer, decoding(tokenizer, 400, 1.0), input_ids=torch.tensor([[5]]),
@@ -83,7 +83,8 @@ def test_nothing_is_taken_from_the_models_own_generation_config(loaded):
 def test_repetitions_are_punished_whatever_the_batch(loaded):
     model, tokenizer = loaded
     plain = answer_all(model, tokenizer, PROMPTS, decoding(tokenizer, 24))
-    for flags in ({"repetition_penalty": 1.3}, {"no_repeat_ngram_size": 2}):
+    # At 0.2 repetitions are sought: padding would be one, and end every answer.
+    for flags in ({"repetition_penalty": 0.2}, {"repetition_penalty": 1.3}, {"no_repeat_ngram_size": 2}):
         config = decoding(tokenizer, 24, **flags)
         together = answer_all(model, tokenizer, PROMPTS, config, batch_size=4)
         assert together == [answer_all(model, tokenizer, [prompt], config)[0] for prompt in PROMPTS] != plain
