@@ -17,6 +17,7 @@ from transformers import (
 
 from finllm.errors import UserError
 from finllm.models import export, gguf_file, llama_cpp
+from finllm.models.find import load_tokenizer
 from finllm.models.ollama import modelfile, parts_of
 from finllm.models.plain import plain_model
 from finllm.text.templates import Alpaca, template_of
@@ -74,32 +75,52 @@ def exported(command, run, folder, *flags):
     return {proof["name"]: proof for proof in json.loads((folder / "finllm.json").read_text())["proofs"]}, done.out
 
 
+LLAMA_3 = {"rope_type": "llama3", "rope_theta": 1e4, "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+           "original_max_position_embeddings": 64}  # fmt: skip
+
+
 @pytest.mark.parametrize(
-    ("config", "template", "dtype"),
+    ("config", "nats"),
     [
-        (GPT2Config(**SMALL), None, "f32"),
-        (LlamaConfig(**SIZES, tie_word_embeddings=True), CHATML, "f32"),
-        (LlamaConfig(**{**SIZES, "head_dim": 16}, attention_bias=True, rope_parameters={
-            "rope_type": "llama3", "rope_theta": 1e4, "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
-            "original_max_position_embeddings": 64}), None, "f32"),
-        (Qwen2Config(**SIZES, rope_parameters={"rope_type": "default", "rope_theta": 1e6}), DEFAULT_SYSTEM, "f32"),
-        (MistralConfig(**SIZES, sliding_window=400), None, "q8_0"),
+        (GPT2Config(**SMALL), 5e-3),  # llama.cpp looks GELU up in a table of float16
+        (LlamaConfig(**SIZES, tie_word_embeddings=True), 1e-4),
+        (LlamaConfig(**{**SIZES, "head_dim": 16}, attention_bias=True, rope_parameters=LLAMA_3), 1e-4),
+        (Qwen2Config(**SIZES, rope_parameters={"rope_type": "default", "rope_theta": 1e6}), 1e-4),
+        (MistralConfig(**SIZES, sliding_window=400), 1e-4),
     ],
-    ids=["gpt2", "llama-chat", "llama3", "qwen2-chat", "mistral-q8_0"],
-)  # fmt: skip
-def test_llama_cpp_answers_as_the_run_does(config, template, dtype, asked, trained, command, tmp_path):
+    ids=["gpt2", "llama", "llama3", "qwen2", "mistral"],
+)
+def test_llama_cpp_says_of_each_token_what_the_model_says(config, nats, asked, tokenizer_dir, tmp_path):
+    tokenizer = load_tokenizer(str(tokenizer_dir))
+    model = AutoModelForCausalLM.from_pretrained(saved(tmp_path / "base", config, tokenizer)).eval()
+    ids = [*tokenizer("What is a bond? It is 12 % of it, or\tmore. " * 8).input_ids, tokenizer.eos_token_id]
+    with torch.no_grad():
+        own = -model(torch.tensor([ids])).logits[0, :-1].log_softmax(-1).gather(1, torch.tensor(ids[1:])[:, None])[:, 0]
+    for dtype, limit in (("f32", nats), ("q8_0", 0.1)):
+        gguf_file.write_gguf(tmp_path / dtype, model, tokenizer, Alpaca(tokenizer), "it", dtype)
+        engine = llama_cpp.LlamaCpp(tmp_path / dtype, len(ids) + 8, in_float32=dtype == "f32")
+        apart = (torch.tensor(engine.nll(ids, 1)) - own).abs().max()
+        assert (limit / 100 if dtype == "q8_0" else 0) < apart < limit
+
+
+@pytest.mark.parametrize(
+    ("config", "template"),
+    [(GPT2Config(**SMALL), None), (LlamaConfig(**SIZES, tie_word_embeddings=True), DEFAULT_SYSTEM)],
+    ids=["gpt2", "llama-chat"],
+)
+def test_llama_cpp_answers_as_the_run_does(config, template, asked, trained, command, tmp_path):
     run = trained(config, *LORA, template=template)
-    proofs, out = exported(command, run, tmp_path / "gguf", "--dtype", dtype)
+    proofs, out = exported(command, run, tmp_path / "gguf", "--dtype", "f32")
     assert "200 texts become the same ids" in proofs["gguf: ids"]["said"]
     tried = int(re.search(r"^(\d+) questions are asked", proofs["gguf: template"]["said"])[1])
     assert tried >= 5 and proofs["gguf: template"]["figure"] == 0
-    assert proofs["gguf: answers"]["figure"] <= 1 or dtype == "q8_0"
+    assert proofs["gguf: answers"]["figure"] <= 1
     perplexity = proofs["gguf: perplexity in llama.cpp"]
-    assert 0 < perplexity["figure"] < perplexity["limit"] == (1e-3 if dtype != "q8_0" else 5e-2)
+    assert 0 < perplexity["figure"] < perplexity["limit"] == 1e-3
     assert all(proof["said"] in out for proof in proofs.values())
-    assert (tmp_path / "gguf" / f"run-{dtype}.gguf").exists()
+    assert (tmp_path / "gguf" / "run-f32.gguf").exists()
     text = (tmp_path / "gguf" / "Modelfile").read_text()
-    assert text.startswith(f"FROM ./run-{dtype}.gguf\n") and 'PARAMETER stop "<|endoftext|>"' in text
+    assert text.startswith("FROM ./run-f32.gguf\n") and 'PARAMETER stop "<|endoftext|>"' in text
     assert ('PARAMETER stop "<|im_end|>"' in text) == bool(template)
 
 
