@@ -90,14 +90,15 @@ def run(arguments: argparse.Namespace) -> None:
         **{name: getattr(arguments, name) for name in DECODING},
     )  # fmt: skip
     if arguments.file:
-        answers = _answers_of_file(arguments, rows, model, template, config)
+        kept = _kept(arguments, model, template)
+        answers = _answers_of_file(arguments, rows, model, template, config, kept)
         each = [answers[place : place + sequences] for place in range(0, len(answers), sequences)]
         write_answers(
             arguments.output,
             [{**row, **{name: answer.text for name, answer in zip(columns, some, strict=True)}}
              for row, some in zip(rows, each, strict=True)],
         )  # fmt: skip
-        _kept(arguments, model, template).done()
+        kept.done()
         say(f"{len(answers):,} answers in {arguments.output}")
         return
     row = {"instruction": arguments.question, "input": arguments.input, "system": arguments.system, "history": []}
@@ -155,7 +156,7 @@ def _kept(arguments: argparse.Namespace, model: PreTrainedModel, template: Templ
 
 def _answers_of_file(
     arguments: argparse.Namespace, rows: Sequence[dict[str, Any]], model: PreTrainedModel, template: Template,
-    config: GenerationConfig,
+    config: GenerationConfig, kept: KeptAnswers,
 ) -> list[Answer]:  # fmt: skip
     """An answer a row, or `num_return_sequences`, in their order; batches that were kept are not written again."""
     from rich.progress import track
@@ -164,7 +165,7 @@ def _answers_of_file(
     lengths = [len(template.encode_prompt(prompt)) for prompt in prompts]
     check_room(model, max(lengths), config.max_new_tokens)
     order = sorted(range(len(prompts)), key=lambda index: -lengths[index])  # longest first: memory peaks at the start
-    kept, each = _kept(arguments, model, template), arguments.num_return_sequences
+    each = arguments.num_return_sequences
     if kept.held:
         say(f"{sum(map(len, kept.held.values())):,} answers were kept, and are not written again")
     found: dict[int, list[Answer]] = {}

@@ -7,8 +7,12 @@ import json
 import pytest
 import torch
 
+from finllm.errors import UserError
+from finllm.files import write_json
 from finllm.models import ask, generate
+from finllm.models.asked import template_for
 from finllm.models.base import load_for_inference
+from finllm.models.find import load_tokenizer
 from finllm.models.generate import Streamer, answer_all, decoding
 from finllm.text.templates import Alpaca
 from tests.finllm.text.chats import chat_model
@@ -212,6 +216,21 @@ def test_a_file_goes_on_where_it_was_killed(command, gpt2_dir, tmp_path, monkeyp
         written, killed_at = [], None
         done = asked(command, gpt2_dir, *flags, *change, "--output", output)
         assert done.status == 0 and len(written) == 4 and "were kept" not in done.out, change
+
+
+def test_a_merged_run_is_asked_in_the_template_of_its_record(tmp_path):
+    folder = chat_model(tmp_path / "merged")
+    tokenizer = load_tokenizer(str(folder))
+    assert template_for(str(folder), tokenizer).id == "alpaca"
+    chat = template_for(str(folder), tokenizer, "chat")
+    write_json(folder / "finllm.json", {"template": {"id": "chat", "hash": chat.hash}})
+    assert template_for(str(folder), tokenizer).hash == chat.hash
+    with pytest.raises(UserError, match="was trained with chat"):
+        template_for(str(folder), tokenizer, "alpaca")
+    for held, said in (({"id": "chat", "hash": "0" * 64}, "of hash 0000"), (["chat"], "not an id and a hash")):
+        write_json(folder / "finllm.json", {"template": held})
+        with pytest.raises(UserError, match=said):
+            template_for(str(folder), tokenizer)
 
 
 def test_a_conversation_remembers_and_forgets_the_oldest_where_there_is_no_room(command, tmp_path, monkeypatch):
