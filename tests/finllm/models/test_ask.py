@@ -84,11 +84,10 @@ def test_nothing_is_taken_from_the_models_own_generation_config(loaded):
     assert model.generation_config is own and own.repetition_penalty == 5.0
 
 
-def test_repetitions_are_punished_whatever_the_batch(loaded):
+def test_repetitions_are_punished_whatever_the_batch(loaded, monkeypatch):
     model, tokenizer = loaded
     plain = answer_all(model, tokenizer, PROMPTS, decoding(tokenizer, 24))
-    # At 0.2 repetitions are sought: padding would be one, and end every answer.
-    for flags in ({"repetition_penalty": 0.2}, {"repetition_penalty": 1.3}, {"no_repeat_ngram_size": 2}):
+    for flags in ({"repetition_penalty": 1.3}, {"no_repeat_ngram_size": 2}):
         config = decoding(tokenizer, 24, **flags)
         together = answer_all(model, tokenizer, PROMPTS, config, batch_size=4)
         assert together == [answer_all(model, tokenizer, [prompt], config)[0] for prompt in PROMPTS] != plain
@@ -96,6 +95,10 @@ def test_repetitions_are_punished_whatever_the_batch(loaded):
     written = generate._written(model, tokenizer, config, input_ids=ids, attention_mask=torch.ones_like(ids))
     pairs = list(itertools.pairwise(written[0, ids.shape[1] :].tolist()))
     assert len(set(pairs)) == len(pairs) == 23
+    padded, own = [], model.generate
+    monkeypatch.setattr(model, "generate", lambda **given: padded.append(given["attention_mask"]) or own(**given))
+    answer_all(model, tokenizer, PROMPTS, config, batch_size=4)
+    assert len(padded) == len(PROMPTS) and all(mask.all() for mask in padded)  # padding would count as a repetition
 
 
 def test_an_answer_ends_before_a_text_wherever_tokens_cut_it(loaded, capsys):
