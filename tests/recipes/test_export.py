@@ -2,9 +2,11 @@
 
 import json
 import re
+from pathlib import Path
 
 import pytest
 import torch
+from tokenizers import Tokenizer, decoders, models, normalizers, trainers
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
@@ -12,17 +14,20 @@ from transformers import (
     GPTNeoConfig,
     LlamaConfig,
     MistralConfig,
+    PreTrainedTokenizerFast,
     Qwen2Config,
 )
 
 from finllm.errors import UserError
 from finllm.models import export, gguf_file, llama_cpp
 from finllm.models.find import load_tokenizer
+from finllm.models.gguf_proofs import texts_of
 from finllm.models.ollama import modelfile, parts_of
 from finllm.models.plain import plain_model
 from finllm.text.templates import Alpaca, template_of
 from tests.finllm.text.chats import CHATML, chat_tokenizer
 
+ROOT = Path(__file__).resolve().parents[2]
 LORA = ("--use_peft", "true", "--lora_target_modules", "all-linear", "--lora_r", 4)
 SIZES = dict(hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
              max_position_embeddings=512, bos_token_id=0, eos_token_id=0, vocab_size=600)  # fmt: skip
@@ -219,3 +224,29 @@ def test_a_modelfile_asks_in_the_template(tokenizer_dir):
     )
     with pytest.raises(UserError, match="does not write the same around each turn"):
         parts_of(template_of("chat", chat_tokenizer(numbered), "it"))
+
+
+def test_a_vocabulary_of_pieces_with_bytes_is_that_of_llama_cpp(asked, tmp_path):
+    """BPE as SentencePiece has it, which Llama 2 and Mistral use: no merges in the file, but scores."""
+    special, text = ["<unk>", "<s>", "</s>"], (ROOT / "finllm/data/sample/saving.jsonl").read_text("utf-8")
+    tokenizer = Tokenizer(models.BPE(unk_token="<unk>", byte_fallback=True, fuse_unk=True))
+    tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    tokenizer.decoder = decoders.Sequence(
+        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    )
+    known = [*special, *(f"<0x{byte:02X}>" for byte in range(256))]
+    trainer = trainers.BpeTrainer(vocab_size=700, special_tokens=known, show_progress=False, max_token_length=12)
+    tokenizer.train_from_iterator(text.splitlines(), trainer)
+    content = json.loads(tokenizer.to_str())
+    content["added_tokens"] = [token for token in content["added_tokens"] if token["content"] in special]
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer.from_str(json.dumps(content)), bos_token="<s>", eos_token="</s>", unk_token="<unk>",
+        pad_token="</s>",
+    )  # fmt: skip
+    model = AutoModelForCausalLM.from_config(LlamaConfig(**{**SIZES, "vocab_size": 700, "num_hidden_layers": 1}))
+    gguf_file.write_gguf(tmp_path / "pieces", model, fast, Alpaca(fast), "it", "f32")
+    engine = llama_cpp.LlamaCpp(tmp_path / "pieces", 64)
+    texts = texts_of(fast, [{"instruction": line, "output": ""} for line in text.splitlines()[:60]])
+    assert len(texts) == 200 and any("<0xF0>" in fast(each).tokens() for each in texts)
+    for each in texts:
+        assert engine.ids(each, parse_special=True) == fast(each, add_special_tokens=False).input_ids, each
