@@ -33,6 +33,7 @@ from eval.statistics.uncertainty import LEVEL, Spread, ratios
 from finllm.errors import UserError, run_command
 from finllm.files import read_json, write_json
 from finllm.models.find import weights_hash
+from finllm.models.generate import nothing_of_its_own
 from finllm.run_dir import RunDir
 from finllm.terminal import Parser, Terminal, progress
 
@@ -118,7 +119,8 @@ def _texts(base: TransformersLM, folder: Path, wanted: dict[str, Any]) -> list[P
             batch = [number for number in by_length if len(openings[number]) == length][:BATCH]
             by_length = [number for number in by_length if number not in batch]
             ids = torch.tensor([openings[number] for number in batch], device=model.device)
-            written = model.generate(input_ids=ids, attention_mask=torch.ones_like(ids), generation_config=sampled)
+            with nothing_of_its_own(model):
+                written = model.generate(input_ids=ids, attention_mask=torch.ones_like(ids), generation_config=sampled)
             for number, row in zip(batch, written[:, length:].tolist(), strict=True):
                 ends = row.index(tokenizer.eos_token_id) + 1 if tokenizer.eos_token_id in row else len(row)
                 pairs[number] = (openings[number], row[:ends])

@@ -14,7 +14,8 @@ HELP = {
     "plan": "predict the time and memory of a run before it starts, from the flags of recipes/sft.py",
     "doctor": "what this machine can do, and what it lacks",
     "generate": "ask a run dir or a base model",
-    "merge": "an adapter's run as a plain model, proved to be the same",
+    "merge": "a run as a plain model that other programs read, proved to be the same",
+    "export": "a run as a GGUF file for llama.cpp and Ollama, proved in llama.cpp",
     "random-weights": "a model with random weights from a config, for benchmarks and tests",
 }
 
@@ -69,16 +70,22 @@ def _data(parser: argparse.ArgumentParser) -> None:
 
 
 def _generate(parser: argparse.ArgumentParser) -> None:
-    from finllm.models import generate
+    from finllm.models import ask
 
-    generate.add_arguments(parser)
-    parser.set_defaults(run=generate.run)
+    ask.add_arguments(parser)
+    parser.set_defaults(run=ask.run)
 
 
 def _merge(parser: argparse.ArgumentParser) -> None:
-    from finllm.models import merge
+    from finllm.models import plain
 
-    merge.add_arguments(parser)
+    plain.add_arguments(parser)
+
+
+def _export(parser: argparse.ArgumentParser) -> None:
+    from finllm.models import export
+
+    export.add_arguments(parser)
 
 
 def _random_weights(parser: argparse.ArgumentParser) -> None:
@@ -105,7 +112,7 @@ def _doctor(parser: argparse.ArgumentParser) -> None:
 
 COMMANDS = {
     "prepare": _prepare, "data": _data, "plan": _plan, "doctor": _doctor, "generate": _generate,
-    "merge": _merge, "random-weights": _random_weights,
+    "merge": _merge, "export": _export, "random-weights": _random_weights,
 }  # fmt: skip
 
 if __name__ == "__main__":

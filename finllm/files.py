@@ -7,6 +7,7 @@ of one. Every JSON carries a `schema_version`, and a reader refuses one it does 
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import hashlib
 import json
@@ -80,6 +81,28 @@ def atomic_folder(place: Path) -> Iterator[Path]:
             yield work
     finally:
         shutil.rmtree(work, ignore_errors=True)
+        os.close(descriptor)
+
+
+def put_in_place(work: Path, place: Path) -> None:
+    """Rename the folder `work` to `place`, which must be absent or empty, once all it holds is on the disk."""
+    for path in [*work.rglob("*"), work]:
+        sync(path)
+    try:
+        os.rename(work, place)
+    except OSError as error:
+        if error.errno not in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
+            raise
+        raise UserError(f"{place} was filled meanwhile; take another --output_dir") from None
+    sync(place.parent)
+
+
+def sync(path: Path) -> None:
+    """Have the kernel write a file, or the names in a folder, to the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
         os.close(descriptor)
 
 

@@ -1,6 +1,7 @@
 """Every command on local files in one process whose sockets refuse, without HF_HUB_OFFLINE. Run by test_offline.py.
 
-All but `finllm doctor`, which is asked whether the hub can be reached.
+All but `finllm doctor`, which is asked whether the hub can be reached, and `finllm export`, which asks llama.cpp over
+the loopback.
 
     python tests/every_command_offline.py WORK GPT2_DIR DATA_DIR ATTEMPTS
 
@@ -55,6 +56,7 @@ COMMANDS = [
     ("eval/leaderboard.py", *(work / name for name in ("base", "full", "lora")), "--output_dir", work / "board"),
     ("eval/export.py", work / "lora", "--output", work / "lora.json"),
     ("finllm/cli.py", "generate", work / "lora", "What is a tax?", "--max_new_tokens", 2),
+    ("finllm/cli.py", "merge", work / "lora", "--output_dir", work / "merged"),
     ("baselines/scratch/generate.py", work / "scratch", "What is a tax?", "--max_new_tokens", 2),
 ]  # fmt: skip
 

@@ -21,7 +21,7 @@ import torch
 from safetensors.torch import load_file
 
 from finllm.errors import UserError, raise_problems
-from finllm.files import read_json, sha256_of_file, write_json
+from finllm.files import read_json, sha256_of_file, sync, write_json
 from finllm.terminal import say
 
 CHECKSUMS = "checksums.json"
@@ -45,15 +45,6 @@ def move_whole(work: Path, place: Path) -> None:
         shutil.rmtree(place)
     os.rename(work, place)
     sync(place.parent)
-
-
-def sync(path: Path) -> None:
-    """Have the kernel write a file, or the names in a folder, to the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def damage(checkpoint: Path) -> str | None:

@@ -216,11 +216,16 @@ class SupervisedTrainer(ResumableTrainer):
         `load_saved` loads what a folder holds as any later reader will: it must be the model that was trained.
         """
         work = self.run.path / ".model"
-        generation = base_of(self.model).generation_config
-        held = generation.eos_token_id
+        base, tokenizer = base_of(self.model), self.processing_class
+        held = base.generation_config.eos_token_id
         stops = [*self._stops, *(held if isinstance(held, list) else [] if held is None else [held])]
         stops = list(dict.fromkeys(stops))
-        generation.eos_token_id = stops if len(stops) > 1 else next(iter(stops), None)
+        # What a base model's own config holds besides, such as a repetition penalty, nothing here was measured with.
+        base.generation_config = GenerationConfig(
+            eos_token_id=stops if len(stops) > 1 else next(iter(stops), None),
+            bos_token_id=tokenizer.bos_token_id,
+            pad_token_id=tokenizer.pad_token_id,
+        )
         try:
             with naming(self.run.model):
                 self.save_model(str(work))
@@ -230,7 +235,7 @@ class SupervisedTrainer(ResumableTrainer):
         if self.is_world_process_zero():
             (work / "training_args.bin").unlink(missing_ok=True)  # a pickle; config.yaml says the same
             if not (work / "generation_config.json").exists():  # peft saves none beside an adapter
-                GenerationConfig(eos_token_id=generation.eos_token_id).save_pretrained(work)
+                base.generation_config.save_pretrained(work)
             checkpoints.check_weights(work)
             conv1d.write_record(base_of(self.model), work)
             starts.save_as_plain_lora(self.accelerator.unwrap_model(self.model), work)
