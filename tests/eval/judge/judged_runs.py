@@ -30,7 +30,7 @@ def answered_runs(folder: Path, names: tuple[str, ...] = NAMES) -> list[Path]:
 
 
 def cast(folders: list[Path], path: Path, judge: str, choose, turned: bool = False, number: int = 40) -> Path:
-    """A votes file: `choose(first, second)` gives the choice from the texts of the two answers, whose sides are `turned`
+    """A votes file: `choose(first, second)` gives the choice from the texts of two answers, whose sides are `turned`
     or as they stand in the page's source."""
     screens = screens_of(read_runs(folders, "test"), number)
     page = page_key(screens)
