@@ -29,15 +29,18 @@ def answered_runs(folder: Path, names: tuple[str, ...] = NAMES) -> list[Path]:
     return runs
 
 
-def cast(folders: list[Path], path: Path, judge: str, choose, number: int = 40, **changes) -> Path:
-    """A votes file: `choose(first, second)` gives the choice from the texts of the two answers."""
+def cast(folders: list[Path], path: Path, judge: str, choose, turned: bool = False, number: int = 40) -> Path:
+    """A votes file: `choose(first, second)` gives the choice from the texts of two answers, whose sides are `turned`
+    or as they stand in the page's source."""
     screens = screens_of(read_runs(folders, "test"), number)
+    page = page_key(screens)
+    screens = [each.swapped() if turned else each for each in screens]
     votes = [
         {"question": key_of(each.example), "first": each.keys[0], "second": each.keys[1], "choice": choose(*each.texts),
          "seconds": 9, "marks": {"first": [], "second": []}, "remark": ""} for each in screens
     ]  # fmt: skip
-    content = {"judge": judge, "page": page_key(screens), "screens": number, "reference_shown": False, "votes": votes}
-    return saved(path, content | changes)
+    content = {"judge": judge, "page": page, "screens": number, "reference_shown": False, "votes": votes}
+    return saved(path, content)
 
 
 def saved(path: Path, content: dict) -> Path:

@@ -41,7 +41,10 @@ def refused(runs, tmp_path, *files) -> str:
 
 
 def test_judges_who_agree_find_the_order_and_which_metric_has_it_too(runs, tmp_path):
-    files = [cast(runs, tmp_path / f"votes-{name}.json", name, likes("0", "1", "2")) for name in ("Ann", "Bo", "Cy")]
+    judges = {"Ann": False, "Bo": False, "Cy": True}  # and whether the sides were drawn otherwise
+    files = [
+        cast(runs, tmp_path / f"votes-{name}.json", name, likes("0", "1", "2"), each) for name, each in judges.items()
+    ]
     content, out = board(runs, tmp_path / "out", *files)
     people = content["people"]
     assert [each["name"] for each in people["models"]] == list(NAMES)
