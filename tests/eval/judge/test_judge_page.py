@@ -228,6 +228,7 @@ def test_the_vote_is_at_hand_nothing_scrolls_sideways_and_all_has_a_name(visit, 
     page = visit(width)
     begin(page)
     assert page.evaluate("document.documentElement.scrollWidth") <= width
+    page.locator("#answer-first .text").evaluate("e => { e.textContent = 'a long answer '.repeat(2000); }")
     for button in page.locator(".votes button").all():
         box = button.bounding_box()
         assert box["height"] >= 44 and box["y"] >= 0 and box["y"] + box["height"] <= 800
