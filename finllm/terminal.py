@@ -7,7 +7,8 @@ Nothing of this project prints but through `say`, a `Terminal` or finllm/errors.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterable
+import sys
+from collections.abc import Iterable, Sequence
 from typing import Any, NoReturn
 
 from rich.console import Console, ConsoleOptions, RenderableType
@@ -24,7 +25,20 @@ def say(*texts: object, **how: Any) -> None:
 
 
 class Parser(argparse.ArgumentParser):
-    """argparse's own, which repeats the arguments that it does not know."""
+    """argparse's own, with flags between the arguments that have none; what it does not know it repeats as text."""
+
+    _mixing = False
+
+    def parse_known_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> tuple[Any, list[str]]:
+        args = sys.argv[1:] if args is None else [*args]
+        nested = any(isinstance(action, argparse._SubParsersAction) for action in self._actions)
+        if self._mixing or nested or "--" in args:  # after which nothing is a flag; intermixed parsing loses that
+            return super().parse_known_args(args, namespace)
+        self._mixing = True  # argparse's own intermixed parsing comes back here
+        try:
+            return self.parse_known_intermixed_args(args, namespace)
+        finally:
+            self._mixing = False
 
     def error(self, message: str) -> NoReturn:
         super().error(visible(message, lines=False))

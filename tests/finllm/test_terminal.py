@@ -13,7 +13,7 @@ from transformers import AutoTokenizer
 
 from finllm.errors import visible
 from finllm.models.generate import Streamer
-from finllm.terminal import Terminal, progress, say
+from finllm.terminal import Parser, Terminal, progress, say
 
 ROOT = Path(__file__).resolve().parents[2]
 OBEYED = {
@@ -131,3 +131,22 @@ def test_a_run_whose_name_is_markup_is_trained_and_evaluated(command, gpt2_dir, 
         assert (str(gpt2_dir) in asked.err) == (folder == base)
         assert command("eval/run.py", *again, *flags, "--overwrite").status == 0
     assert command("eval/leaderboard.py", run, base, "--output_dir", tmp_path / "out").status == 0
+
+
+@pytest.mark.parametrize(
+    ("words", "question", "number"),
+    [
+        (["model", "why?"], "why?", None), (["model", "--number", "1", "why?"], "why?", 1),
+        (["--number", "1", "model", "why?"], "why?", 1), (["model", "why?", "--number", "1"], "why?", 1),
+        (["model", "--number", "1"], None, 1), (["--number", "1", "--", "model", "-5 %?"], "-5 %?", 1),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("nested", [False, True])
+def test_a_flag_may_stand_between_arguments_that_have_none(words, question, number, nested):
+    parser = Parser()
+    asking = parser.add_subparsers(required=True).add_parser("generate") if nested else parser
+    asking.add_argument("model")
+    asking.add_argument("question", nargs="?")
+    asking.add_argument("--number", type=int)
+    read = parser.parse_args(["generate", *words] if nested else words)
+    assert (read.model, read.question, read.number) == ("model", question, number)
