@@ -14,6 +14,7 @@ from transformers import AutoTokenizer
 from finllm.errors import visible
 from finllm.models.generate import Streamer
 from finllm.terminal import Parser, Terminal, progress, say
+from finllm.text.templates import Alpaca
 
 ROOT = Path(__file__).resolve().parents[2]
 OBEYED = {
@@ -99,7 +100,7 @@ def test_errors_and_answers_reach_no_terminal_raw(command, capfd, tokenizer_dir)
     assert done.status == 2 and "no\\x1b[2Jwhere" in done.err and not RAW.search(done.err)
     done = command("eval/leaderboard.py", "--output_dir", "x", "--\x1b[2J\u202e")
     assert done.status == 2 and "--\\x1b[2J\\u202e" in done.err and not RAW.search(done.err)
-    streamer = Streamer(AutoTokenizer.from_pretrained(tokenizer_dir))
+    streamer = Streamer(Alpaca(AutoTokenizer.from_pretrained(tokenizer_dir)), [])
     streamer.on_finalized_text("Sell\x1b[2J ")
     streamer.on_finalized_text("\u202enow", stream_end=True)
     assert capfd.readouterr().out == "Sell\\x1b[2J \\u202enow\n"
