@@ -209,7 +209,7 @@ def _save_ends(plain: Plain, work: Path) -> None:
     """`generation_config.json`: the ids that end an answer, and nothing of the base model's that answers otherwise."""
     tokenizer, ends = plain.tokenizer, plain.template.stops
     if (plain.run.model / ENDS).exists():
-        held = GenerationConfig.from_pretrained(plain.run.model).eos_token_id
+        held = GenerationConfig.from_pretrained(plain.run.model, trust_remote_code=False).eos_token_id
         ends = held if isinstance(held, list) else [held]
     GenerationConfig(
         eos_token_id=ends if len(ends) > 1 else ends[0],

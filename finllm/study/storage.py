@@ -95,7 +95,7 @@ class Storage:
                 trial.value if done else FAILED, reason, trial.user_attrs.get("seconds", 0.0), reason != INTERRUPTED
             )
             task = _task(candidate, trial)
-            if task not in found or outcome.settled:
+            if task is not None and (task not in found or outcome.settled):
                 found[task] = outcome
         return found
 
@@ -104,7 +104,7 @@ class Storage:
         study, found = self._study(candidate), set()
         for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
             task = _task(candidate, trial)
-            if self._is_held(task):
+            if task is not None and self._is_held(task):
                 found.add(task)
             else:
                 self._storage.set_trial_user_attr(trial._trial_id, "reason", INTERRUPTED)
@@ -182,6 +182,9 @@ class Claim:
         self._file.close()
 
 
-def _task(candidate: str, trial: optuna.trial.FrozenTrial) -> Task:
+def _task(candidate: str, trial: optuna.trial.FrozenTrial) -> Task | None:
+    """None of a trial whose worker was killed before all of its parameters were written."""
+    if not DISTRIBUTIONS.keys() <= trial.params.keys():
+        return None
     place = trial.user_attrs.get("place", place_of(trial.params["learning_rate"]))
     return Task(candidate, Job(place, trial.params["steps"]), trial.params["seed"])

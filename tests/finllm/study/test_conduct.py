@@ -15,7 +15,7 @@ import yaml
 from finllm.study.conduct import Conduct
 from finllm.study.results import results_of
 from finllm.study.settings import read_study
-from finllm.study.storage import Storage
+from finllm.study.storage import DISTRIBUTIONS, Storage
 
 STAND_IN = Path(__file__).with_name("trainer.py")
 STUDY = {
@@ -103,6 +103,18 @@ def test_a_final_run_that_was_taken_away_is_trained_again(tmp_path, root):
     shutil.rmtree(folder / "trials" / lost)
     assert told(conducted(folder, root)) == told(before)
     assert steps_taken(folder)[lost] == [1, 2, 3, 4, 5, 6]
+
+
+@pytest.mark.parametrize("written", ["nothing", "one", "all but one"])
+def test_whoever_was_killed_while_taking_a_task_keeps_nobody_from_it(written, tmp_path, root):
+    storage = Storage(tmp_path / "study")
+    name = study_of(tmp_path / "study").candidates[0].name
+    optuna_study = storage._study(name)
+    optuna_study.enqueue_trial({"learning_rate": 1e-4, "steps": 2, "seed": 1})
+    taken = optuna_study.ask()  # it runs, and who asked writes its parameters one by one
+    for key in {"nothing": [], "one": ["learning_rate"], "all but one": ["steps", "seed"]}[written]:
+        taken._suggest(key, DISTRIBUTIONS[key])
+    assert told(conducted(tmp_path / "study", root)) == told(conducted(tmp_path / "whole", root))
 
 
 def test_two_workers_share_a_study_and_train_nothing_twice(tmp_path, root):
