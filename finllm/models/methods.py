@@ -35,7 +35,7 @@ class Method:
     starts_elsewhere: str = ""  # why the adapted model does not begin as the base model
     silent: str = ""  # tensors, by a regular expression, that may have no gradient
     silent_because: str = ""
-    changes_base: bool = False  # it begins by rewriting the weights under it, which bfloat16 would round
+    float32_base: bool = False  # it rewrites the weights under it, or its own numbers stand among theirs uncast
     one_task: bool = False  # it asks for a task's number with every batch; here all rows are of one task
     refused: str = ""
 
@@ -47,10 +47,10 @@ METHODS = {
     "LORA": Method("LoRA", "r(in + out)", "arXiv 2106.09685", (1e-4, 1e-3), "Thinking Machines 2025; " + BENCHMARK,
                    {**LINEAR, "r": 16, "lora_alpha": 32}),
     "ADALORA": Method("AdaLoRA", "init_r(in + out + 1)", "arXiv 2303.10512", (1e-4, 1e-3), settings=LINEAR),
-    "ADAMSS": Method("AdaMSS", "by subspaces", "peft's docs", (1e-4, 1e-2), settings=LINEAR, changes_base=True),
+    "ADAMSS": Method("AdaMSS", "by subspaces", "peft's docs", (1e-4, 1e-2), settings=LINEAR, float32_base=True),
     "ADAPTION_PROMPT": Method(
         "LLaMA-Adapter", "P · C + 1 of each of the last layers", "arXiv 2303.16199", (5e-4, 5e-3),
-        settings={"adapter_len": 10}),
+        settings={"adapter_len": 10}, float32_base=True),
     "BEFT": Method("BEFT", "out", "arXiv 2509.15974", (1e-4, 1e-3), settings=LINEAR),
     "BOFT": Method("BOFT", "factors · block · in + out", "arXiv 2311.06243", (1e-4, 1e-3), settings=LINEAR),
     "C3A": Method("C3A", "in · out / block", "arXiv 2407.19342", (1e-1, 3e-1),
@@ -63,7 +63,7 @@ METHODS = {
     "FOURIERFT": Method("FourierFT", "n_frequency", "arXiv 2405.03003", (1e-3, 1e-1),
                         "its paper; peft's benchmark did not tune it", {**LINEAR, "init_weights": True}),
     "FROD": Method("FRoD", "min(in, out) and a sparse share of its square", "doi 10.1609/aaai.v40i31.39813",
-                   (1e-4, 2e-2), settings={**LINEAR, "progressbar": False}),
+                   (1e-4, 2e-2), settings={**LINEAR, "progressbar": False}, float32_base=True),
     "GLORA": Method("GLoRA", "up to 2r(in + out) and vectors", "arXiv 2306.07967", (1e-4, 3e-4), settings=LINEAR,
                     silent=r"glora_[DE]",
                     silent_because="D multiplies the bias, which may be zero, and LayerNorm takes out what E adds"),
@@ -76,7 +76,7 @@ METHODS = {
                    refused="its router takes the mean over all tokens of all rows of a batch (peft 0.21, "
                            "lily/layer.py), so a prediction moves with later tokens and with other rows"),
     "LN_TUNING": Method("LayerNorm tuning", "the norms", "arXiv 2312.11420", (1e-3, 1e-2),
-                        "its paper; peft's benchmark did not tune it"),
+                        "its paper; peft's benchmark did not tune it", float32_base=True),
     "LOHA": Method("LoHa", "2r(in + out)", "arXiv 2108.06098", (1e-4, 1e-3), settings=LINEAR),
     "LOKR": Method("LoKr", "Kronecker factors", "arXiv 2309.14859", (1e-3, 3e-3), settings=LINEAR),
     "MISS": Method("MiSS", "r · out", "arXiv 2409.15371", (2e-5, 1e-4), settings=LINEAR),
@@ -85,7 +85,7 @@ METHODS = {
         "as prompt tuning", {"num_virtual_tokens": 20}, PROMPT, one_task=True),
     "OFT": Method("OFT", "in(block − 1) / 2", "arXiv 2306.07280", (1e-4, 1e-3), settings=LINEAR),
     "OSF": Method("OSF", "the low part of the singular values and vectors", "arXiv 2504.07097", (1e-5, 1e-4),
-                  settings=LINEAR, changes_base=True),
+                  settings=LINEAR, float32_base=True),
     "PEANUT": Method("PEANuT", "2r · out", "arXiv 2410.01870", (1e-4, 1e-3), settings=LINEAR),
     "POLY": Method("Poly", "skills · LoRA, and a router", "arXiv 2202.13914", (1e-4, 1e-3), NOT_TEXT, LINEAR,
                    one_task=True),
@@ -93,7 +93,7 @@ METHODS = {
                             settings={"num_virtual_tokens": 20}, starts_elsewhere=PROMPT),
     "PROMPT_TUNING": Method("Prompt tuning", "P · C", "arXiv 2104.08691", (1e-3, 1e-1),
                             settings={"num_virtual_tokens": 20}, starts_elsewhere=PROMPT),
-    "PSOFT": Method("PSOFT", "r(r − 1) / 2 + 2r", "peft's docs", (1e-4, 5e-3), settings=LINEAR, changes_base=True),
+    "PSOFT": Method("PSOFT", "r(r − 1) / 2 + 2r", "peft's docs", (1e-4, 5e-3), settings=LINEAR, float32_base=True),
     "PVERA": Method("PVeRA", "2r + out", "arXiv 2512.07703", (1e-3, 3e-3), settings=LINEAR),
     "P_TUNING": Method("P-tuning", "P · C and a network that is not saved", "arXiv 2103.10385", (1e-4, 1e-3),
                        settings={"num_virtual_tokens": 20}, starts_elsewhere=PROMPT),

@@ -230,13 +230,14 @@ def given_settings(arguments: MethodConfig) -> dict[str, Any]:
     }
 
 
-def changes_base(arguments: ModelConfig) -> bool:
-    """Whether the method begins by rewriting the weights under it: what a coarse format would round."""
+def float32_base(arguments: ModelConfig) -> bool:
+    """Whether the weights under the method must be float32: it begins by rewriting them, which a coarse format would
+    round, or trains numbers that stand among theirs and are not cast to it."""
     if not arguments.use_peft:
         return False
     init = str((getattr(arguments, "peft", None) or {}).get("init_lora_weights", ""))
     kind = getattr(arguments, "kind", LORA)
-    return known_method(kind).changes_base or init.startswith(("pissa", "olora", "corda", "lora_ga"))
+    return known_method(kind).float32_base or init.startswith(("pissa", "olora", "corda", "lora_ga"))
 
 
 def not_planned(arguments: MethodConfig) -> str:

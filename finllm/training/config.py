@@ -24,7 +24,7 @@ from finllm.bounded import read_yaml
 from finllm.cpu.machine import bf16_is_fast
 from finllm.errors import UserError, did_you_mean, raise_problems
 from finllm.models.methods import known_method, usual_rate
-from finllm.models.settings import MethodConfig, changes_base, settings_problems
+from finllm.models.settings import MethodConfig, float32_base, name_of, settings_problems
 from finllm.terminal import say
 from finllm.text.credentials import credentials
 from finllm.text.prompts import CHAT, TEMPLATE_ID
@@ -157,7 +157,7 @@ def parse(arguments: list[str] | None = None) -> tuple[RecipeArguments, Training
     raise_problems(problems or _rate(training, model, given), path or "the command line")
     if model.use_peft:
         # Frozen weights need no optimizer, so none of their last bits: half the memory, and no cast in every product.
-        if training.bf16 and "dtype" not in given and not changes_base(model):
+        if training.bf16 and "dtype" not in given and not float32_base(model):
             model.dtype = "bfloat16"
         if recipe.base_dropout is None:
             recipe.base_dropout = 0.0
@@ -202,7 +202,12 @@ def _impossible(recipe: RecipeArguments, training: TrainingConfig, model: Method
             problems.append(f"{name} is not set; add it to the YAML or pass --{name}")
     if (model.load_in_4bit or model.load_in_8bit) and not model.use_peft:
         problems.append("load_in_4bit and load_in_8bit freeze the weights, so they need use_peft: true")
-    problems += [*settings_problems(model), *unsupported(training, model)]
+    found = list(settings_problems(model))
+    if not found and model.dtype in ("bfloat16", "float16") and float32_base(model):
+        given = (model.peft or {}).get("init_lora_weights")
+        method = name_of(model) + (f" with init_lora_weights {given}" if isinstance(given, str) else "")
+        found = [f"dtype is {model.dtype}, and {method} needs its base model in float32; remove dtype"]
+    problems += [*found, *unsupported(training, model)]
     if training.push_to_hub:
         problems.append(
             "push_to_hub is true, and nothing is sent away while a run is trained; remove it, and push what it made: "

@@ -93,10 +93,11 @@ def test_every_method_trains_is_proved_saved_loaded_and_merged_or_refused(kind, 
     assert "Conv1D" in layers if model == "gpt2" else "Linear" in layers
 
 
-IN_BFLOAT16 = {  # what is made of the base's weights or added to them; the rest with -m soak
-    "LORA": {}, "DORA": {"use_dora": True}, "OFT": {},
-    "IA3": {}, "PROMPT_TUNING": {},
+IN_BFLOAT16 = {  # what is made of the base's weights or added to them, and one that is refused; the rest with -m soak
+    "LORA": {}, "DORA": {"use_dora": True}, "OFT": {}, "IA3": {}, "PROMPT_TUNING": {}, "LN_TUNING": {},
+    "PISSA": {"init_lora_weights": "pissa"},
 }  # fmt: skip
+NEEDS_FLOAT32 = {"ADAMSS", "ADAPTION_PROMPT", "FROD", "LN_TUNING", "OSF", "PISSA", "PSOFT"}
 
 
 @pytest.mark.parametrize(
@@ -106,14 +107,28 @@ IN_BFLOAT16 = {  # what is made of the base's weights or added to them; the rest
         *(pytest.param(kind, marks=pytest.mark.soak) for kind in KINDS if kind not in {*REFUSED, *IN_BFLOAT16}),
     ],
 )
-def test_a_frozen_base_in_bfloat16_is_where_every_method_begins_too(kind, train):
+def test_on_a_frozen_base_in_bfloat16_a_method_begins_as_it_or_is_refused(kind, train):
     fields = IN_BFLOAT16.get(kind, {})
     name = "lora" if fields else kind.lower()
     done, run = train("llama", "--peft_type", name, "--dtype", "bfloat16", "--peft", json.dumps(fields))
+    if kind in NEEDS_FLOAT32:
+        assert done.status == 2 and "needs its base model in float32; remove dtype" in done.err, done.err
+        return
     assert done.status == 0, done.err
     proofs = {proof["name"]: proof for proof in run.proofs()}
     assert proofs["starts as the base"]["passed"] or kind in ELSEWHERE, proofs["starts as the base"]
     assert proofs["saved model"]["passed"], proofs["saved model"]
+
+
+@pytest.mark.parametrize("kind", ["LORA", "DORA", "IA3", "LN_TUNING", "PISSA"])
+def test_where_bfloat16_is_fast_the_frozen_base_is_in_it_unless_the_method_needs_float32(kind, monkeypatch):
+    monkeypatch.setattr("finllm.training.config.bf16_is_fast", lambda gpu: True)
+    fields = IN_BFLOAT16[kind]
+    model = parse([
+        "--model_name_or_path", "none", "--dataset_name", "none", "--output_dir", "none", "--learning_rate", "1e-3",
+        "--peft_type", "lora" if fields else kind.lower(), "--peft", json.dumps(fields),
+    ])[2]  # fmt: skip
+    assert model.dtype == ("float32" if kind in NEEDS_FLOAT32 else "bfloat16")
 
 
 @pytest.mark.parametrize(
