@@ -17,7 +17,7 @@ from typing import Any
 
 from finllm.data.csv_rows import read_csv
 from finllm.data.parts import BadRow
-from finllm.errors import UserError, at_most, raise_problems
+from finllm.errors import UserError, at_most, raise_problems, shortened
 from finllm.files import atomic_open, read_jsonl, write_jsonl
 from finllm.models.generate import Answer
 
@@ -30,6 +30,11 @@ def read_questions(path: str, answers: Sequence[str]) -> list[dict[str, Any]]:
     `answers` are the columns that answers will be written in, which no row may have.
     """
     rows = _read_csv(path) if _is_csv(path) else read_jsonl(path)
+    if rows and all(isinstance(row, dict) and "instruction" not in row for row in rows):
+        raise UserError(
+            f"{path} has no column `instruction`, where a question is read from; its columns are "
+            f"{shortened(', '.join(map(str, rows[0])))}, so rename the one that holds the questions"
+        )
     problems = [f"line {number}" for number, row in enumerate(rows, start=1) if not _asks(row)]
     if problems:
         raise UserError(
@@ -60,7 +65,7 @@ def _read_csv(path: str) -> list[dict[str, Any]]:
 
 def _asks(row: Any) -> bool:
     """Whether a line of a file is a row that can be asked."""
-    if not isinstance(row, dict) or not isinstance(row.get("instruction"), str):
+    if not isinstance(row, dict) or not isinstance(row.get("instruction"), str) or not row["instruction"].strip():
         return False
     turns = row.get("history") or []
     return (

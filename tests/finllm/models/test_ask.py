@@ -184,7 +184,11 @@ def test_csv_in_csv_out(command, gpt2_dir, tmp_path):
     assert done.status == 2 and "has answer already" in done.err
     (tmp_path / "bad.csv").write_text("question,note\na,b\n")
     done = asked(command, gpt2_dir, "--file", tmp_path / "bad.csv", "--output", tmp_path / "again.csv")
-    assert done.status == 2 and "no text in `instruction`" in done.err and not (tmp_path / "again.csv").exists()
+    assert done.status == 2 and "no column `instruction`" in done.err and not (tmp_path / "again.csv").exists()
+    assert "its columns are 'question, note'" in done.err
+    (tmp_path / "bad.csv").write_text("instruction,note\na,b\n,c\n")
+    done = asked(command, gpt2_dir, "--file", tmp_path / "bad.csv", "--output", tmp_path / "again.csv")
+    assert done.status == 2 and "no text in `instruction`" in done.err and "line 2" in done.err
 
 
 def test_a_file_goes_on_where_it_was_killed(command, gpt2_dir, tmp_path, monkeypatch):
