@@ -13,8 +13,8 @@ Every figure goes into proofs.json (finllm/run_dir.py).
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -110,21 +110,27 @@ def _short_of(row: dict[str, Any]) -> dict[str, list[int]]:
     return {name: row[name][:end] for name in ("input_ids", "labels")}
 
 
-def _sees_no_future(model, row: dict[str, list[int]]) -> tuple[Proof, Tensor]:
-    """The proof, and the nats of the row's supervised tokens as the model itself says them, (N,).
-
-    Half of the row stays, so the other half is what must not be seen. This is the first that a model is asked here: one
-    whose own forward fails is refused, as some do under an adapter on a layer that is no plain one.
-    """
-    ids, labels_T = row["input_ids"], torch.tensor(row["labels"])
+@contextmanager
+def _refused_where_it_fails(model: torch.nn.Module, tokens: int) -> Iterator[None]:
+    """A model whose own forward fails is a `UserError`, as some do under an adapter on a layer that is no plain one."""
     try:
-        moved, rounding, nll_T = future_difference(model, ids, len(ids) // 2, UNSEEN)
+        yield
     except Exception as error:  # of a model and an adapter of somebody else's, any
         fix = "leave such layers out of lora_target_modules" if isinstance(model, PeftModel) else "take another model"
         raise UserError(
-            f"{type(base_of(model)).__name__} fails on a row of {len(ids)} tokens: {type(error).__name__}: "
+            f"{type(base_of(model)).__name__} fails on a row of {tokens} tokens: {type(error).__name__}: "
             f"{' '.join(str(error).split())[:200]}; {fix}"
         ) from error
+
+
+def _sees_no_future(model, row: dict[str, list[int]]) -> tuple[Proof, Tensor]:
+    """The proof, and the nats of the row's supervised tokens as the model itself says them, (N,).
+
+    Half of the row stays, so the other half is what must not be seen.
+    """
+    ids, labels_T = row["input_ids"], torch.tensor(row["labels"])
+    with _refused_where_it_fails(model, len(ids)):
+        moved, rounding, nll_T = future_difference(model, ids, len(ids) // 2, UNSEEN)
     limit = max(UNSEEN, 10 * rounding)
     if moved > limit:
         raise UserError(
@@ -145,7 +151,8 @@ def _way(trainer: Any, probe: list[dict[str, list[int]]], long: dict[str, list[i
     what = "the last hidden state times the head" if plain else "more than the last hidden state times the head"
     said = f"the logits are {what} ({apart:.1g} of the largest apart)"
     found.append(Proof("head", apart, rounding_of(model), plain, said))
-    own = [nll_of(model, [row]) for row in probe]  # before anything of ours is put in its place
+    with _refused_where_it_fails(model, max(len(row["input_ids"]) for row in probe)):  # some do with a gradient alone
+        own = [nll_of(model, [row]) for row in probe]  # before anything of ours is put in its place
     if trainer.on_cpu:
         kernels.use_in(model)
     for rows, loss in trainer.ways(plain):
