@@ -7,15 +7,13 @@ this says what the model says of whole texts is tried on the shortest and the lo
 from __future__ import annotations
 
 import copy
-import os
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
-from transformers import DynamicCache, PreTrainedModel
+from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
 ALIKE = 16  # tokens that texts begin with alike, to be asked for what more they share
@@ -47,8 +45,9 @@ def groups(prompts: Sequence[Sequence[int]]) -> list[tuple[int, list[int]]]:
         alike[tuple(prompt[:ALIKE])].append(index)
     found, alone = [], []
     for beginning, indices in alike.items():
-        whole = os.path.commonprefix([list(prompts[index]) for index in indices])
-        shared = min(len(whole), min(len(prompts[index]) for index in indices) - 1)
+        shared, longest = 0, min(len(prompts[index]) for index in indices) - 1
+        while shared < longest and len({prompts[index][shared] for index in indices}) == 1:
+            shared += 1
         if len(indices) >= FEWEST and len(beginning) == ALIKE <= shared:
             found.append((shared, indices))
         else:
