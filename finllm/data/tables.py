@@ -15,7 +15,10 @@ def read_parquet(stream: IO[bytes], file: str, place: str) -> Iterator[RawRow]:
     """The rows of a Parquet file."""
     import pyarrow.parquet
 
-    yield from _rows(lambda: pyarrow.parquet.ParquetFile(stream).iter_batches(BATCH), file, place, "Parquet")
+    def batches() -> Iterator[pyarrow.RecordBatch]:  # threads would hold several columns of a row group at once
+        return pyarrow.parquet.ParquetFile(stream).iter_batches(BATCH, use_threads=False)
+
+    yield from _rows(batches, file, place, "Parquet")
 
 
 def read_arrow(stream: IO[bytes], file: str, place: str) -> Iterator[RawRow]:
