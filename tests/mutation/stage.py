@@ -58,7 +58,7 @@ class Seen:
 
 
 def run(tree: Path, files: list[str], plugin: object, seconds: float) -> int:
-    """Import `files` of tests in a stage and run them under a plugin of pytest; its status, −9 where it took too long."""
+    """Import `files` of tests in a stage and run them under a plugin of pytest; its status, −9 if it took too long."""
     child = os.fork()
     if not child:
         status = 70
