@@ -346,6 +346,26 @@ def test_another_process_scores_and_answers_and_writes_nothing(evaluated):
     assert sorted(path.name for path in run.eval.iterdir()) == [".partial"]
 
 
+def test_another_process_leaves_what_was_kept_to_the_first_one(evaluated, tmp_path):
+    with pytest.raises(UserError, match="is not finite"):
+        evaluated(wrong="prompt a", main=False)
+    assert ".partial" in {path.name for path in (tmp_path / "run" / "eval").iterdir()}
+
+
+def test_what_is_kept_is_of_all_that_the_figures_depend_on(evaluated, monkeypatch):
+    kept, asked = module.Kept, []
+    monkeypatch.setattr(module, "Kept", lambda folder, **of: asked.append((folder, of)) or kept(folder, **of))
+    _, run, _ = evaluated(max_examples=1)
+    ((folder, of),) = asked
+    settings = of.pop("settings")
+    assert folder == run.eval and settings["hashes"] == {"weights": "w" * 64, "tokenizer": "k" * 64}
+    assert (settings["dataset"], settings["split"], settings["examples"]) == ("d" * 64, ["test"], 1)
+    assert of == {
+        "description": vars(Model.description), "texts": [(list(b"prompt a"), list("Æ".encode()))], "batch_size": 2,
+        "device": "cpu", "versions": {"torch": "1"},
+    }  # fmt: skip
+
+
 def test_results_that_cannot_stand_leave_the_old_answers(evaluated, monkeypatch, tmp_path):
     _, run, _ = evaluated()
     before = (run.eval / "predictions.jsonl").read_text()

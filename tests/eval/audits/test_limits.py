@@ -377,7 +377,6 @@ def test_the_nearest_training_question_is_that_with_the_rarest_words_in_common()
 
 @pytest.mark.parametrize(("whole", "longer", "knows"), [
     ((-1.0, -1.0), (-1.11, -1.2), True), ((-1.0, -1.0), (-1.09, -1.2), False), ((-1.0, -1.0), (-0.5, -1.2), False),
-    ((-1.0, math.nan), (-1.2, -1.2), False),
 ])  # fmt: skip
 def test_a_model_knows_the_end_where_eos_is_surer_at_every_end(whole, longer, knows):
     """By 0.1 nats in each text that ends 8 tokens or more before the longest one; others are not looked at."""

@@ -202,8 +202,8 @@ def test_frozen_bfloat16_weights_give_float32_gradients_under_autocast(gpt2_dir)
 @pytest.mark.parametrize("active", [[], ["default"], ["other"], ["default", "other"]], ids=str)
 def test_whichever_adapters_are_active_a_layer_gives_what_pefts_gives(active, settings):
     torch.manual_seed(2)
-    layer = lora.Linear(nn.Linear(6, 5), "default", LoraConfig(r=2, lora_alpha=3, **settings))
-    layer.update_layer("other", r=3, lora_alpha=2, config=LoraConfig(r=3, lora_alpha=2, **settings))
+    layer = lora.Linear(nn.Linear(6, 5), "default", LoraConfig(**settings), r=2, lora_alpha=3)
+    layer.update_layer("other", r=3, lora_alpha=2, config=LoraConfig(**settings))
     for name, parameter in layer.named_parameters():
         nn.init.normal_(parameter, std=0.5)
         parameter.requires_grad_("lora_" in name)
@@ -224,7 +224,7 @@ def test_under_autocast_everything_is_cast_once_and_gradients_are_in_the_dtype_o
     weights, dropout, settings
 ):
     torch.manual_seed(2)
-    layer = lora.Linear(nn.Linear(6, 5), "default", LoraConfig(r=2, lora_dropout=dropout, **settings)).train()
+    layer = lora.Linear(nn.Linear(6, 5), "default", LoraConfig(lora_dropout=dropout, **settings), r=2).train()
     for name, parameter in layer.named_parameters():
         nn.init.normal_(parameter, std=0.5)
         parameter.requires_grad_("lora_" in name)

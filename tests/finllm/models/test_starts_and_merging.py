@@ -13,7 +13,7 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file
 from torch import nn
-from transformers import GPT2Config, GPT2LMHeadModel
+from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
 from finllm.errors import UserError
 from finllm.models import merge, starts
@@ -22,14 +22,24 @@ from finllm.models.merge import CannotMerge, merged, merged_proof
 IDS = torch.tensor([[3, 1, 4, 1, 5, 9, 2, 6], [2, 7, 1, 8, 2, 8, 1, 8]])
 
 
-def base():
+def moved(model):
     torch.manual_seed(1)
-    config = GPT2Config(vocab_size=20, n_positions=16, n_embd=8, n_layer=1, n_head=2, bos_token_id=0, eos_token_id=0)
-    model = GPT2LMHeadModel(config).eval()
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(0.2 * torch.randn_like(parameter))
-    return model
+    return model.eval()
+
+
+def base():
+    torch.manual_seed(1)
+    config = GPT2Config(vocab_size=20, n_positions=16, n_embd=8, n_layer=1, n_head=2, bos_token_id=0, eos_token_id=0)
+    return moved(GPT2LMHeadModel(config))
+
+
+def llama():
+    torch.manual_seed(1)
+    config = LlamaConfig(vocab_size=20, hidden_size=8, intermediate_size=12, num_hidden_layers=1, num_attention_heads=2)
+    return moved(LlamaForCausalLM(config))
 
 
 def logits(model):
@@ -37,20 +47,19 @@ def logits(model):
         return model(input_ids=IDS).logits
 
 
-PATTERNS = {"rank_pattern": {"mlp.c_fc": 3}, "alpha_pattern": {"mlp.c_fc": 5}}
+PATTERNS = {"rank_pattern": {"up_proj": 3}, "alpha_pattern": {"up_proj": 5}}
 
 
 @pytest.mark.parametrize("start", ["pissa", "olora"])
 @pytest.mark.parametrize("settings", [{}, {"use_rslora": True}, PATTERNS, {"use_rslora": True, **PATTERNS}], ids=str)
 def test_what_was_taken_out_of_the_base_is_saved_as_a_plain_adapter_of_it(tmp_path, start, settings):
-    targets = ["attn.c_attn", "mlp.c_fc"]
-    config = LoraConfig(r=2, lora_alpha=3, target_modules=targets, init_lora_weights=start, fan_in_fan_out=True,
-                        task_type="CAUSAL_LM", **settings)  # fmt: skip
-    adapted = get_peft_model(base(), config).eval()
+    targets = ["q_proj", "up_proj"]
+    config = LoraConfig(r=2, lora_alpha=3, target_modules=targets, init_lora_weights=start, **settings)
+    adapted = get_peft_model(llama(), config).eval()
     starts.finish(adapted, [])
     assert len(adapted.taken_out) == 4
     first = {name: tensor.clone() for name, tensor in adapted.taken_out.items()}
-    assert logits(adapted) == pytest.approx(logits(base()), abs=1e-4)  # as it begins, it is the base
+    assert logits(adapted) == pytest.approx(logits(llama()), abs=1e-4)  # as it begins, it is the base
     with torch.no_grad():
         for name, parameter in adapted.named_parameters():
             if "lora_" in name:
@@ -62,8 +71,8 @@ def test_what_was_taken_out_of_the_base_is_saved_as_a_plain_adapter_of_it(tmp_pa
     factor = 2**0.5 if settings.get("use_rslora") else 2
     assert (saved["init_lora_weights"], saved["r"]) == (True, 4) and saved["lora_alpha"] == pytest.approx(3 * factor)
     assert saved["rank_pattern"] == {key: 2 * rank for key, rank in settings.get("rank_pattern", {}).items()}
-    again = PeftModel.from_pretrained(base(), tmp_path).eval()
-    assert (logits(adapted) - logits(base())).abs().max() > 0.1
+    again = PeftModel.from_pretrained(llama(), tmp_path).eval()
+    assert (logits(adapted) - logits(llama())).abs().max() > 0.1
     assert logits(again) == pytest.approx(logits(adapted), abs=1e-4)
 
 
