@@ -247,9 +247,9 @@ def test_the_table_in_markdown():
     assert lines[0] == "One. Two."
     cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines if line.startswith("| ")]
     assert [each[:7] for each in cells[2:]] == [
-        ["1–2", "a", "1.000 (0.875 to 1.250)", "0.0100", "0.001", "0.0001 to 0.001", "1,000"],
-        ["2", "b", "1.500 (1.375 to 1.750)", "0.0100", "0.001", "0.0001 to 0.001", "1,000"],
-        ["–", "l", "2.000 (1.875 to 2.250)", "0.0100", "–", "–", "1,000"],
+        ["1–2", "a", "1.000 (0.875 to 1.250)", "0.0100", "0.001", "0.0001 to 0.001", "1k"],
+        ["2", "b", "1.500 (1.375 to 1.750)", "0.0100", "0.001", "0.0001 to 0.001", "1k"],
+        ["–", "l", "2.000 (1.875 to 2.250)", "0.0100", "–", "–", "1k"],
     ]
     assert len({len(each) for each in cells}) == 1 and [each[-1] for each in cells[2:]] == ["–", "0.5000", "–"]
     assert lines.index("- a: 1.0000 nats a token, at step 30") < lines.index("- b: 1.2500 nats a token, at step 60")
