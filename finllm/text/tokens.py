@@ -18,7 +18,7 @@ import json
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -51,13 +51,13 @@ class LengthReport:
     """What `max_length` did to a split: every row is counted, none is cut or dropped unseen."""
 
     max_length: int | None
-    rows: int = 0
-    truncated_rows: int = 0
-    lost_tokens: int = 0  # of responses, their EOS included
-    supervised_tokens: int = 0
-    spells_control: int = 0  # rows whose text spells a control token and was written as text
-    lengths: list[int] = field(default_factory=list)
-    dropped: list[tuple[str, str]] = field(default_factory=list)  # id, reason
+    rows: int
+    truncated_rows: int
+    lost_tokens: int  # of responses, their EOS included
+    supervised_tokens: int
+    spells_control: int  # rows whose text spells a control token and was written as text
+    lengths: list[int]
+    dropped: list[tuple[str, str]]  # id, reason
 
 
 @dataclass(frozen=True)

@@ -2,13 +2,22 @@
 
 import contextlib
 import math
+import random
 
 import numpy as np
 import pytest
 
 from eval.audits import overlap
 from eval.audits.audit import audit, stopping, template
-from eval.audits.causality import causality
+from eval.audits.causality import (
+    Look,
+    _cuts,
+    _is_length_alone,
+    _knows_the_end,
+    by_length,
+    causality,
+    texts_to_look_at,
+)
 from eval.audits.likelihood import _shuffled_rouge, likelihood, padding, question, reproducibility, sample
 from eval.audits.overlap import contamination, memorisation
 from eval.models.language_model import Description, Score
@@ -361,3 +370,73 @@ def test_the_nearest_training_question_is_that_with_the_rarest_words_in_common()
     ]
     asked_for = [example("a", "gold what", "x"), example("b", "TAX, is?", "x"), example("c", "is is", "x")]
     assert overlap.nearest_answers(asked_for, training)[:2] == ["2", "1"]
+
+
+# Where a text ends ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("whole", "longer", "knows"), [
+    ((-1.0, -1.0), (-1.11, -1.2), True), ((-1.0, -1.0), (-1.09, -1.2), False), ((-1.0, -1.0), (-0.5, -1.2), False),
+])  # fmt: skip
+def test_a_model_knows_the_end_where_eos_is_surer_at_every_end(whole, longer, knows):
+    """By 0.1 nats in each text that ends 8 tokens or more before the longest one; others are not looked at."""
+    pairs = [([1, 2], [3, 4, 49]), ([1, 2, 3], [4, 49]), ([5, 6], [7] * 10 + [49]), ([1, 2], [3, 4, 5, 49])]
+    asked = []
+
+    class Ends(Set):
+        def distributions(self, rows, positions):
+            ((prompt, response),), (position,) = rows, positions
+            asked.append((prompt, response, position))
+            found = np.full(VOCABULARY, -9.0)
+            found[49] = longer[len(asked) - 1]
+            return [found]
+
+    looks = [Look(0, 2, whole[0], 0.0), Look(0, 1, 5.0, 0.0), Look(1, 1, whole[1], 0.0), Look(1, 0, 5.0, 0.0),
+             Look(2, 10, -1.0, 0.0), Look(3, 3, -1.0, 0.0)]  # fmt: skip
+    assert _knows_the_end(Ends(), pairs, looks) is knows
+    first, second = ([1, 2], [3, 4, 49, 1, 2, 1, 2, 1, 2, 1, 2], 2), ([1, 2, 3], [4, 49, 1, 2, 3, 1, 2, 3, 1, 2], 1)
+    assert asked == [first, second]
+    assert _knows_the_end(Ends(), pairs, looks[4:]) is False  # nothing could be looked at
+
+
+@pytest.mark.parametrize(("filled", "alone"), [
+    ((0.0, 0.0), True), ((1.9e-4, -1.9e-4), True), ((2.1e-4, 0.0), False), ((0.0, -2.1e-4), False),
+    ((0.0, math.nan), False),
+])  # fmt: skip
+def test_what_moved_is_of_the_length_alone_where_any_filling_brings_it_back(filled, alone):
+    pairs, asked = [([1, 2], [3, 4, 5, 49]), ([6], [7, 8, 49])], []
+
+    class Filled(Set):
+        def distributions(self, rows, positions):
+            (row,), (position,) = rows, positions
+            asked.append((*row, position))
+            found = np.full(VOCABULARY, -9.0)
+            found[[4, 8]] = -1.0 + filled[len(asked) % 2]
+            return [found]
+
+    assert _is_length_alone(Filled(), pairs, [Look(0, 1, -1.0, -2.0)]) is alone
+    for prompt, response, position in asked:
+        assert (prompt, response[:1], len(response), position) == ([1, 2], [3], 4, 1)
+        assert all(new != old and new in {*range(1, 9), 49} for new, old in zip(response[1:], [4, 5, 49], strict=True))
+    asked.clear()
+    both = [Look(1, 1, -1.0, -2.0), Look(0, 1, -1.0, -2.0)]
+    assert _is_length_alone(Filled(), pairs, both) is alone and len(asked) == (4 if alone else 2)
+
+
+def test_which_texts_and_positions_are_looked_at():
+    pairs = [([0] * (5 * number % 23), [1] * (1 + 7 * number % 19)) for number in range(20)]
+    lengths = [len(prompt) + len(response) for prompt, response in pairs]
+    order = by_length(pairs)
+    assert sorted(order) == [*range(20)] and [lengths[index] for index in order] == sorted(lengths)
+    chosen = texts_to_look_at(pairs)
+    assert chosen[:2] == [order[-1], order[10]] and len({*chosen}) == 5 and chosen == texts_to_look_at(pairs)
+    assert texts_to_look_at(pairs[:1]) == [0] and sorted(texts_to_look_at(pairs[:2])) == [0, 1]
+    generator = random.Random(0)
+    for _ in range(50):
+        inner = _cuts([0] * 9, 2, True, generator)
+        assert inner == sorted({*inner}) and len(inner) == 4 and (inner[0], inner[-1]) == (0, 8)
+        (one,) = _cuts([0] * 9, 1, False, generator)
+        assert 0 <= one <= 8
+    assert {_cuts([0] * 3, 1, False, generator)[0] for _ in range(50)} == {0, 1, 2}
+    assert {tuple(_cuts([0] * 4, 1, True, generator)) for _ in range(50)} == {(0, 1, 3), (0, 2, 3)}
+    assert _cuts([0], 2, True, generator) == [0] and _cuts([0, 0], 1, True, generator) == [0, 1]

@@ -1,11 +1,14 @@
 """The likelihoods and answers of models whose every probability is set: one with a bias on its head, one long row."""
 
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
 from set_models import EOS, chain, nats, save
 
+from eval.models import transformers_lm
+from eval.models.language_model import Description
 from eval.models.transformers_lm import dtype_of, encode_pair, load_base
 from eval.models.transformers_reader import base_reader
 from finllm.errors import UserError
@@ -122,3 +125,25 @@ def test_an_unknown_token_is_refused_unless_it_is_eos(folder):
     with pytest.raises(UserError, match="the tokenizer of m cannot write 'banana'"):
         encode_pair(Alpaca(tokenizer), "m", "b", "banana")
     assert encode_pair(Alpaca(tokenizer), "m", "banana", "b")[1] == [99, EOS]
+
+
+@pytest.mark.parametrize("quantised", [None, "bitsandbytes"])
+def test_a_run_is_read_in_float32_but_what_is_quantised_stays_so(monkeypatch, quantised):
+    model = torch.nn.Linear(2, 2).bfloat16()
+    model.config, model.dtype, model.quantization_method = SimpleNamespace(), torch.float32, quantised
+    asked, template = [], SimpleNamespace(ids=[1, 2])
+
+    def answers(name, result):
+        monkeypatch.setattr(transformers_lm, name, lambda *given: asked.append((name, *given)) or result)
+
+    answers("load_for_inference", (model, "tokenizer"))
+    answers("template_of_run", template)
+    answers("tokenizer_fits", None)
+    summary = {"method": "lora", "base_model": "gpt2", "total_parameters": 9, "trainable_parameters": 3}
+    run = SimpleNamespace(path="runs/a", summary=lambda: summary)
+    found = transformers_lm.load(run, 7)
+    assert asked == [("load_for_inference", "runs/a"), ("template_of_run", run, "tokenizer"),
+                     ("tokenizer_fits", "tokenizer", model, [1, 2])]  # fmt: skip
+    assert found.model.weight.dtype == (torch.bfloat16 if quantised else torch.float32)
+    assert found.description == Description("lora", "gpt2", "gpt2", 9, 3, "float32")
+    assert (found.batch_size, found.template, found.tokenizer) == (7, template, "tokenizer")

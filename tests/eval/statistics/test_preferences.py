@@ -11,6 +11,7 @@ from eval.statistics.preferences import (
     Votes,
     agreement,
     estimate,
+    interval,
     rank_correlation,
     share,
     strengths,
@@ -163,3 +164,87 @@ def test_intervals_of_strength_hold(judges, questions, spread, taste):
     rate = np.mean(held)
     print(f"| {judges} | {questions} | {spread} | {taste} | {100 * rate:.1f} % |")
     assert rate > 0.85
+
+
+# By hand -------------------------------------------------------------------------------------------------------------
+
+FEW = Votes(
+    3, judge=np.array([0, 1, 0, 1, 0]), question=np.array([0, 0, 1, 1, 2]), a=np.array([0, 1, 0, 2, 1]),
+    b=np.array([1, 0, 2, 0, 2]), outcome=np.array([1, 1, -1, 0, 0]),
+)  # fmt: skip
+
+
+def test_tables_count_wins_and_ties_by_their_weights():
+    wins, ties = FEW.tables(np.array([[1.0] * 5, [2.0, 3.0, 0.0, 5.0, 7.0]]))
+    assert wins[0].tolist() == [[0, 1, 0], [1, 0, 0], [1, 0, 0]] and wins[1].tolist() == [
+        [0, 2, 0],
+        [3, 0, 0],
+        [0, 0, 0],
+    ]
+    assert ties[0].tolist() == [[0, 0, 1], [0, 0, 1], [1, 1, 0]] and ties[1].tolist() == [
+        [0, 0, 5],
+        [0, 0, 7],
+        [5, 7, 0],
+    ]
+    # (wins + half of the ties) / votes: 0 has a win, two losses and a tie
+    assert win_rates(*FEW.tables(np.ones((1, 5))))[0] == pytest.approx([1.5 / 4, 1.5 / 3, 2 / 3])
+
+
+def test_a_vote_counts_as_often_as_its_question_times_its_judge():
+    weights = FEW.weights()
+    assert weights.shape == (DRAWS, 5) == (999, 5) and np.array_equal(weights, FEW.weights())
+    # Votes 0 and 1 share a question, 0, 2 and 4 a judge: so w0 · w3 = w1 · w2.
+    assert np.array_equal(weights[:, 0] * weights[:, 3], weights[:, 1] * weights[:, 2])
+    assert weights.mean(0) == pytest.approx(np.ones(5), abs=0.15) and (weights == np.floor(weights)).all()
+    judges = weights[:, 0] + weights[:, 1]  # question 0's weight times two
+    assert set(np.unique(judges % 2)) == {0.0} and judges.max() <= 6
+    one = Votes(3, np.zeros(5, dtype=int), FEW.question, FEW.a, FEW.b, FEW.outcome).weights()
+    assert np.array_equal(one[:, 0], one[:, 1]) and np.array_equal(one[:, 2], one[:, 3])
+    assert (one[:, 0] + one[:, 2] + one[:, 4] == 3).all()  # of one judge only questions are drawn
+
+
+def test_an_estimate_is_of_all_votes_and_of_every_draw():
+    nats, rates, tie, draws, drawn_rates = estimate(FEW)
+    assert nats == pytest.approx(strengths(*FEW.tables(np.ones((1, 5))))[0][0])
+    assert tie == pytest.approx(strengths(*FEW.tables(np.ones((1, 5))))[1][0])
+    assert rates == pytest.approx([1.5 / 4, 1.5 / 3, 2 / 3])
+    tables = FEW.tables(FEW.weights())
+    assert draws == pytest.approx(strengths(*tables)[0])
+    assert np.array_equal(drawn_rates, win_rates(*tables), equal_nan=True)
+
+
+@pytest.mark.parametrize("factor", [1, 7])
+def test_other_names_of_models_and_other_sides_change_nothing(factor):
+    wins, ties = tables(4, 5)
+    order = np.array([2, 0, 3, 1])
+    (nats,), (tie,) = strengths(factor * wins[None], factor * ties[None])
+    (turned,), (same,) = strengths(
+        factor * wins[None][:, order][:, :, order], factor * ties[None][:, order][:, :, order]
+    )
+    assert turned == pytest.approx(nats[order]) and same == pytest.approx(tie)
+    (mirrored,), (even,) = strengths(factor * wins.T[None], factor * ties[None])
+    assert mirrored == pytest.approx(-nats) and even == pytest.approx(tie)  # who lost now won
+
+
+def test_an_interval_is_of_percentiles_and_holds_its_value():
+    draws = np.array([*np.arange(101.0), np.nan, np.inf])
+    found = interval(50.0, draws)
+    assert [found.value, found.low, found.high] == pytest.approx([50, 2.5, 97.5])
+    assert (interval(-1.0, draws).low, interval(99.0, draws).high) == (-1.0, 99.0)
+    assert vars(interval(3.0, np.array([np.nan]))) == {"value": 3.0, "low": 3.0, "high": 3.0}
+
+
+def test_a_share_has_wilsons_interval():
+    found, z = share(3, 8), 1.959963984540054
+    middle, reach = (3 / 8 + z**2 / 16) / (1 + z**2 / 8), z * np.sqrt(3 / 8 * 5 / 8 / 8 + z**2 / 256) / (1 + z**2 / 8)
+    assert [found.value, found.low, found.high] == pytest.approx([3 / 8, middle - reach, middle + reach])
+
+
+def test_agreement_is_of_units_that_two_judges_share():
+    nan = np.nan
+    units = np.array([[1, 1, 0, -1, 1, nan], [1, 0, 0, -1, nan, 1], [nan, 1, 0, nan, nan, nan]], dtype=float)
+    found = agreement(units)
+    assert found.value == pytest.approx(agreement(units[:, :4]).value) and found.low <= found.value <= found.high
+    assert vars(agreement(units)) == vars(found) and found.low < found.high
+    assert agreement(-units).value == pytest.approx(found.value)  # on a scale that has no upper end
+    assert agreement(units[[1, 2, 0]]).value == pytest.approx(found.value)

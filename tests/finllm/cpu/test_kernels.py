@@ -196,3 +196,44 @@ def test_frozen_bfloat16_weights_give_float32_gradients_under_autocast(gpt2_dir)
         if parameter.grad is not None:
             assert parameter.grad.dtype == torch.float32
             assert (parameter.grad - reference.grad).norm() < 5e-2 * reference.grad.norm(), name
+
+
+@pytest.mark.parametrize("settings", ADAPTERS.values(), ids=ADAPTERS)
+@pytest.mark.parametrize("active", [[], ["default"], ["other"], ["default", "other"]], ids=str)
+def test_whichever_adapters_are_active_a_layer_gives_what_pefts_gives(active, settings):
+    torch.manual_seed(2)
+    layer = lora.Linear(nn.Linear(6, 5), "default", LoraConfig(**settings), r=2, lora_alpha=3)
+    layer.update_layer("other", r=3, lora_alpha=2, config=LoraConfig(**settings))
+    for name, parameter in layer.named_parameters():
+        nn.init.normal_(parameter, std=0.5)
+        parameter.requires_grad_("lora_" in name)
+    ours = copy.deepcopy(layer)
+    kernels.use_in(ours)
+    for each in (layer, ours):
+        each._active_adapter = active
+    x = torch.randn(4, 6)
+    torch.testing.assert_close(ours(x), layer(x))
+    if not active:
+        torch.testing.assert_close(ours(x), layer.base_layer(x))
+
+
+@pytest.mark.parametrize("settings", [ADAPTERS["lora"], ADAPTERS["dora"]], ids=["lora", "dora"])
+@pytest.mark.parametrize("dropout", [0.0, 0.5])
+@pytest.mark.parametrize("weights", [torch.float32, torch.bfloat16])
+def test_under_autocast_everything_is_cast_once_and_gradients_are_in_the_dtype_of_what_they_are_of(
+    weights, dropout, settings
+):
+    torch.manual_seed(2)
+    layer = lora.Linear(nn.Linear(6, 5), "default", LoraConfig(lora_dropout=dropout, **settings), r=2).train()
+    for name, parameter in layer.named_parameters():
+        nn.init.normal_(parameter, std=0.5)
+        parameter.requires_grad_("lora_" in name)
+    layer.base_layer.to(weights)
+    kernels.use_in(layer)
+    x = torch.randn(4, 6, requires_grad=True)
+    with torch.autocast("cpu", torch.bfloat16):
+        result = layer(x)
+    assert result.dtype == torch.bfloat16
+    result.float().square().sum().backward()
+    assert x.grad.dtype == torch.float32
+    assert {parameter.grad.dtype for parameter in layer.parameters() if parameter.requires_grad} == {torch.float32}

@@ -3,9 +3,11 @@
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
+from torch import nn
 from torch.nn.functional import cross_entropy
 from transformers import AutoModelForCausalLM, LlamaConfig
 
+from finllm.cpu import loss
 from finllm.cpu.loss import add_supervised_head
 
 IDS = torch.arange(3, 43).view(2, 20)
@@ -97,3 +99,17 @@ def _same_as_own(model, own):
         assert (parameter.grad is None) == (reference.grad is None), name
         if parameter.grad is not None:
             assert torch.allclose(parameter.grad, reference.grad, rtol=1e-4, atol=1e-5), name
+
+
+@pytest.mark.parametrize(("settings", "plain"), [
+    ({}, True), ({"padding_idx": 0}, False), ({"padding_idx": 3}, False), ({"max_norm": 1.0}, False),
+    ({"scale_grad_by_freq": True}, False), ({"sparse": True}, False),
+])  # fmt: skip
+def test_an_embedding_that_does_more_than_look_up_is_none_that_is_stood_in_for(settings, plain):
+    embedding = nn.Embedding(5, 4, **settings)
+    assert loss._is_plain_lookup(embedding) is plain
+    assert not loss._is_plain_lookup(nn.Linear(5, 4))
+    handle = embedding.register_forward_hook(lambda *given: None)
+    assert not loss._is_plain_lookup(embedding)
+    handle.remove()
+    assert loss._is_plain_lookup(embedding) is plain

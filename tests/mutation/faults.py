@@ -1,4 +1,4 @@
-"""Small faults, put into a module one at a time: each is a piece of its text replaced by another.
+"""Every small fault that can be put into a module: each is a piece of its text replaced by another.
 
 What cannot change a result is left out by rule: what is raised, said, printed or shown, prose (a text with a blank in
 it), docstrings, annotations, imports, and what a command says of its flags.
@@ -7,100 +7,33 @@ it), docstrings, annotations, imports, and what a command says of its flags.
 from __future__ import annotations
 
 import ast
-import difflib
 import itertools
 from dataclasses import dataclass
-from pathlib import Path
 
-COMPARE = {
-    ast.Lt: ("<=", ">="), ast.LtE: ("<", ">"), ast.Gt: (">=", "<="), ast.GtE: (">", "<"), ast.Eq: ("!=",),
-    ast.NotEq: ("==",), ast.In: ("not in",), ast.NotIn: ("in",), ast.Is: ("is not",), ast.IsNot: ("is",),
-}  # fmt: skip
-BINARY = {
-    ast.Add: "-", ast.Sub: "+", ast.Mult: "/", ast.Div: "*", ast.FloorDiv: "/", ast.Mod: "*", ast.Pow: "*",
-    ast.LShift: ">>", ast.RShift: "<<", ast.BitAnd: "|", ast.BitOr: "&", ast.BitXor: "|",
-}  # fmt: skip
-SIGN = {
-    ast.Add: "+", ast.Sub: "-", ast.Mult: "*", ast.Div: "/", ast.FloorDiv: "//", ast.Mod: "%", ast.Pow: "**",
-    ast.LShift: "<<", ast.RShift: ">>", ast.BitAnd: "&", ast.BitOr: "|", ast.BitXor: "^", ast.MatMult: "@",
-}  # fmt: skip
-_PAIRS = (
-    "argmax argmin", "max min", "amax amin", "any all", "sum mean", "floor ceil", "maximum minimum", "log exp",
-    "sin cos", "tril triu", "cumsum cumprod", "lstrip rstrip", "startswith endswith", "softmax log_softmax",
-    "add_ sub_", "fullmatch match", "search match", "partition rpartition", "expm1 exp", "zeros ones",
-    "permutations combinations", "repeat_interleave repeat", "update clear", "median mean",
-)  # fmt: skip
-RENAMED: dict[str, list[str]] = {}
-for _pair in _PAIRS:
-    for _one, _other in (_pair.split(), _pair.split()[::-1]):
-        RENAMED.setdefault(_one, []).append(_other)
-# What may be left undone: `f(x)` becomes `x`, and `x.f(…)` too
-FUNCTIONS = {
-    "sorted", "abs", "sqrt", "cbrt", "float", "int", "round", "ceil", "floor", "reversed", "set", "exp", "log", "mixed",
-    "frozenset", "shuffle", "normalised_question", "ratios", "log_softmax", "cumsum", "unique", "logit", "expit",
-}  # fmt: skip
-METHODS = {
-    "float", "double", "copy", "clamp", "clone", "detach", "lower", "casefold", "strip", "eval", "abs", "sqrt", "exp",
-    "log", "cumsum", "softmax", "log_softmax", "sort", "contiguous", "neg", "mul_", "to", "masked_fill", "tril",
-    "removeprefix", "translate", "astype", "view", "int", "long", "bool", "transpose", "split", "encode", "rstrip",
-    "lstrip", "ljust", "where", "requires_grad_", "require_complete",
-}  # fmt: skip
-SAYING = {"say", "print", "print_exception", "write_text", "add_argument", "add_column", "add_row", "warn", "warning"}
-SHOWING = {"help", "description", "title", "desc", "citation", "inputs_description", "metavar"}
-SAID = {"said", "title", "summary", "fix", "problems", "reason", "more", "verb", "floors", "whose", "noise", "counted"}
-TELLING = {"_print", "_tell", "_some", "_shown", "_percent", "_milder"}  # functions that make words and nothing else
-NOT_SWAPPED = {"isinstance", "getattr", "hasattr", "setattr", "print", "Counter", "field"}
+from rules import (
+    BINARY,
+    COMPARE,
+    FUNCTIONS,
+    METHODS,
+    NOT_SWAPPED,
+    RENAMED,
+    SAID,
+    SAYING,
+    SHOWING,
+    SIGN,
+    TELLING,
+)
 
 
 @dataclass(frozen=True)
-class Mutant:
-    """One fault: of the module's bytes those from `begin` to `end` become `new`; `line` is where, `kind` what it is."""
+class Fault:
+    """Of a module's bytes those from `begin` to `end` become `new`; `kind` is what it is, `line` where."""
 
     kind: str
     begin: int
     end: int
     new: str
     line: int
-    last_line: int
-
-    def applied(self, source: str) -> str:
-        data = source.encode()
-        return (data[: self.begin] + self.new.encode() + data[self.end :]).decode()
-
-    def diff(self, source: str, path: str) -> str:
-        lines = (source.splitlines(), self.applied(source).splitlines())
-        changed = [line for line in difflib.unified_diff(*lines, lineterm="", n=0) if line[:2] not in ("--", "++")]
-        return f"{path}:{self.line} {self.kind}\n" + "\n".join(f"    {line}" for line in changed[1:])
-
-
-def mutants_of(path: Path) -> list[Mutant]:
-    """All mutants of a module that are Python and no two of which are the same, in the order of its lines."""
-    source = path.read_text(encoding="utf-8")
-    data, seen, kept = source.encode(), set(), []
-    # Of a mutant only the statement at the top that it is in is parsed: there are hundreds in a module.
-    blocks = {span: ast.dump(ast.parse(data[slice(*span)])) for span in _blocks(source)}
-    for mutant in sorted(_Visitor(source).found, key=lambda each: (each.begin, each.end, each.new)):
-        begin, end = next(span for span in blocks if span[0] <= mutant.begin < span[1])
-        try:
-            tree = ast.dump(ast.parse(data[begin : mutant.begin] + mutant.new.encode() + data[mutant.end : end]))
-        except SyntaxError:
-            continue
-        if tree != blocks[begin, end] and (begin, tree) not in seen:
-            seen.add((begin, tree))
-            kept.append(mutant)
-    return kept
-
-
-def _blocks(source: str) -> list[tuple[int, int]]:
-    """Where each statement at the top of a module begins, with its decorators, and ends, in bytes."""
-    starts = [0, *itertools.accumulate(map(len, source.encode().splitlines(keepends=True)))]
-    return [
-        (
-            starts[min([node.lineno, *(each.lineno for each in getattr(node, "decorator_list", []))]) - 1],
-            starts[node.end_lineno - 1] + node.end_col_offset,
-        )
-        for node in ast.parse(source).body
-    ]
 
 
 def _name(node: ast.AST) -> str:
@@ -113,7 +46,18 @@ def _is_prose(node: ast.AST) -> bool:
     return isinstance(node, ast.Constant) and isinstance(node.value, str) and " " in node.value.strip()
 
 
-class _Visitor(ast.NodeVisitor):
+def _is_text(node: ast.AST) -> bool:
+    return isinstance(node, ast.Constant) and isinstance(node.value, (str, bytes))
+
+
+def _says(node: ast.Call) -> bool:
+    """Whether a call adds to what is said: `said.append(…)`, `problems.append(…)`."""
+    return isinstance(node.func, ast.Attribute) and _name(node.func.value) in SAID
+
+
+class Faults(ast.NodeVisitor):
+    """Visits a module and collects in `found` every fault that could be put into it."""
+
     def __init__(self, source: str):
         self.source, self.found = source, []
         self.starts = [0]
@@ -131,7 +75,7 @@ class _Visitor(ast.NodeVisitor):
         """`new` in place of the text from `node` on, to the end of `until`."""
         until, begin = until or node, self.place(node)
         end = self.starts[until.end_lineno - 1] + until.end_col_offset
-        self.found.append(Mutant(kind, begin, end, new, node.lineno, until.end_lineno))
+        self.found.append(Fault(kind, begin, end, new, node.lineno))
 
     def between(self, left: ast.AST, right: ast.AST, kind: str, old: str, new: str) -> None:
         """`new` for the operator `old` that stands between two operands."""
@@ -139,7 +83,7 @@ class _Visitor(ast.NodeVisitor):
         end = self.starts[right.lineno - 1] + right.col_offset
         gap = self.source.encode()[begin:end].decode()
         if old in gap:
-            self.found.append(Mutant(kind, begin, end, gap.replace(old, new, 1), left.lineno, right.end_lineno))
+            self.found.append(Fault(kind, begin, end, gap.replace(old, new, 1), left.lineno))
 
     # What is left out ------------------------------------------------------------------------------------------------
 
@@ -349,7 +293,7 @@ class _Visitor(ast.NodeVisitor):
                 last = number == len(ends) - 1
                 begin, end = (ends[number - 1] if last and number else begins[number],
                               ends[number] if last else begins[number + 1])  # fmt: skip
-                self.found.append(Mutant("entry dropped", begin, end, "", firsts[number].lineno, value.end_lineno))
+                self.found.append(Fault("entry dropped", begin, end, "", firsts[number].lineno))
                 self.visit(value)
 
     def visit_Tuple(self, node: ast.Tuple) -> None:
@@ -388,12 +332,3 @@ class _Visitor(ast.NodeVisitor):
         for part in node.values:
             if isinstance(part, ast.FormattedValue) and len(node.values) > 1:
                 self.put(part.value, "value dropped", "''")
-
-
-def _is_text(node: ast.AST) -> bool:
-    return isinstance(node, ast.Constant) and isinstance(node.value, (str, bytes))
-
-
-def _says(node: ast.Call) -> bool:
-    """Whether a call adds to what is said: `said.append(…)`, `problems.append(…)`."""
-    return isinstance(node.func, ast.Attribute) and _name(node.func.value) in SAID
