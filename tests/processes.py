@@ -5,6 +5,7 @@ They are forked from a server that has imported torch and trl once, which takes 
 
 from __future__ import annotations
 
+import importlib
 import multiprocessing
 import os
 import resource
@@ -75,6 +76,7 @@ class How:
     folder: Path = ROOT
     environment: Mapping[str, str] = field(default_factory=dict)
     errors: Path | None = None  # where what goes to stderr is written; with what goes to stdout, unless it is named
+    picture: bool = False  # of the losses of a run, whose drawing takes as long as a few steps
 
 
 def sync(file) -> None:
@@ -165,6 +167,8 @@ def _run(script: str, arguments: list[str], output: Path, how: How) -> None:
 
         torch.set_num_threads(int(how.environment["OMP_NUM_THREADS"]))
     os.fsync = sync
+    if not how.picture:
+        importlib.import_module("finllm.training.plots").plot_loss = lambda run: None
     if how.moment:
         how.moment.prepare()
     if how.file_limit:
