@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 from hypothesis import settings
-from processes import Done, run_ranks, sync
+from processes import Done, run_ranks, serve, sync
 
 ROOT = Path(__file__).resolve().parents[1]
 os.environ["HF_HUB_OFFLINE"] = "1"  # before any library of the hub is imported
@@ -42,6 +42,8 @@ def pytest_collection_finish() -> None:
 def cache(tmp_path_factory) -> None:
     """What is prepared, mapped and tokenized here stays here."""
     os.environ["FINLLM_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+    if "PYTEST_XDIST_WORKER" in os.environ:  # one of those that run the whole suite
+        serve()
 
 
 @pytest.fixture(scope="module", autouse=True)
