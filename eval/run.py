@@ -42,7 +42,7 @@ from finllm.data.dataset_dir import DatasetDir, is_dataset_dir
 from finllm.data.prepare import resolve
 from finllm.errors import UserError, run_command
 from finllm.files import cache_dir, sweep, write_json, write_jsonl
-from finllm.provenance import provenance
+from finllm.provenance import package_versions, provenance
 from finllm.run_dir import RunDir
 from finllm.terminal import Parser, Terminal
 from finllm.text.conversations import without_marks
@@ -136,7 +136,7 @@ def _evaluate(subject: Subject, arguments: argparse.Namespace, left_out: set[str
         texts=pairs,
         batch_size=arguments.batch_size,
         device=process.device.type,
-        versions=provenance()["packages"],
+        versions=package_versions(),
     )
 
     def in_batches(stage: str, title: str, indices: list[int], length: Callable[[int], int], work: Callable) -> tuple:

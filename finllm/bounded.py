@@ -7,6 +7,8 @@ numbers finite. YAML aliases are counted as what they stand for: nine lines of n
 
 from __future__ import annotations
 
+import copy
+import functools
 import json
 import math
 import os
@@ -184,7 +186,11 @@ _PLAIN = {_TAG + name for name in ("str", "int", "float", "bool", "null", "seq",
 
 def read_yaml(path: Path | str) -> dict[str, Any]:
     """The mapping of a YAML file, its keys text, within the bounds of this module; an empty file is an empty one."""
-    text = read_text(path, MOST_YAML_BYTES)
+    return copy.deepcopy(_mapping(read_text(path, MOST_YAML_BYTES), str(path)))
+
+
+@functools.lru_cache(8)  # an evaluation asks for a run's config.yaml some seventeen times
+def _mapping(text: str, path: str) -> dict[str, Any]:
     try:
         loader = _Loader(text)
         node = loader.get_single_node()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import importlib.metadata
 import os
 import platform
@@ -15,18 +16,27 @@ PACKAGES = ("torch", "transformers", "trl", "peft", "accelerate", "datasets", "b
 
 def provenance(**hashes_and_seeds: Any) -> dict[str, Any]:
     """Where a run comes from: git commit, Python and package versions, hardware, and what the caller adds."""
-    versions = {}
-    for package in PACKAGES:
-        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-            versions[package] = importlib.metadata.version(package)
     return {
         "git_commit": _git("rev-parse", "HEAD"),
         "git_dirty": bool(_git("status", "--porcelain", "--untracked-files=no")),
         "python": platform.python_version(),
-        "packages": versions,
+        "packages": package_versions(),
         "hardware": {"machine": platform.machine(), "processor": _processor(), "cores": os.cpu_count()},
         **hashes_and_seeds,
     }
+
+
+def package_versions() -> dict[str, str]:
+    """The installed version of each of `PACKAGES` that is installed."""
+    versions = {package: _version(package) for package in PACKAGES}
+    return {package: version for package, version in versions.items() if version is not None}
+
+
+@functools.cache  # the whole of a package's description is parsed for its version
+def _version(package: str) -> str | None:
+    with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+        return importlib.metadata.version(package)
+    return None
 
 
 def _git(*arguments: str) -> str | None:

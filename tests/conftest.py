@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 from hypothesis import settings
-from processes import Done, run_ranks
+from processes import Done, run_ranks, serve, sync
 
 ROOT = Path(__file__).resolve().parents[1]
 os.environ["HF_HUB_OFFLINE"] = "1"  # before any library of the hub is imported
@@ -31,6 +31,9 @@ gc.disable()  # until all files of tests are imported: collections take a fifth 
 LONGEST = 1800  # seconds that a process may take: a machine under load is slow, and one that hangs hangs for ever
 
 
+os.fsync = sync
+
+
 def pytest_collection_finish() -> None:
     gc.enable()
 
@@ -39,6 +42,8 @@ def pytest_collection_finish() -> None:
 def cache(tmp_path_factory) -> None:
     """What is prepared, mapped and tokenized here stays here."""
     os.environ["FINLLM_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+    if "PYTEST_XDIST_WORKER" in os.environ:  # one of those that run the whole suite
+        serve()
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -57,13 +62,20 @@ def accelerate_begins_anew():
 
 
 @pytest.fixture
-def command(capfd, monkeypatch) -> Callable[..., Done]:
+def picture() -> None:
+    """Whoever asks for it has commands draw the losses of a run: a fifth of the time of one of a few steps."""
+
+
+@pytest.fixture
+def command(request, capfd, monkeypatch) -> Callable[..., Done]:
     """`command("recipes/sft.py", "--config", …)`: a script of the checkout, run in this process as python runs it.
 
     Importing torch and transformers anew for each of some dozens of commands would take minutes. They are imported
     before the first: a command that only reads texts does without torch, and would leave later ones without it.
     """
     importlib.import_module("transformers")
+    if "picture" not in request.fixturenames:
+        monkeypatch.setattr("finllm.training.plots.plot_loss", lambda run: None)
 
     def call(script: str, *arguments: object) -> Done:
         monkeypatch.chdir(ROOT)

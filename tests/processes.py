@@ -5,6 +5,7 @@ They are forked from a server that has imported torch and trl once, which takes 
 
 from __future__ import annotations
 
+import importlib
 import multiprocessing
 import os
 import resource
@@ -15,6 +16,7 @@ import sys
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from multiprocessing import forkserver
 from multiprocessing.connection import wait
 from pathlib import Path
 from threading import Lock
@@ -22,7 +24,7 @@ from types import MappingProxyType
 
 ROOT = Path(__file__).resolve().parents[1]
 CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(["tests.preloaded"])
+PRELOADED = "tests.preloaded"
 LIMIT = 900  # seconds that a run of a few steps may take; a machine under load is slow, one that hangs hangs for ever
 # Process.start reads the exit status of every child that has ended, and a status can be read once: whatever thread
 # comes second is told 255. So threads start and join one at a time, and wait side by side.
@@ -75,6 +77,24 @@ class How:
     folder: Path = ROOT
     environment: Mapping[str, str] = field(default_factory=dict)
     errors: Path | None = None  # where what goes to stderr is written; with what goes to stdout, unless it is named
+    picture: bool = False  # of the losses of a run, whose drawing takes as long as a few steps
+
+
+def sync(file) -> None:
+    """In the place of os.fsync, for as long as nobody cuts the power: refuses what is not open, and waits for no disk.
+
+    A run of a few steps syncs some twenty files, and would wait for the disk as long as it computes.
+    """
+    os.fstat(file if isinstance(file, int) else file.fileno())
+
+
+def serve() -> None:
+    """Have the server of this process started, if it is not; it imports while the tests go on.
+
+    A process has one, which imports what was named last when it started: finllm.study.starting names other modules.
+    """
+    CONTEXT.set_forkserver_preload([PRELOADED])
+    forkserver.ensure_running()
 
 
 def start(script: str, arguments: list[object], output: Path, moment: Moment | None = None, **how):
@@ -82,6 +102,7 @@ def start(script: str, arguments: list[object], output: Path, moment: Moment | N
     arguments = [str(argument) for argument in arguments]
     process = CONTEXT.Process(target=_run, args=(script, arguments, output, How(moment, **how)))
     with STARTS_AND_JOINS:
+        serve()
         process.start()
     return process
 
@@ -147,6 +168,7 @@ def wait_for(condition, seconds: float = LIMIT) -> None:
 
 
 def _run(script: str, arguments: list[str], output: Path, how: How) -> None:
+    assert PRELOADED in sys.modules, "the server was started by another, and each process imports all by itself"
     os.chdir(how.folder)
     os.environ.update(how.environment)
     for number, path in ((1, output), (2, how.errors or output)):
@@ -156,6 +178,9 @@ def _run(script: str, arguments: list[str], output: Path, how: How) -> None:
         import torch
 
         torch.set_num_threads(int(how.environment["OMP_NUM_THREADS"]))
+    os.fsync = sync
+    if not how.picture:
+        importlib.import_module("finllm.training.plots").plot_loss = lambda run: None
     if how.moment:
         how.moment.prepare()
     if how.file_limit:

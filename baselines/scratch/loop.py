@@ -138,7 +138,9 @@ class Training:
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate_at(progress.step, self.total_steps, config)
         # Dropout follows from seed, step and process alone, so a resumed run draws what the whole run would have.
-        torch.manual_seed(random.Random(f"{config.seed} {progress.step} {accelerator.process_index}").getrandbits(63))
+        seed = random.Random(f"{config.seed} {progress.step} {accelerator.process_index}").getrandbits(63)
+        # Without a GPU torch.manual_seed still keeps a trace of its caller for one, which takes as long as the clipping.
+        (torch.default_generator if accelerator.device.type == "cpu" else torch).manual_seed(seed)
         self.model.train()
         with torch.autocast(accelerator.device.type, torch.bfloat16, enabled=config.bf16):
             part = collate(part_of_this_process(batch, accelerator), accelerator.device)

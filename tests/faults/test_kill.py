@@ -30,12 +30,12 @@ VARIANTS = {
 @pytest.mark.parametrize("kills", [10, pytest.param(200, marks=pytest.mark.soak)])
 def test_runs_killed_at_random_moments_and_resumed_are_the_same(fine, kills):
     whole, begin = fine.whole(), time.monotonic()
-    assert fine.train("timed") == 0, fine.printed("timed")
+    assert fine.train("timed", picture=True) == 0, fine.printed("timed")
     seconds = time.monotonic() - begin
     moments = random.Random(kills)
 
     def kill_and_resume(number: int, moment: float) -> RunDir:
-        fine.train(f"killed_{number}", kill_after=moment * seconds)
+        fine.train(f"killed_{number}", kill_after=moment * seconds, picture=True)
         return fine.resumed(f"killed_{number}")
 
     with ThreadPoolExecutor(2) as pool:

@@ -1,5 +1,7 @@
 """recipes/sft.py on a small random GPT-2, in a few short steps."""
 
+import shutil
+
 import pytest
 
 from finllm.run_dir import RunDir
@@ -31,6 +33,20 @@ def train(sft, gpt2_dir, llama_dir, tmp_path):
     def call(model: str, *flags, name="run", steps=3):
         folder = {"gpt2": gpt2_dir, "llama": llama_dir}[model]
         return sft(*SHORT, *flags, model=folder, output_dir=tmp_path / name, steps=steps)
+
+    return call
+
+
+@pytest.fixture
+def halved():
+    """`halved(run, place)`: a copy of a run of four steps there, as it was when it was killed after two of them."""
+
+    def call(run: RunDir, place) -> RunDir:
+        copy = RunDir(shutil.copytree(run.path, place))  # a run goes on wherever it lies (test_going_on.py)
+        (copy.path / "summary.json").unlink()
+        shutil.rmtree(copy.model)
+        shutil.rmtree(copy.checkpoints / "checkpoint-4")
+        return copy
 
     return call
 

@@ -4,6 +4,7 @@ import json
 
 import pytest
 import yaml
+from processes import serve
 
 SHARED = {
     "per_device_train_batch_size": 4, "max_length": 128, "max_eval_samples": 6, "eval_on_start": False,
@@ -55,6 +56,7 @@ def test_a_folder_that_is_another_studys_or_none_is_refused(command, study, tmp_
 
 @pytest.mark.soak
 def test_a_study_from_yaml_to_report(command, study, tmp_path):
+    serve()  # the server of all tests, of which a process has one, before the command starts its own
     path = study(
         methods={"full": {}, "lora": {"peft_type": "lora", "peft": {"r": 4}}, "odd": {"trainable": ["no.such.weight"]}},
         budget={"steps": 6, "search_steps": 2}, search={"points": 3, "widenings": 1, "finer": False}, seeds=[1, 2],

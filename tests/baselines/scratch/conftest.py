@@ -55,6 +55,12 @@ def rows_of(seed: int, count: int) -> list[tuple[str, str, str]]:
     return rows
 
 
+@pytest.fixture(autouse=True)
+def no_picture(monkeypatch) -> None:
+    """Those who train in this process draw none; test_scratch_commands.py looks at one."""
+    monkeypatch.setattr("baselines.scratch.train.plot_loss", lambda run: None)
+
+
 @pytest.fixture(scope="session")
 def dataset(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("data") / "dataset"

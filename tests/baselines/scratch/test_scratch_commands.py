@@ -23,7 +23,7 @@ RUN_DIR = ["README.md", "config.json", "model.safetensors", "tokenizer.model", "
 def process(folder, *arguments, script=SCRIPT, count=1):
     """The script in a process of its own that works in `folder`."""
     with tempfile.TemporaryDirectory() as printed:
-        how = {"folder": folder, "environment": {"COLUMNS": "200"}}
+        how = {"folder": folder, "environment": {"COLUMNS": "200"}, "picture": True}
         return run_ranks(count, script, list(arguments), Path(printed), **how)
 
 

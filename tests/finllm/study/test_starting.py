@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 
 import pytest
+from processes import PRELOADED
 
 from finllm.study.starting import Forking, from_nothing
 
@@ -40,7 +41,7 @@ def ended(process) -> int:
     return status
 
 
-@pytest.mark.parametrize("start", [from_nothing, Forking(())], ids=["from nothing", "forked"])
+@pytest.mark.parametrize("start", [from_nothing, Forking((PRELOADED,))], ids=["from nothing", "forked"])
 def test_it_is_a_process_of_its_own_with_its_words_in_a_file(start, script, tmp_path):
     log = tmp_path / "log"
     log.write_text("before\n")
@@ -64,7 +65,7 @@ def test_it_is_a_process_of_its_own_with_its_words_in_a_file(start, script, tmp_
 def test_with_a_gpu_each_is_started_from_nothing_and_sees_its_own(tmp_path):
     script = tmp_path / "seen.py"
     script.write_text("import os; print(os.environ['CUDA_VISIBLE_DEVICES'], os.getppid())")
-    assert ended(Forking(())(script, [], tmp_path, tmp_path / "log", 3)) == 0
+    assert ended(Forking((PRELOADED,))(script, [], tmp_path, tmp_path / "log", 3)) == 0
     assert (tmp_path / "log").read_text().split() == ["3", str(os.getpid())]
 
 
