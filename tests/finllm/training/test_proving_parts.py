@@ -226,7 +226,8 @@ PROBE = [{"input_ids": [1, 2, 3], "labels": [1, 2, 3]}, {"input_ids": [4, 5], "l
 def test_the_first_way_that_is_the_models_own_is_taken(given, monkeypatch, capsys, good, wrong, head, plain, cpu):
     given.head = head
     trainer, seen = Trainer(ways=WAYS, cpu=cpu), []
-    monkeypatch.setattr(proving, "nll_of", lambda model, rows: torch.tensor([float(len(rows[0]["input_ids"]))]))
+    each = lambda model, rows: [torch.tensor([float(len(row["input_ids"]))]) for row in rows]  # noqa: E731
+    monkeypatch.setattr(proving, "nll_beside", each)
 
     def own_loss(trainer, probe, own_N, way, rows):
         seen.append((probe, own_N.tolist(), way, rows))
@@ -258,7 +259,7 @@ def test_the_first_way_that_is_the_models_own_is_taken(given, monkeypatch, capsy
 
 def test_a_model_for_which_no_way_is_its_own_is_refused(given, monkeypatch):
     trainer, mixed = Trainer(ways=WAYS[:2]), []
-    monkeypatch.setattr(proving, "nll_of", lambda model, rows: torch.zeros(1))
+    monkeypatch.setattr(proving, "nll_beside", lambda model, rows: [torch.zeros(1)] * len(rows))
     monkeypatch.setattr(proving, "_own_loss", lambda *asked: [Proof("loss", 1.0, 0.1, False, f"{asked[3]} is wrong")])
     monkeypatch.setattr(proving, "_apart", lambda *asked: Proof("apart", 0.0, 0.1, True, "right"))
     monkeypatch.setattr(proving, "_refuse_mixing", lambda trainer, pair: mixed.append(pair))
@@ -272,7 +273,8 @@ def test_a_model_for_which_no_way_is_its_own_is_refused(given, monkeypatch):
 def test_the_way_once_more_in_the_precision_of_the_run(given, monkeypatch, way, good):
     trainer, seen = Trainer(), []
     trainer.set_way(*way)
-    monkeypatch.setattr(proving, "nll_of", lambda model, rows: seen.append((rows, trainer.taken[-1])) or "own")
+    monkeypatch.setattr(proving, "nll_beside", lambda model, rows: seen.append((rows, trainer.taken[-1])) or ["own"])
+    monkeypatch.setattr(proving.torch, "cat", "".join)
 
     def own_loss(*asked):
         seen.append((*asked[1:], trainer.taken[-1]))
@@ -363,11 +365,11 @@ def test_dropout_is_proved_on_two_rows_and_changes_nothing(given, monkeypatch, e
 
     model.disable_adapter = disable_adapter
     trainer = Trainer(model)
-    trainer.train_dataset = [row(30), row(9), row(40)]
+    trainer.train_dataset = [row(30), row(5), row(40)]
     monkeypatch.setattr(proving.joined, "documents_of", lambda each: [each])
 
     def of(_model, rows):
-        assert [len(each["input_ids"]) for each in rows] == [16, 9]
+        assert [len(each["input_ids"]) for each in rows] == [8, 5]
         return None, torch.tensor([6.0, 3.0]), torch.tensor([4, 2])
 
     def prove_dropout(_model, wanted, loss, most):
