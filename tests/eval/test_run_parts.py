@@ -244,6 +244,7 @@ def evaluated(monkeypatch, tmp_path):
         monkeypatch.setattr(module, "processes", lambda: own)
         monkeypatch.setattr(module, "audit", audit)
         monkeypatch.setattr(module, "provenance", lambda **of: {"packages": {"torch": "1"}, **of})
+        monkeypatch.setattr(module, "package_versions", lambda: {"torch": "1"})
         try:
             module._evaluate(
                 module.Subject(run, data, lambda: reader, lambda: told.append("loaded") or model),
