@@ -26,26 +26,18 @@ step, does not hide. docs/scaling.md follows the arithmetic through an example.
 from __future__ import annotations
 
 import math
-import time
-from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
 from rich.table import Table
-from torch.autograd.graph import saved_tensors_hooks
-from transformers import AutoModelForCausalLM, set_seed
 from transformers.trainer_pt_utils import get_length_grouped_indices
 
-from finllm.cpu import joined, kernels, machine
-from finllm.cpu.loss import add_supervised_head
+from finllm.cpu import joined, machine
 from finllm.data.prepare import resolve
 from finllm.errors import UserError
 from finllm.files import cache_dir, write_json
-from finllm.models.adapters import add_adapter
-from finllm.models.base import count_parameters
-from finllm.models.configs import causal_config, check_size, with_layers
-from finllm.models.dropout import set_dropout
+from finllm.models.configs import causal_config
 from finllm.models.find import load_tokenizer, resolve_base_model
 from finllm.models.settings import not_planned
 from finllm.run_dir import RunDir
@@ -54,13 +46,12 @@ from finllm.text.templates import template_of
 from finllm.text.tokens import tokenize
 from finllm.training.batches import batches_of_epoch
 from finllm.training.config import parse
+from finllm.training.probe import TIMED, probed
 
 GPUS = (1, 2, 4, 8)
 GPU_FLOPS = 0.4 * 989e12  # 40 % of an H100's dense bfloat16 rate by its data sheet
 LINK = 100e9  # bytes a second between GPUs that a ring reaches; NVLink gives more, PCIe 4 some 25e9
 MOST = 12  # layers of the larger of the two small models, which has half the model's where that is less
-TIMED = 6  # batches that are timed, twice: one in the middle of each sixth of the batches by size
-STATE = 8  # bytes of AdamW's two moments a trainable parameter
 DRAWS = 400  # batches are looked at, to know their mean and the largest
 
 
@@ -85,21 +76,6 @@ class Plan:
     dtype: str  # that one: float32, or bfloat16 under autocast
 
 
-@dataclass(frozen=True)
-class Probe:
-    """Steps of a model with few layers."""
-
-    seconds: float
-    optimizer_seconds: float
-    first_seconds: float  # more than the same batch takes later, of the first two steps
-    peak_memory_bytes: int  # of this process in these steps, the second go left out
-    held_bytes: int  # weights and optimizer state
-    activation_bytes: int  # that the largest batch keeps for backward
-    gradient_bytes: int
-    total: int
-    trainable: int
-
-
 def main(arguments: list[str]) -> None:
     """Predict a run of recipes/sft.py from its flags, print it, and leave plan.json in the run dir."""
     recipe, training, model_arguments = parse(arguments)
@@ -108,8 +84,6 @@ def main(arguments: list[str]) -> None:
         raise UserError(
             "finllm plan measures on the CPU it runs on; on a GPU machine add --use_cpu true for a CPU's plan"
         )
-    if model_arguments.load_in_4bit or model_arguments.load_in_8bit:
-        raise UserError("finllm plan does not know quantised weights; plan the same run without load_in_4bit")
     if unknown := not_planned(model_arguments):
         raise UserError(f"finllm plan measures some layers and adds the others up, and {unknown}; plan it without")
     if recipe.keep_freed_memory:
@@ -148,7 +122,7 @@ def predict(base: str, recipe, training, model_arguments, rows: list[dict[str, A
     by_size = sorted(batches, key=lambda batch: batch["input_ids"].shape[1])
     timed = [by_size[(2 * part + 1) * len(by_size) // (2 * TIMED)] for part in range(TIMED)]
     half = max(2, min(MOST, layers // 2))
-    few, more = (_probe(config, count, recipe, training, model_arguments, timed, by_size[-1]) for count in (1, half))
+    few, more = (probed(config, count, recipe, training, model_arguments, timed, by_size[-1]) for count in (1, half))
 
     def extrapolate(first: float, second: float) -> float:
         return first + (layers - 1) * (second - first) / (half - 1)
@@ -199,81 +173,6 @@ def _batches(training, lengths: list[int]) -> list[list[int]]:
     else:
         order = torch.randperm(len(lengths), generator=generator).tolist()
     return [order[begin : begin + size] for begin in range(0, len(order), size)]
-
-
-def _probe(
-    config,
-    layers: int,
-    recipe,
-    training,
-    model_arguments,
-    timed: list[dict[str, torch.Tensor]],
-    largest: dict[str, torch.Tensor],
-) -> Probe:
-    """Steps of a random model with so many layers: two of the largest batch, then the `timed`, all of other lengths."""
-    machine.give_back_freed_memory()
-    machine.forget_peak()
-    config = with_layers(config, layers)
-    check_size(config)
-    set_seed(0)
-    dtype = getattr(torch, model_arguments.dtype) if model_arguments.dtype in ("bfloat16", "float16") else torch.float32
-    model = AutoModelForCausalLM.from_config(config, attn_implementation="sdpa", dtype=dtype, trust_remote_code=False)
-    if not joined.can_join(model):
-        raise UserError(f"finllm plan knows models whose rows can be joined, and {type(model).__name__} is none")
-    if recipe.base_dropout is not None:
-        set_dropout(model, recipe.base_dropout)
-    add_supervised_head(model)
-    model.set_attn_implementation(joined.NAME)
-    whole = add_adapter(model, model_arguments) if model_arguments.use_peft else model
-    for parameter in whole.parameters():
-        parameter.data = parameter.data.float() if parameter.requires_grad else parameter.data  # as the trainer does
-    kernels.use_in(whole)
-    whole.train()
-    if training.activation_checkpointing:
-        whole.activation_checkpointing_enable()
-    trainable = [parameter for parameter in whole.parameters() if parameter.requires_grad]
-    optimizer = torch.optim.AdamW(trainable, lr=0.0, fused=True)
-    kept: dict[int, int] = {}  # storage: bytes
-
-    def keep(tensor: torch.Tensor) -> torch.Tensor:
-        kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
-        return tensor.detach()
-
-    seconds, optimizer_seconds, peak = [], [], 0
-    for batch in (largest, largest, *timed, *timed):  # the second of the largest finds the optimizer's state there
-        inputs = {name: batch[name] for name in ("input_ids", "labels", "position_ids", "parts")}
-        counting = saved_tensors_hooks(keep, lambda tensor: tensor) if not seconds else nullcontext()
-        start = time.perf_counter()
-        with counting, torch.autocast("cpu", torch.bfloat16, enabled=training.bf16):
-            nll = whole(**inputs, use_cache=False, supervised_head=True).nll
-        nll.backward()
-        middle = time.perf_counter()
-        if training.max_grad_norm:
-            torch.nn.utils.clip_grad_norm_(trainable, training.max_grad_norm)
-        optimizer.step()
-        seconds.append(middle - start)
-        optimizer_seconds.append(time.perf_counter() - middle)
-        optimizer.zero_grad()
-        if len(seconds) <= 2 + TIMED:  # the second go adds only what the allocator could not use again, by chance
-            peak = machine.recent_peak_bytes()
-    counted = count_parameters(whole)
-    for parameter in whole.parameters():
-        kept.pop(parameter.untyped_storage().data_ptr(), None)
-    weights = sum(parameter.numel() * parameter.element_size() for parameter in whole.parameters())
-    faster = [min(pair) for pair in zip(seconds[2 : 2 + TIMED], seconds[2 + TIMED :], strict=True)]
-    # What the largest takes where nothing is new, by the timed one that comes next to it.
-    again = faster[-1] * largest["input_ids"].shape[1] / timed[-1]["input_ids"].shape[1]
-    return Probe(
-        seconds=sum(faster) / len(faster),
-        optimizer_seconds=min(optimizer_seconds[2:]),
-        first_seconds=sum(seconds[:2]) - 2 * again + sum(optimizer_seconds[:2]) - 2 * min(optimizer_seconds[2:]),
-        peak_memory_bytes=peak,
-        held_bytes=weights + STATE * counted.trainable,
-        activation_bytes=sum(kept.values()),
-        gradient_bytes=sum(parameter.numel() * parameter.element_size() for parameter in trainable),
-        total=counted.total,
-        trainable=counted.trainable,
-    )
 
 
 def on_gpus(plan: Plan, count: int, flops: float = GPU_FLOPS, link: float = LINK) -> tuple[int, float]:

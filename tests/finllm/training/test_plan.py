@@ -1,12 +1,18 @@
 """`finllm plan` by its command line, held against the run that it predicts."""
 
 import pytest
+from transformers import AutoConfig
 
+from finllm.cpu import joined
 from finllm.files import read_json
 from finllm.run_dir import RunDir
+from finllm.training.config import parse
+from finllm.training.probe import probed
+
+LORA = ("--use_peft", "true", "--lora_target_modules", "all-linear")
 
 
-@pytest.mark.parametrize("adapter", [(), ("--use_peft", "true", "--lora_target_modules", "all-linear")])
+@pytest.mark.parametrize("adapter", [(), LORA, (*LORA, "--load_in_4bit", "true"), (*LORA, "--load_in_8bit", "true")])
 def test_what_can_be_counted_is_planned_exactly_and_the_summary_compares_the_rest(
     command, gpt2_dir, dataset_dir, tmp_path, adapter
 ):
@@ -31,7 +37,6 @@ def test_what_can_be_counted_is_planned_exactly_and_the_summary_compares_the_res
 @pytest.mark.parametrize(
     ("flags", "said"),
     [
-        (("--use_peft", "true", "--load_in_4bit", "true"), "plan the same run without load_in_4bit"),
         (("--trainable", "h.1"), "trainable names weights of a model with all its layers"),
         (("--peft_type", "prefix_tuning"), "virtual tokens"),
         (("--peft_type", "lora", "--peft", '{"layers_to_transform": [1]}'), "peft.layers_to_transform"),
@@ -44,6 +49,24 @@ def test_a_plan_names_what_it_cannot_know(flags, said, command, gpt2_dir, datase
         *flags,
     )  # fmt: skip
     assert done.status == 2 and said in done.err, done.err
+
+
+@pytest.mark.parametrize(("bits", "bytes_a_weight"), [("", 4), ("4", 0.5 + 4 / 64), ("8", 1)])
+def test_what_a_layer_holds_is_its_weights_in_their_bits(bits, bytes_a_weight, llama_dir, monkeypatch):
+    """In 4 bits a block of 64 weights has a number of 4 bytes beside them. A LoRA of float32 has two moments too."""
+    monkeypatch.setattr("finllm.training.probe.TIMED", 1)
+    flags = (f"--load_in_{bits}bit", "true") if bits else ()
+    recipe, training, model = parse(
+        ["--model_name_or_path", str(llama_dir), "--dataset_name", "d", "--output_dir", "o", "--use_cpu", "true",
+         *LORA, "--dtype", "float32", *flags]
+    )  # fmt: skip
+    batch = joined.join([{"input_ids": [*range(9)], "labels": [*range(9)]}])
+    held = [
+        probed(AutoConfig.from_pretrained(llama_dir), layers, recipe, training, model, [batch], batch).held_bytes
+        for layers in (1, 2)
+    ]
+    linear, lora = 2 * 32 * 32 + 2 * 16 * 32 + 3 * 32 * 48, 16 * (2 * 64 + 2 * 48 + 3 * 80)
+    assert held[1] - held[0] == bytes_a_weight * linear + 4 * 2 * 32 + 12 * lora
 
 
 def test_a_plan_reads_the_recipes_flags(command):

@@ -1,0 +1,126 @@
+"""Steps of a model with few layers and random weights, on a run's own rows: what `finllm.training.plan` adds up."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from contextlib import nullcontext
+from dataclasses import dataclass
+
+import torch
+from torch.autograd.graph import saved_tensors_hooks
+from transformers import AutoModelForCausalLM, PreTrainedModel, set_seed
+
+from finllm.cpu import joined, kernels, machine
+from finllm.cpu.loss import add_supervised_head
+from finllm.errors import UserError
+from finllm.models.adapters import add_adapter
+from finllm.models.base import count_parameters, load_base_model
+from finllm.models.configs import check_size, with_layers
+from finllm.models.dropout import set_dropout
+
+TIMED = 6  # batches that are timed, twice: one in the middle of each sixth of the batches by size
+STATE = 8  # bytes of AdamW's two moments a trainable parameter
+
+
+@dataclass(frozen=True)
+class Probe:
+    """Steps of a model with few layers."""
+
+    seconds: float
+    optimizer_seconds: float
+    first_seconds: float  # more than the same batch takes later, of the first two steps
+    peak_memory_bytes: int  # of this process in these steps, the second go left out
+    held_bytes: int  # weights and optimizer state
+    activation_bytes: int  # that the largest batch keeps for backward
+    gradient_bytes: int
+    total: int
+    trainable: int
+
+
+def probed(
+    config,
+    layers: int,
+    recipe,
+    training,
+    model_arguments,
+    timed: list[dict[str, torch.Tensor]],
+    largest: dict[str, torch.Tensor],
+) -> Probe:
+    """Steps of a random model with so many layers: two of the largest batch, then the `timed`, all of other lengths."""
+    model = _random(with_layers(config, layers), model_arguments)
+    machine.give_back_freed_memory()
+    machine.forget_peak()
+    if not joined.can_join(model):
+        raise UserError(f"finllm plan knows models whose rows can be joined, and {type(model).__name__} is none")
+    if recipe.base_dropout is not None:
+        set_dropout(model, recipe.base_dropout)
+    add_supervised_head(model)
+    model.set_attn_implementation(joined.NAME)
+    whole = add_adapter(model, model_arguments) if model_arguments.use_peft else model
+    for parameter in whole.parameters():
+        parameter.data = parameter.data.float() if parameter.requires_grad else parameter.data  # as the trainer does
+    kernels.use_in(whole)
+    whole.train()
+    if training.activation_checkpointing:
+        whole.activation_checkpointing_enable()
+    trainable = [parameter for parameter in whole.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.AdamW(trainable, lr=0.0, fused=True)
+    kept: dict[int, int] = {}  # storage: bytes
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor.detach()
+
+    seconds, optimizer_seconds, peak = [], [], 0
+    for batch in (largest, largest, *timed, *timed):  # the second of the largest finds the optimizer's state there
+        inputs = {name: batch[name] for name in ("input_ids", "labels", "position_ids", "parts")}
+        counting = saved_tensors_hooks(keep, lambda tensor: tensor) if not seconds else nullcontext()
+        start = time.perf_counter()
+        with counting, torch.autocast("cpu", torch.bfloat16, enabled=training.bf16):
+            nll = whole(**inputs, use_cache=False, supervised_head=True).nll
+        nll.backward()
+        middle = time.perf_counter()
+        if training.max_grad_norm:
+            torch.nn.utils.clip_grad_norm_(trainable, training.max_grad_norm)
+        optimizer.step()
+        seconds.append(middle - start)
+        optimizer_seconds.append(time.perf_counter() - middle)
+        optimizer.zero_grad()
+        if len(seconds) <= 2 + TIMED:  # the second go adds only what the allocator could not use again, by chance
+            peak = machine.recent_peak_bytes()
+    counted = count_parameters(whole)
+    for parameter in whole.parameters():
+        kept.pop(parameter.untyped_storage().data_ptr(), None)
+    weights = sum(parameter.numel() * parameter.element_size() for parameter in whole.parameters())
+    states = (getattr(parameter, "quant_state", None) for parameter in whole.parameters())
+    weights += sum(state.absmax.numel() * state.absmax.element_size() for state in states if state is not None)
+    faster = [min(pair) for pair in zip(seconds[2 : 2 + TIMED], seconds[2 + TIMED :], strict=True)]
+    # What the largest takes where nothing is new, by the timed one that comes next to it.
+    again = faster[-1] * largest["input_ids"].shape[1] / timed[-1]["input_ids"].shape[1]
+    return Probe(
+        seconds=sum(faster) / len(faster),
+        optimizer_seconds=min(optimizer_seconds[2:]),
+        first_seconds=sum(seconds[:2]) - 2 * again + sum(optimizer_seconds[:2]) - 2 * min(optimizer_seconds[2:]),
+        peak_memory_bytes=peak,
+        held_bytes=weights + STATE * counted.trainable,
+        activation_bytes=sum(kept.values()),
+        gradient_bytes=sum(parameter.numel() * parameter.element_size() for parameter in trainable),
+        total=counted.total,
+        trainable=counted.trainable,
+    )
+
+
+def _random(config, model_arguments) -> PreTrainedModel:
+    """A model of the config with random weights, in the few bits that the run's will be in."""
+    check_size(config)
+    set_seed(0)
+    asked = model_arguments.dtype
+    dtype = getattr(torch, asked) if asked in ("bfloat16", "float16") else torch.float32
+    model = AutoModelForCausalLM.from_config(config, attn_implementation="sdpa", dtype=dtype, trust_remote_code=False)
+    if not (model_arguments.load_in_4bit or model_arguments.load_in_8bit):
+        return model
+    with tempfile.TemporaryDirectory() as folder:  # weights become few bits as they are read
+        model.save_pretrained(folder)
+        del model
+        return load_base_model(folder, model_arguments)
