@@ -139,7 +139,7 @@ class Training:
             group["lr"] = learning_rate_at(progress.step, self.total_steps, config)
         # Dropout follows from seed, step and process alone, so a resumed run draws what the whole run would have.
         seed = random.Random(f"{config.seed} {progress.step} {accelerator.process_index}").getrandbits(63)
-        # Without a GPU torch.manual_seed still keeps a trace of its caller for one, which takes as long as the clipping.
+        # Without a GPU torch.manual_seed keeps a trace of its caller for one, which takes as long as the clipping.
         (torch.default_generator if accelerator.device.type == "cpu" else torch).manual_seed(seed)
         self.model.train()
         with torch.autocast(accelerator.device.type, torch.bfloat16, enabled=config.bf16):
