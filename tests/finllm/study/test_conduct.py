@@ -11,10 +11,12 @@ from pathlib import Path
 
 import pytest
 import yaml
+from processes import PRELOADED
 
 from finllm.study.conduct import Conduct
 from finllm.study.results import results_of
 from finllm.study.settings import read_study
+from finllm.study.starting import Forking, from_nothing
 from finllm.study.storage import DISTRIBUTIONS, Storage
 
 STAND_IN = Path(__file__).with_name("trainer.py")
@@ -58,7 +60,9 @@ def study_of(folder: Path, content=STUDY):
 
 def conducted(folder: Path, root: Path, workers: int = 1) -> dict:
     study = study_of(folder)
-    conduct = Conduct(study, Storage(folder), folder, root)
+    # Forked, where it is not asked what several workers or kills do to processes of their own: a quarter of the time
+    start = Forking((PRELOADED,)) if workers == 1 else from_nothing
+    conduct = Conduct(study, Storage(folder), folder, root, start)
     with ThreadPoolExecutor(workers) as pool:
         for done in [pool.submit(conduct.work, None, lambda line: None) for _ in range(workers)]:
             done.result()
