@@ -28,10 +28,17 @@ os.environ["CUDA_VISIBLE_DEVICES"] = ""
 settings.register_profile("suite", database=None, derandomize=True, deadline=None)
 settings.load_profile("suite")
 gc.disable()  # until all files of tests are imported: collections take a fifth of that time, and find nothing
+# Files with tests of ten seconds and more: they come first, so that no worker is left alone with one at the end.
+LONG = {"test_conduct.py", "test_demo.py", "test_kill.py", "test_offline.py", "test_package.py", "test_sft.py",
+        "test_report_browser.py", "test_sharing.py", "test_near_duplicates.py"}  # fmt: skip
 LONGEST = 1800  # seconds that a process may take: a machine under load is slow, and one that hangs hangs for ever
 
 
 os.fsync = sync
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: item.path.name not in LONG)
 
 
 def pytest_collection_finish() -> None:

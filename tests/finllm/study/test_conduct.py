@@ -11,10 +11,12 @@ from pathlib import Path
 
 import pytest
 import yaml
+from processes import PRELOADED
 
 from finllm.study.conduct import Conduct
 from finllm.study.results import results_of
 from finllm.study.settings import read_study
+from finllm.study.starting import Forking, from_nothing
 from finllm.study.storage import DISTRIBUTIONS, Storage
 
 STAND_IN = Path(__file__).with_name("trainer.py")
@@ -32,12 +34,21 @@ STUDY = {
 }
 
 
-@pytest.fixture
-def root(tmp_path) -> Path:
+@pytest.fixture(scope="module")
+def root(tmp_path_factory) -> Path:
     """A checkout whose recipe is the stand-in."""
-    (tmp_path / "root" / "recipes").mkdir(parents=True)
-    shutil.copy(STAND_IN, tmp_path / "root" / "recipes" / "sft.py")
-    return tmp_path / "root"
+    root = tmp_path_factory.mktemp("root")
+    (root / "recipes").mkdir()
+    shutil.copy(STAND_IN, root / "recipes" / "sft.py")
+    return root
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory, root) -> Path:
+    """The folder of a study that one worker took from its beginning to its end."""
+    folder = tmp_path_factory.mktemp("whole") / "study"
+    conducted(folder, root)
+    return folder
 
 
 def study_of(folder: Path, content=STUDY):
@@ -49,11 +60,17 @@ def study_of(folder: Path, content=STUDY):
 
 def conducted(folder: Path, root: Path, workers: int = 1) -> dict:
     study = study_of(folder)
-    conduct = Conduct(study, Storage(folder), folder, root)
+    # Forked, where it is not asked what several workers or kills do to processes of their own: a quarter of the time
+    start = Forking((PRELOADED,)) if workers == 1 else from_nothing
+    conduct = Conduct(study, Storage(folder), folder, root, start)
     with ThreadPoolExecutor(workers) as pool:
         for done in [pool.submit(conduct.work, None, lambda line: None) for _ in range(workers)]:
             done.result()
-    return results_of(study, Storage(folder), folder / "trials")
+    return found_in(folder)
+
+
+def found_in(folder: Path) -> dict:
+    return results_of(study_of(folder), Storage(folder), folder / "trials")
 
 
 def told(content: dict) -> dict:
@@ -73,8 +90,8 @@ def steps_taken(folder: Path) -> dict[str, list[int]]:
     }
 
 
-def test_each_method_gets_its_own_rate_three_seeds_or_the_reason_why_not(tmp_path, root):
-    content = conducted(tmp_path / "study", root)
+def test_each_method_gets_its_own_rate_three_seeds_or_the_reason_why_not(whole):
+    content = found_in(whole)
     methods = content["methods"]
     assert content["complete"]
     full, lora, wild, odd = (methods[name] for name in ("full", "lora", "wild", "odd"))
@@ -88,17 +105,18 @@ def test_each_method_gets_its_own_rate_three_seeds_or_the_reason_why_not(tmp_pat
     assert odd["chosen"] is None and odd["finals"] == [] and odd["failed"] == "its layers cannot be adapted"
     assert len(odd["tried"]["odd"]) == 1, "what is refused at one rate is not tried at the others"
     # the rates that were not the best stopped at the part, and have the loss of the part
-    steps = steps_taken(tmp_path / "study")
+    steps = steps_taken(whole)
     assert sorted({len(taken) for name, taken in steps.items() if name.startswith("lora")}) == [2, 6]
     assert all(each["losses"]["2"] > 2.5 for each in full["tried"]["full"] if "2" in each["losses"])
     # no step is taken twice: what goes on, goes on from its checkpoint
-    assert all(steps == list(range(1, len(steps) + 1)) for steps in steps_taken(tmp_path / "study").values())
-    assert not [*(tmp_path / "study" / "trials").glob("full-*/checkpoints")], "nothing is to be gone on with"
+    assert all(steps == list(range(1, len(steps) + 1)) for steps in steps_taken(whole).values())
+    assert not [*(whole / "trials").glob("full-*/checkpoints")], "nothing is to be gone on with"
 
 
-def test_a_final_run_that_was_taken_away_is_trained_again(tmp_path, root):
-    folder = tmp_path / "study"
-    before = conducted(folder, root)
+def test_a_final_run_that_was_taken_away_is_trained_again(tmp_path, root, whole):
+    folder = shutil.copytree(whole, tmp_path / "study")  # of the same name, as its trials are kept under it
+    before = found_in(folder)
+    assert told(before) == told(found_in(whole)) and before["complete"]
     lost = before["methods"]["full"]["finals"][1]["run"]
     shutil.rmtree(folder / "trials" / lost)
     assert told(conducted(folder, root)) == told(before)
@@ -106,7 +124,7 @@ def test_a_final_run_that_was_taken_away_is_trained_again(tmp_path, root):
 
 
 @pytest.mark.parametrize("written", ["nothing", "one", "all but one"])
-def test_whoever_was_killed_while_taking_a_task_keeps_nobody_from_it(written, tmp_path, root):
+def test_whoever_was_killed_while_taking_a_task_keeps_nobody_from_it(written, tmp_path, root, whole):
     storage = Storage(tmp_path / "study")
     name = study_of(tmp_path / "study").candidates[0].name
     optuna_study = storage._study(name)
@@ -114,13 +132,12 @@ def test_whoever_was_killed_while_taking_a_task_keeps_nobody_from_it(written, tm
     taken = optuna_study.ask()  # it runs, and who asked writes its parameters one by one
     for key in {"nothing": [], "one": ["learning_rate"], "all but one": ["steps", "seed"]}[written]:
         taken._suggest(key, DISTRIBUTIONS[key])
-    assert told(conducted(tmp_path / "study", root)) == told(conducted(tmp_path / "whole", root))
+    assert told(conducted(tmp_path / "study", root)) == told(found_in(whole))
 
 
-def test_two_workers_share_a_study_and_train_nothing_twice(tmp_path, root):
-    alone, shared = conducted(tmp_path / "alone", root), conducted(tmp_path / "shared", root, workers=3)
-    assert told(alone) == told(shared)
-    assert steps_taken(tmp_path / "alone") == steps_taken(tmp_path / "shared")
+def test_two_workers_share_a_study_and_train_nothing_twice(tmp_path, root, whole):
+    assert told(conducted(tmp_path / "shared", root, workers=3)) == told(found_in(whole))
+    assert steps_taken(whole) == steps_taken(tmp_path / "shared")
 
 
 COMMAND = """
@@ -136,8 +153,7 @@ Conduct(study_of(folder), Storage(folder), folder, Path({root!r})).work(None, pr
 
 
 @pytest.mark.parametrize("most", [6, pytest.param(20, marks=pytest.mark.soak)])
-def test_a_study_that_is_killed_again_and_again_ends_like_one_that_is_not(most, tmp_path, root):
-    whole = conducted(tmp_path / "whole", root)
+def test_a_study_that_is_killed_again_and_again_ends_like_one_that_is_not(most, tmp_path, root, whole):
     folder, generator, kills = tmp_path / "killed", random.Random(7), 0
     folder.mkdir()
     code = COMMAND.format(tests=str(Path(__file__).parent), folder=str(folder), root=str(root))
@@ -152,7 +168,6 @@ def test_a_study_that_is_killed_again_and_again_ends_like_one_that_is_not(most, 
             process.wait()
             kills += 1
     assert process.returncode == 0 and kills >= most / 2
-    study = study_of(folder)
-    found = results_of(study, Storage(folder), folder / "trials")
+    found = found_in(folder)
     assert found["complete"]
-    assert told(found) == told(whole)
+    assert told(found) == told(found_in(whole))
