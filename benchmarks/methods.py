@@ -3,8 +3,8 @@
     python benchmarks/methods.py [--speed speed.json] [--study leaderboard.md] > docs/methods.md
 
 Counts and the layers that must be turned are found on models without memory for their weights, or with random ones
-where a method is built of numbers. What starts as the base, merges and runs in 4 bits is tried on a tiny Llama. The
-figures of speed come from benchmarks/method_speed.py.
+where a method is built of numbers. What starts as the base, merges and runs in 4 and 8 bits is tried on a tiny Llama.
+The figures of speed come from benchmarks/method_speed.py.
 """
 
 from __future__ import annotations
@@ -75,16 +75,16 @@ anything is trained. `use_peft` and the `lora_*` keys are TRL's; `peft` adds any
 Rates are where to begin looking: one end is the named source's own rate, the other up to two decades from it. Where no
 source is named it is peft's method_comparison of July 2026. Where no `learning_rate` is given with a `peft_type`, it is
 the geometric middle of the two, and the command says so. C is the model's width, r the rank, in and out the sides of a
-layer, P virtual tokens. *Starts* is whether the adapted model begins as the base, *4 bits* whether it trains on nf4,
-both tried on a tiny Llama. All run on GPT-2 and Llama. Made by `python benchmarks/methods.py` on 2026-11-26, with the
-defaults of `finllm/models/methods.py`.
+layer, P virtual tokens. *Starts* is whether the adapted model begins as the base, *bits* whether it trains on a base in
+4 bits (nf4) and in 8, all tried on a tiny Llama. All run on GPT-2 and Llama. Made by `python benchmarks/methods.py` on
+2026-11-26, with the defaults of `finllm/models/methods.py`.
 
 *Speed* is how many times as fast as TRL with peft a step is, then its time in steps of LoRA, then the peak memory in
 GiB: GPT-2 124M with random weights, 8 rows of the bundled data, processor time by
 `python benchmarks/method_speed.py` on {machine}, 2026-11-26. *fails* is where TRL with peft does not take GPT-2's
 layers. LoRA with `use_dora` has {dora}. – was not measured.
 
-| `peft_type` | trains, a layer | SmolLM2-135M | GPT-2 | its layers | starts | merges | 4 bits | speed | rates | paper |
+| `peft_type` | trains, a layer | SmolLM2-135M | GPT-2 | its layers | starts | merges | bits | speed | rates | paper |
 |---|---|--:|--:|---|---|---|---|---|---|---|
 {rows}
 
@@ -120,8 +120,11 @@ def count(config, kind: str) -> tuple[str, bool]:
     return "–", turned
 
 
-def tried(kind: str, folder: str) -> tuple[bool, bool, bool]:
-    """Whether a method starts as the base model, merges into it, and runs in 4 bits: by the recipe's own proofs."""
+def tried(kind: str, folder: str) -> tuple[bool, bool, str]:
+    """Whether a method starts as the base model and merges into it, and in which bits it runs: by the recipe's proofs.
+
+    In so many bits it runs where a pass with gradients through the whole model does, and where its own proofs hold.
+    """
     tokens = torch.Generator().manual_seed(0)
     ids = [torch.randint(1, 500, (40,), generator=tokens).tolist() for _ in range(4)]
     rows = [{"input_ids": row, "labels": row} for row in ids]
@@ -132,12 +135,16 @@ def tried(kind: str, folder: str) -> tuple[bool, bool, bool]:
     with torch.no_grad():
         own_N = nll_of(adapted.eval(), rows).double()
     merge = merged_proof(adapted, rows, own_N)
-    try:
-        arguments = dataclasses.replace(arguments, load_in_4bit=True, bnb_4bit_quant_type="nf4")
-        choose(load_base_model(folder, arguments), arguments, rows)
-    except UserError:
-        return starts, merge.passed and merge.figure is not None, False
-    return starts, merge.passed and merge.figure is not None, True
+    bits = []
+    for few in ({"load_in_4bit": True, "bnb_4bit_quant_type": "nf4"}, {"load_in_8bit": True}):
+        try:
+            asked = dataclasses.replace(arguments, **few)
+            adapted, _ = choose(load_base_model(folder, asked), asked, rows)
+        except UserError:
+            continue
+        nll_of(adapted, rows).sum().backward()
+        bits.append("8" if "load_in_8bit" in few else "4")
+    return starts, merge.passed and merge.figure is not None, ", ".join(bits) or "–"
 
 
 def speed_of(measured: dict, kind: str) -> str:
@@ -167,14 +174,15 @@ def main() -> None:
                 refused.append(f"- `{kind.lower()}` ({method.title}): {method.refused}.")
                 continue
             (smol, _), (gpt2, turned) = count(SMOLLM2, kind), count(GPT2Config(), kind)
-            starts, merges, four_bits = ("yes" if each else "–" for each in tried(kind, folder))
+            starts, merges, bits = tried(kind, folder)
+            yes = {True: "yes", False: "–"}
             rates = f"{method.rates[0]:g} – {method.rates[1]:g}" if method.rates else "–"
             source = "" if method.source == BENCHMARK else f", {method.source}"
             layers = "turned" if turned else ""
             rows.append(
                 f"| `{kind.lower()}` | {method.title}: {method.trains} | {smol} | {gpt2} | {layers} "
-                f"| {starts} | {merges} | {four_bits} | {speed_of(speed['methods'], kind)} | {rates}{source} "
-                f"| {method.paper} |"
+                f"| {yes[starts]} | {yes[merges]} | {bits} | {speed_of(speed['methods'], kind)} "
+                f"| {rates}{source} | {method.paper} |"
             )
             print(rows[-1])
     dora = speed_of(speed["methods"], "LORA, use_dora")

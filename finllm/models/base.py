@@ -91,6 +91,10 @@ def load_base_model(resolved: str, arguments: ModelConfig) -> PreTrainedModel:
         # read them then, and rows that are no multiple of the block size fail (0.50.2).
         if hasattr(module, "support_avx512bf16_for_cpu"):
             module.support_avx512bf16_for_cpu = False
+        # What a layer of 8 bits answers is a view of its own making, which methods that add to it in place (C3A,
+        # GraLoRA, Poly) may not change where gradients are wanted.
+        if hasattr(module, "init_8bit_state"):
+            module.register_forward_hook(lambda layer, given, output: output.clone())
     return model
 
 

@@ -62,21 +62,26 @@ def adapt(
     if getattr(base_of(adapted), "turned_conv1d", False):
         said = "Conv1D layers are linear ones with the same numbers, which this method needs; merged, they are Conv1D"
         proofs.append(Proof("linear layers", None, 0.0, True, said))
-    proofs += _variant(adapted)
+    proofs += _variant(adapted, _bits_of(arguments))
     try:
         after = _likelihood(adapted.eval(), probe)
     except Exception as error:  # of a method and layers that do not go together, any
         kind = str(adapted.active_peft_config.peft_type.value).lower()
-        bits = arguments.load_in_4bit or arguments.load_in_8bit
+        bits = _bits_of(arguments)
         raise UserError(
             f"{kind} fails in the first pass through {type(base_of(adapted)).__name__}: {type(error).__name__}: "
             f"{' '.join(str(error).split())[:200]}; "
-            + ("load the base model without load_in_4bit and load_in_8bit" if bits else "take other target_modules")
+            + (f"load the base model without {bits}" if bits else "take other target_modules")
         ) from error
     proofs.append(_start(adapted, arguments, before, after))
     adapted.train()  # some of a method's tensors have a part in training alone
     proofs.append(_gradients(adapted, probe))
     return adapted.train(training), proofs
+
+
+def _bits_of(arguments: MethodConfig) -> str:
+    """The key by which the base model's weights are in few bits, or nothing."""
+    return "load_in_4bit" if arguments.load_in_4bit else "load_in_8bit" if arguments.load_in_8bit else ""
 
 
 def _clipped(row: Mapping[str, Any], length: int) -> dict[str, list[int]]:
@@ -115,12 +120,12 @@ def _start(adapted: PreTrainedModel, arguments: MethodConfig, before: torch.Tens
     elif given.get("kasa_config") is not None:
         why = "KaSA leaves the smallest singular values of the base out"
     if not why:
-        coarse = any(parameter.dtype != torch.float32 for parameter in adapted.parameters())
-        fix = (
-            "set dtype: float32, and no load_in_4bit"
-            if coarse
-            else "take another beginning (init_weights, init_lora_weights)"
-        )
+        if bits := _bits_of(arguments):
+            fix = f"set no {bits}"
+        elif any(parameter.dtype != torch.float32 for parameter in adapted.parameters()):
+            fix = "set dtype: float32"
+        else:
+            fix = "take another beginning (init_weights, init_lora_weights)"
         raise UserError(
             f"peft_type {kind.lower()} should begin as the base model and is {apart:.3g} nats a token away from it "
             f"(limit {limit:g}): what it would learn first is to undo that; {fix}"
@@ -129,7 +134,7 @@ def _start(adapted: PreTrainedModel, arguments: MethodConfig, before: torch.Tens
     return Proof("starts as the base", apart, limit, False, said)
 
 
-def _variant(adapted: PreTrainedModel) -> Iterator[Proof]:
+def _variant(adapted: PreTrainedModel, bits: str) -> Iterator[Proof]:
     """The variant of LoRA that was asked for is in every layer of it; a `UserError` where layers are plain LoRA."""
     from peft.tuners.lora.layer import LoraLayer
 
@@ -151,7 +156,7 @@ def _variant(adapted: PreTrainedModel) -> Iterator[Proof]:
         raise UserError(
             f"{', '.join(asked)} is asked for and {len(plain):,} of {len(layers):,} adapted layers are plain LoRA all "
             f"the same: peft has no such variant on {type(plain[0].base_layer).__name__}; "
-            "take it out, or load the base model without load_in_4bit and load_in_8bit"
+            + (f"take it out, or load the base model without {bits}" if bits else "take it out")
         )
     kinds = sorted({type(layer.lora_variant[adapted.active_adapter]).__name__ for layer in layers})
     said = f"{', '.join(asked)} is in all {len(layers):,} adapted layers ({', '.join(kinds)})"

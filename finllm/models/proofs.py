@@ -34,6 +34,7 @@ from finllm.text.tokens import IGNORED
 if TYPE_CHECKING:
     from datasets import Dataset
 
+CHANGED = 16  # tokens, by which a row goes on otherwise where it is asked what it sees of them
 LARGE = 60.0  # the size of a logit at which soft caps, multipliers and clamps of a head show
 # Rounding of one computation done twice, as a share of what was computed: float32, and formats of 8 bits or so.
 ROUNDING, COARSE_ROUNDING = 1e-4, 2**-5
@@ -219,10 +220,11 @@ def future_difference(
     """By how many nats predictions move when only the tokens after the first `kept` of a row change; and by rounding.
 
     The predictions are the whole distributions at the positions that are kept: the last of them predicts the first
-    token that changes, so a model that reads no more than the next token moves too. The row and its changed copy, of
-    the same length and of tokens that occur in it, go through the model's own attention in one batch, so that they are
-    computed alike; where more than `unseen` moves, a third row, the first again, shows what rounding moves. Returned
-    third are the nats of the row's own tokens from the second on, (T-1,), as the model says them.
+    token that changes, so a model that reads no more than the next token moves too. What changes are all tokens after
+    them, to `CHANGED` others that occur in the row, and no more come then. Where more than `unseen` moves, the row and
+    a changed copy of its length are asked in one batch, so that they are computed alike, and a third row, the first
+    again, shows what rounding moves. Returned third are the nats of the row's own tokens from the second on, (T-1,),
+    as the model says them.
     """
     choose, pool = random.Random(0).choice, sorted({*ids})
     changed = [*ids[:kept], *(choose([other for other in pool if other != id] or [id]) for id in ids[kept:])]
@@ -235,7 +237,7 @@ def future_difference(
         own, other = (logits_TV[:kept].float().log_softmax(-1) for logits_TV in (own, other))
         return float((own - other).abs().max().nan_to_num(math.inf))
 
-    own, other = asked(ids, changed)
+    own, other = asked(ids)[0], asked(changed[: kept + CHANGED])[0]
     nll_T = cross_entropy(own[:-1].float(), torch.tensor(ids, device=device)[1:], reduction="none")
     moved, rounding = farthest(own, other), 0.0
     if moved > unseen:
@@ -246,13 +248,22 @@ def future_difference(
 
 def nll_of(model: PreTrainedModel, rows: Sequence[dict[str, list[int]]]) -> Tensor:
     """Nats of each supervised token of `rows`, each row alone through the model's own forward: (N,), with gradient."""
-    device, found = next(model.parameters()).device, []
-    for row in rows:
+    return torch.cat([nll_beside(model, [row])[0] for row in rows])
+
+
+def nll_beside(model: PreTrainedModel, rows: Sequence[dict[str, list[int]]]) -> list[Tensor]:
+    """Nats of each supervised token of each row, the rows beside each other in one pass, with gradient.
+
+    Shorter ones go on with their last token, which is later than all that is looked at.
+    """
+    device, longest = next(model.parameters()).device, max(len(row["input_ids"]) for row in rows)
+    filled = [row["input_ids"] + row["input_ids"][-1:] * (longest - len(row["input_ids"])) for row in rows]
+    logits_BTV, found = model(input_ids=torch.tensor(filled, device=device), use_cache=False).logits, []
+    for logits_TV, row in zip(logits_BTV, rows, strict=True):
         labels_T = torch.tensor(row["labels"], device=device)[1:]
-        logits_TV = model(input_ids=torch.tensor([row["input_ids"]], device=device), use_cache=False).logits[0, :-1]
         mask = labels_T != IGNORED
-        found.append(cross_entropy(logits_TV[mask].float(), labels_T[mask], reduction="none"))
-    return torch.cat(found)
+        found.append(cross_entropy(logits_TV[: len(labels_T)][mask].float(), labels_T[mask], reduction="none"))
+    return found
 
 
 def gradient_difference(model: torch.nn.Module, own: Tensor, ours: Tensor, least: float) -> tuple[float, str]:

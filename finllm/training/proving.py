@@ -13,8 +13,8 @@ Every figure goes into proofs.json (finllm/run_dir.py).
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -36,12 +36,14 @@ from finllm.models.proofs import (
     head_difference,
     in_float32,
     is_exact,
+    nll_beside,
     nll_of,
     rounding_of,
 )
 from finllm.terminal import say
 
 SHORT, SHORTER, LONGEST = 24, 16, 384  # tokens of the rows that are looked at
+FEW = 8  # and of those that need no more: a pass over so few costs as much as its weights
 RELOADED_TOKENS = 64  # of the validation row that a saved model is tried on
 LOOKED_AT = 64  # rows among which a long one is looked for
 UNSEEN = 2e-4  # nats that a log-probability may move with what comes later, and ten times the rounding
@@ -81,7 +83,7 @@ def _coarsely(trainer: Any, probe: list[dict[str, list[int]]]) -> list[Proof]:
     """The way that was taken, once more in the precision that the run computes in."""
     rows, loss = ("joined" if trainer.joins_rows else "padded", "logits" if trainer.uses_own_logits else "head")
     trainer.set_way("padded", loss)  # the model's own attention, each row alone
-    own_N = nll_of(trainer.model, probe)
+    own_N = torch.cat(nll_beside(trainer.model, probe))
     trainer.set_way(rows, loss)
     proofs = _own_loss(trainer, probe, own_N, f"{rows} · {loss}, as it trains", rows)
     if failed := [proof for proof in proofs if not proof.passed]:
@@ -110,21 +112,27 @@ def _short_of(row: dict[str, Any]) -> dict[str, list[int]]:
     return {name: row[name][:end] for name in ("input_ids", "labels")}
 
 
-def _sees_no_future(model, row: dict[str, list[int]]) -> tuple[Proof, Tensor]:
-    """The proof, and the nats of the row's supervised tokens as the model itself says them, (N,).
-
-    Half of the row stays, so the other half is what must not be seen. This is the first that a model is asked here: one
-    whose own forward fails is refused, as some do under an adapter on a layer that is no plain one.
-    """
-    ids, labels_T = row["input_ids"], torch.tensor(row["labels"])
+@contextmanager
+def _refused_where_it_fails(model: torch.nn.Module, tokens: int) -> Iterator[None]:
+    """A model whose own forward fails is a `UserError`, as some do under an adapter on a layer that is no plain one."""
     try:
-        moved, rounding, nll_T = future_difference(model, ids, len(ids) // 2, UNSEEN)
+        yield
     except Exception as error:  # of a model and an adapter of somebody else's, any
         fix = "leave such layers out of lora_target_modules" if isinstance(model, PeftModel) else "take another model"
         raise UserError(
-            f"{type(base_of(model)).__name__} fails on a row of {len(ids)} tokens: {type(error).__name__}: "
+            f"{type(base_of(model)).__name__} fails on a row of {tokens} tokens: {type(error).__name__}: "
             f"{' '.join(str(error).split())[:200]}; {fix}"
         ) from error
+
+
+def _sees_no_future(model, row: dict[str, list[int]]) -> tuple[Proof, Tensor]:
+    """The proof, and the nats of the row's supervised tokens as the model itself says them, (N,).
+
+    Half of the row stays, so the other half is what must not be seen.
+    """
+    ids, labels_T = row["input_ids"], torch.tensor(row["labels"])
+    with _refused_where_it_fails(model, len(ids)):
+        moved, rounding, nll_T = future_difference(model, ids, len(ids) // 2, UNSEEN)
     limit = max(UNSEEN, 10 * rounding)
     if moved > limit:
         raise UserError(
@@ -139,13 +147,14 @@ def _sees_no_future(model, row: dict[str, list[int]]) -> tuple[Proof, Tensor]:
 def _way(trainer: Any, probe: list[dict[str, list[int]]], long: dict[str, list[int]], long_N: Tensor) -> list[Proof]:
     """Take the first way whose loss and gradients are the model's own; what was found on the ways before it too."""
     model, found = trainer.model, []
-    ids = min((row["input_ids"] for row in probe), key=len)
+    ids = min((row["input_ids"] for row in probe), key=len)[:FEW]
     apart = head_difference(model, torch.tensor([ids], device=trainer.args.device))
     plain = apart <= rounding_of(model)
     what = "the last hidden state times the head" if plain else "more than the last hidden state times the head"
     said = f"the logits are {what} ({apart:.1g} of the largest apart)"
     found.append(Proof("head", apart, rounding_of(model), plain, said))
-    own = [nll_of(model, [row]) for row in probe]  # before anything of ours is put in its place
+    with _refused_where_it_fails(model, max(len(row["input_ids"]) for row in probe)):  # some do with a gradient alone
+        own = nll_beside(model, probe)  # before anything of ours is put in its place
     if trainer.on_cpu:
         kernels.use_in(model)
     for rows, loss in trainer.ways(plain):
@@ -237,7 +246,7 @@ def prove_dropout_of(trainer: Any, share: float) -> Proof:
 
     An adapter is off meanwhile, since it has a dropout of its own.
     """
-    rows = [_clipped(document, SHORTER) for document in itertools.islice(_documents(trainer.train_dataset), 2)]
+    rows = [_clipped(document, FEW) for document in itertools.islice(_documents(trainer.train_dataset), 2)]
 
     def loss() -> float:
         _, nll_B, tokens_B = _likelihood(trainer, rows)

@@ -279,3 +279,31 @@ def test_a_variant_that_4_bits_make_plain_lora_is_refused(variant, train):
     flags = ("--peft_type", "lora", "--peft", json.dumps({variant: {}}), "--load_in_4bit", "true")
     done, _ = train("llama", *flags)
     assert done.status == 2 and variant in done.err and "plain LoRA" in done.err, done.err
+
+
+NOT_IN_8_BITS = {  # peft 0.21 builds what trains out of the weights themselves, which are whole numbers then
+    "ADAMSS": "adamss on model.layers.0", "DELORA": "delora on model.layers.0", "FROD": "frod on model.layers.0",
+    "GLORA": "Linear8bitLt", "OSF": "osf on model.layers.0", "PSOFT": "psoft on model.layers.0",
+    "TINYLORA": "tinylora on model.layers.0", "SUPERTUNING": "without load_in_8bit",
+    "DEFT": "no load_in_8bit", "HRA": "no load_in_8bit", "UNILORA": "no finite gradient",
+}  # fmt: skip
+SOME_IN_8_BITS = ("C3A", "DEFT", "LORA", "SUPERTUNING")  # the rest with -m soak
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        pytest.param(kind, marks=[] if kind in SOME_IN_8_BITS else [pytest.mark.soak])
+        for kind in KINDS
+        if kind not in REFUSED
+    ],
+)
+def test_in_8_bits_a_method_trains_or_says_that_it_cannot(kind, train):
+    done, run = train("llama", "--peft_type", kind.lower(), "--load_in_8bit", "true")
+    if kind in NOT_IN_8_BITS:
+        assert done.status == 2 and NOT_IN_8_BITS[kind] in done.err and "4bit" not in done.err, done.err
+        return
+    assert done.status == 0, done.err
+    proofs = {proof["name"]: proof for proof in run.proofs()}
+    for name in ("gradients of the method", "sees no future", "has learned", "saved model"):
+        assert proofs[name]["passed"], proofs[name]
