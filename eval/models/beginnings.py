@@ -17,7 +17,8 @@ from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
 ALIKE = 16  # tokens that texts begin with alike, to be asked for what more they share
-FEWEST = 8  # texts that share it, or it is not worth two of them computed twice
+FEWEST = 4  # texts that share it, or it is not worth a batch of their own
+KEPT = 8  # beginnings, of texts that are scored a few at a time
 APART = 1e-4  # nats that a token may be apart, which is the rounding of float32 in a deep model, and more
 
 

@@ -49,6 +49,7 @@ class TransformersLM:
         self.template = template or Alpaca(tokenizer)
         self._plain_head: bool | None = None  # found out on the first texts, as is the next
         self._goes_on: bool | None = None  # whether it may go on from what texts begin with (eval.models.beginnings)
+        self._beginnings: dict[tuple[int, ...], Beginning | None] = {}  # those of the last texts
 
     def encode(self, prompt: str, response: str) -> Pair:
         """As `LanguageModel.encode`."""
@@ -100,8 +101,13 @@ class TransformersLM:
         head = self._head(pairs)
         if head is None or self._goes_on is False or not is_exact(self.model):
             return None
+        ids = tuple(pairs[0][0][:tokens])
         try:
-            begun = beginnings.computed(base_of(self.model).base_model, pairs[0][0][:tokens], self.model.device)
+            if ids not in self._beginnings:
+                if len(self._beginnings) == beginnings.KEPT:
+                    self._beginnings.clear()
+                self._beginnings[ids] = beginnings.computed(base_of(self.model).base_model, ids, self.model.device)
+            begun = self._beginnings[ids]
             if begun is not None and self._goes_on is None:
                 two = [choose(pairs, key=lambda pair: len(pair[0]) + len(pair[1])) for choose in (min, max)]
                 ways = zip(self._one_batch(two, head), self._one_batch(two, head, begun), strict=True)

@@ -29,6 +29,7 @@ def computed(model, monkeypatch):
 
     def call(goes_on: bool | None = None):
         monkeypatch.setattr(model, "_goes_on", goes_on)
+        monkeypatch.setattr(model, "_beginnings", {})
         seen: list[int] = []
 
         def count(module, given, named):
@@ -76,10 +77,21 @@ def test_one_that_computes_coarsely_is_too(model, computed, monkeypatch):
     assert computed(True)[1] == computed(False)[1]
 
 
+def test_what_texts_begin_with_is_computed_once_for_texts_that_come_later(model, computed, monkeypatch):
+    asked, own = [], beginnings.computed
+    monkeypatch.setattr(beginnings, "computed", lambda body, ids, device: asked.append(ids) or own(body, ids, device))
+    scores, _ = computed()
+    assert len(asked) == 1
+    assert model.score(PROMPTS, RESPONSES) == scores and len(asked) == 1
+    other = [prompt.replace("Below", "Above") for prompt in PROMPTS]
+    model.score(other, RESPONSES)
+    assert len(asked) == 1 + model._goes_on and len(model._beginnings) == len(asked)
+
+
 def test_groups_share_what_all_of_them_begin_with_and_leave_a_token_to_go_on_from():
     lead, many = list(range(16)), range(8)
     same, other = [[*lead, 7, 7, n] for n in many], [[99, *lead, n] for n in many]
     assert beginnings.groups([*same, *other]) == [(18, [*many]), (17, [n + 8 for n in many])]
-    assert beginnings.groups([*same[:7], lead, *other]) == [(17, [n + 8 for n in many]), (0, [*range(8)])]
+    assert beginnings.groups([*same[:3], lead, *other]) == [(17, [n + 4 for n in many]), (0, [*range(4)])]
     assert beginnings.groups([[*lead, 5]] * 8) == [(16, [*many])]  # the last token predicts the answer's first
     assert beginnings.groups([lead] * 8) == [(0, [*many])] and beginnings.groups([]) == []
