@@ -11,6 +11,7 @@ import pytest
 from finllm.data import json_rows
 from finllm.data.conversations import Turn, Unfit, Unreadable, arranged, history_of, turns_of
 from finllm.data.encoding import decoded, undecoded
+from finllm.data.forms import Asked, Form, looks_fixed, recognise
 from finllm.data.parts import BadRow
 from finllm.data.rows import read_rows
 from finllm.data.sources import find_source
@@ -243,3 +244,31 @@ def test_a_byte_that_is_not_utf_8_is_named():
     text = b"a\x80b\xff".decode("utf-8", "surrogateescape")
     assert undecoded(text) == "byte 0x80 is not UTF-8" and undecoded(text[3:]) == "byte 0xff is not UTF-8"
     assert undecoded("a\x80ÿ") == "" and decoded(b"a\0b", "a", "") == "a\0b"
+
+
+@pytest.mark.parametrize(
+    ("columns", "form", "question", "given", "answer"),
+    [
+        ("instruction input output", "", "instruction", "input", "output"),
+        ("instruction context input output", "", "instruction", "input", "output"),
+        ("Instruction Context Output", "", "Instruction", "Context", "Output"),
+        ("instruction context input response", "dolly", "instruction", "context", "response"),
+        ("question input context answer", "", "question", "context", "answer"),
+        ("question input answer", "", "question", "input", "answer"), ("query response", "", "query", None, "response"),
+        ("prompt completion", "", "prompt", None, "completion"), ("context target", "", "context", None, "target"),
+    ],
+)  # fmt: skip
+def test_which_column_holds_what(columns, form, question, given, answer):
+    found = recognise(columns.split(), Asked(form, {}, ()), "file")
+    assert (found.instruction, found.input, found.output) == (question, given, answer)
+
+
+@pytest.mark.parametrize(
+    ("instructions", "inputs", "rows", "fixed"),
+    [(1, 20, 20, True), (2, 20, 20, True), (3, 20, 20, False), (1, 10, 20, False), (1, 11, 20, True), (1, 3, 3, True),
+     (2, 3, 3, False), (1, 2, 2, False)],
+)  # fmt: skip
+def test_one_instruction_before_many_inputs(instructions, inputs, rows, fixed):
+    made = [{"instruction": f"do {n % instructions}", "input": f"text {n % inputs}"} for n in range(rows)]
+    form = recognise(["instruction", "input", "output"], Asked("", {}, ()), "file")
+    assert isinstance(form, Form) and looks_fixed(made, form) is fixed

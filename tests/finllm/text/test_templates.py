@@ -122,6 +122,16 @@ def test_alpaca_as_it_is_saved_gives_the_tokens_that_are_trained_on(tokenizer_di
         tokenizer.apply_chat_template([user, answer, user])
 
 
+@pytest.mark.parametrize("wrong", ["{{ '!' }}", "", None])
+def test_a_chat_template_that_gives_other_tokens_is_not_saved(tokenizer, wrong):
+    template = Alpaca(tokenizer)
+    own = template.jinja
+    assert own and "gives the tokens of alpaca (1 rows)" in template.prove([ONE]) and template.jinja == own
+    template._jinja = own + "!" if wrong is None else wrong
+    said = template.prove([ONE])
+    assert said.startswith("no chat template gives this tokenizer the tokens of alpaca") and template.jinja is None
+
+
 def test_bos_stands_once_and_a_blank_where_the_tokenizer_puts_one():
     """SentencePiece's habit: BOS, and a blank before a text that stands alone."""
     from tests.finllm.text.test_control_tokens import llama
