@@ -3,17 +3,67 @@
 import functools
 import json
 import os
+import sys
+import tempfile
 from collections import Counter
+from multiprocessing.connection import Connection, Listener, wait
+from pathlib import Path
+from threading import Thread
 
 import pytest
+from processes import LIMIT, STARTS_AND_JOINS, start
 
 from finllm.data.dataset_dir import DatasetDir
 from finllm.files import read_jsonl
 from finllm.text.prompts import build_prompt
 
+# What torchrun starts: it hands its script and environment to the test, which forks a process that has imported torch.
+PROGRAM = """#!{python}
+import os, sys
+from multiprocessing.connection import Client
+
+with Client({address!r}) as test:
+    test.send((sys.argv[1:], dict(os.environ)))
+    status, out, err = test.recv()
+sys.stdout.write(out)
+sys.stderr.write(err)
+sys.exit(status)
+"""
+
 
 @pytest.fixture
-def counted(shell, forked, gpt2_dir, dataset_dir, tmp_path, monkeypatch):
+def torchrun(shell):
+    """`torchrun(2, script, …)`: torchrun's own processes, environment and ends, without importing torch in each."""
+
+    def call(count, *command):
+        with tempfile.TemporaryDirectory() as folder:  # a socket's path is short
+            place = Path(folder)
+            program = place / "program"
+            program.write_text(PROGRAM.format(python=sys.executable, address=f"{place}/test"))
+            program.chmod(0o755)
+            with Listener(f"{place}/test") as listener:
+                for rank in range(count):
+                    Thread(target=lambda rank=rank: _run_for(listener.accept(), place / str(rank)), daemon=True).start()
+                return shell("torchrun", "--standalone", "--nproc-per-node", count, "--no-python", program, *command)
+
+    return call
+
+
+def _run_for(program: Connection, printed: Path) -> None:
+    """Run the script that a program of torchrun hands over, until it ends or torchrun ends the program."""
+    with program:
+        (script, *arguments), environment = program.recv()
+        out, err = printed.with_suffix(".out"), printed.with_suffix(".err")
+        process = start(script, arguments, out, errors=err, environment=environment)
+        if process.sentinel not in wait([process.sentinel, program], LIMIT):
+            process.kill()
+        with STARTS_AND_JOINS:
+            process.join()
+        program.send((process.exitcode, out.read_text(), err.read_text()))
+
+
+@pytest.fixture
+def counted(torchrun, forked, gpt2_dir, dataset_dir, tmp_path, monkeypatch):
     """Evaluate by so many processes; the run dir, and what each rank scored, answered and wrote.
 
     One thread a process: how a matrix product is cut among threads may change its last bit. No GPU, and no word to
@@ -26,7 +76,7 @@ def counted(shell, forked, gpt2_dir, dataset_dir, tmp_path, monkeypatch):
 
     def call(count, *arguments):
         log, path = tmp_path / f"{count}.jsonl", tmp_path / str(count) / "base"
-        run = forked if count == 1 else functools.partial(shell, "torchrun", "--standalone", "--nproc-per-node", count)
+        run = forked if count == 1 else functools.partial(torchrun, count)
         done = run(
             "tests/eval/counted_run.py", log, "never", "--model_name_or_path", gpt2_dir, "--dataset_name",
             dataset_dir, "--split", "train", "--output_dir", path, "--batch_size", 2, "--max_new_tokens", 8, *arguments,

@@ -37,3 +37,13 @@ def test_an_incomplete_run_says_what_is_missing(tmp_path):
     run.finish({"name": "run", "method": "full", "trainable_parameters": 1, "total_parameters": 1})
     assert run.complete and run.require_complete() is run
     assert json.loads(run.metrics.read_text()) == {"step": 1, "loss": 2.0}
+
+
+def test_whoever_changes_what_was_read_of_a_config_changes_nobody_elses(tmp_path):
+    path = tmp_path / "config.yaml"
+    path.write_text("layers: [a, b]\n")
+    first = RunDir(tmp_path).config()
+    first["layers"].append("c")
+    assert RunDir(tmp_path).config() == {"layers": ["a", "b"]}
+    path.write_text("layers: [d]\n")
+    assert RunDir(tmp_path).config() == {"layers": ["d"]}

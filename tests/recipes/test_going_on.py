@@ -37,6 +37,27 @@ def weights(run: RunDir) -> bytes:
     return (run.model / "model.safetensors").read_bytes()
 
 
+@pytest.fixture(scope="module")
+def made() -> dict[tuple, Path]:
+    """Copies of the runs that `saved` has trained, by what was given beside its settings."""
+    return {}
+
+
+@pytest.fixture
+def saved(sft, made, tmp_path, tmp_path_factory):
+    """`saved(*flags)`: a run of four steps and two checkpoints in the place of `sft`, trained once for all tests."""
+
+    def call(*more) -> RunDir:
+        if more not in made:
+            done, run = sft(*SAVING, *more, steps=4)
+            assert done.status == 0, done.err
+            made[more] = Path(shutil.copytree(run.path, tmp_path_factory.mktemp("made") / "run"))
+            return run
+        return RunDir(shutil.copytree(made[more], tmp_path / "run"))  # a run is the same wherever it lies (below)
+
+    return call
+
+
 @pytest.fixture
 def own_base(gpt2_dir, tmp_path) -> Path:
     return Path(shutil.copytree(gpt2_dir, tmp_path / "base"))
@@ -48,8 +69,8 @@ def own_data(dataset_dir, tmp_path) -> Path:
 
 
 @pytest.mark.parametrize("finished", [True, False])
-def test_other_settings_are_refused_by_name_all_at_once_and_nothing_is_touched(sft, finished):
-    _, run = sft(*SAVING, steps=4)
+def test_other_settings_are_refused_by_name_all_at_once_and_nothing_is_touched(sft, saved, finished):
+    run = saved()
     if not finished:
         halted(run)
     before = held(run)
@@ -159,8 +180,8 @@ def test_more_steps_for_a_finished_run_go_on_from_its_last_checkpoint(sft, tmp_p
     assert done.status == 2 and f"{length[-1].removeprefix('--')} was" in done.err
 
 
-def test_more_steps_follow_the_schedule_of_the_longer_run(sft):
-    sft(*SAVING, steps=4)
+def test_more_steps_follow_the_schedule_of_the_longer_run(sft, saved):
+    saved()
     done, run = sft(*SAVING, *RESUME, steps=8)
     assert done.status == 0, done.err
     rates = [line["learning_rate"] for line in read_jsonl(run.metrics) if "loss" in line]
@@ -186,9 +207,8 @@ def test_more_steps_are_refused_where_they_cannot_follow(sft, tmp_path):
     assert done.status == 2 and "max_steps was 4 and is now 8 in a run that is not finished" in done.err
 
 
-def test_checkpoints_whose_origin_is_lost_are_not_gone_on_with(sft):
-    _, run = sft(*SAVING, steps=4)
-    halted(run)
+def test_checkpoints_whose_origin_is_lost_are_not_gone_on_with(sft, saved):
+    run = halted(saved())
     (run.path / "provenance.json").unlink()
     done, _ = sft(*SAVING, *RESUME, steps=4)
     assert (
@@ -196,9 +216,8 @@ def test_checkpoints_whose_origin_is_lost_are_not_gone_on_with(sft):
     )
 
 
-def test_what_changed_on_the_way_is_kept_in_provenance(sft):
-    _, run = sft(*SAVING, steps=4)
-    halted(run)
+def test_what_changed_on_the_way_is_kept_in_provenance(sft, saved):
+    run = halted(saved())
     origin = run.provenance()
     (run.path / "provenance.json").write_text(json.dumps({**origin, "python": "3.9.1"}))
     done, _ = sft(*SAVING, *RESUME, steps=4)
@@ -207,10 +226,9 @@ def test_what_changed_on_the_way_is_kept_in_provenance(sft):
     assert found.pop("resumed") == [{"python": "3.9.1"}] and found == origin
 
 
-def test_a_checkpoint_that_would_be_in_another_epoch_now_is_refused(sft):
+def test_a_checkpoint_that_would_be_in_another_epoch_now_is_refused(sft, saved):
     """As of a run from before the number of processes was recorded, or of batches that more epochs cut otherwise."""
-    _, run = sft(*SAVING, steps=4)
-    halted(run)
+    run = halted(saved())
     origin = run.provenance()
     del origin["processes"]
     (run.path / "provenance.json").write_text(json.dumps(origin))
@@ -236,10 +254,10 @@ def test_another_number_of_processes_is_refused_with_the_settings_that_train_the
             "--disable_tqdm", "true", *SAVING, *more,
         )  # fmt: skip
 
-    for name in ("whole", "run"):
-        done = command(*flags(name, 2))
-        assert done.status == 0, done.err
-    whole, run = RunDir(tmp_path / "whole"), halted(RunDir(tmp_path / "run"))
+    done = command(*flags("whole", 2))
+    assert done.status == 0, done.err
+    whole = RunDir(tmp_path / "whole")
+    run = halted(RunDir(shutil.copytree(whole.path, tmp_path / "run")))
     assert run.provenance()["processes"] == 1 and whole.summary()["steps"] == 4
     before = held(run)
     done = forked(*flags("run", 2, *RESUME), count=2)
@@ -272,8 +290,8 @@ def test_another_number_of_processes_is_refused_with_the_settings_that_train_the
     ],
 )
 @pytest.mark.parametrize("finished", [True, False])
-def test_fewer_processes_are_refused_too(sft, had, more, fix, finished):
-    _, run = sft(*SAVING, *more, steps=4)
+def test_fewer_processes_are_refused_too(sft, saved, had, more, fix, finished):
+    run = saved(*more)
     if not finished:
         halted(run)
     (run.path / "provenance.json").write_text(json.dumps({**run.provenance(), "processes": had}))
