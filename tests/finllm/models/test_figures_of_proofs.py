@@ -18,6 +18,7 @@ from finllm.models.proofs import (
     head_difference,
     in_float32,
     is_exact,
+    nll_beside,
     nll_of,
     rounding_of,
     tokenizer_fits,
@@ -123,6 +124,23 @@ def test_the_own_nats_of_rows(model):
     nll = nll_of(model, rows)
     assert nll.requires_grad and len(nll) == len(IDS) - 3 + 1
     assert (nll.detach() / math.log(2)).tolist() == pytest.approx([1] * 7 + [9] * 7 + [9], rel=1e-5)
+
+
+def test_rows_beside_each_other_have_their_own_nats(folder):
+    """Whichever is the longer, and wherever their supervised tokens stand."""
+    model = AutoModelForCausalLM.from_pretrained(folder).eval()
+    rows = [{"input_ids": IDS[:5], "labels": [-100] * 3 + IDS[3:5]}, {"input_ids": IDS, "labels": [-100] * 9 + IDS[9:]},
+            {"input_ids": IDS[2:9], "labels": IDS[2:9]}]  # fmt: skip
+    for order in ([0, 1, 2], [1, 2, 0], [2]):
+        found = nll_beside(model, [rows[index] for index in order])
+        for index, nll in zip(order, found, strict=True):
+            assert nll.requires_grad and torch.allclose(nll, nll_of(model, [rows[index]]))
+    assert [len(nll) for nll in nll_beside(model, rows)] == [2, 8, 6]
+    asked = []
+    forward = model.forward
+    model.forward = lambda input_ids, **given: asked.append(input_ids.tolist()) or forward(input_ids=input_ids, **given)
+    nll_beside(model, rows)
+    assert asked == [[IDS[:5] + IDS[4:5] * 12, IDS, IDS[2:9] + IDS[8:9] * 10]]
 
 
 class Two(nn.Module):

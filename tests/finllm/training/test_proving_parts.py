@@ -226,8 +226,8 @@ PROBE = [{"input_ids": [1, 2, 3], "labels": [1, 2, 3]}, {"input_ids": [4, 5], "l
 def test_the_first_way_that_is_the_models_own_is_taken(given, monkeypatch, capsys, good, wrong, head, plain, cpu):
     given.head = head
     trainer, seen = Trainer(ways=WAYS, cpu=cpu), []
-    each = lambda model, rows: [torch.tensor([float(len(row["input_ids"]))]) for row in rows]  # noqa: E731
-    monkeypatch.setattr(proving, "nll_beside", each)
+    nats = lambda model, rows: [torch.tensor([float(len(row["input_ids"]))]) for row in rows]  # noqa: E731
+    monkeypatch.setattr(proving, "nll_beside", nats)
 
     def own_loss(trainer, probe, own_N, way, rows):
         seen.append((probe, own_N.tolist(), way, rows))
@@ -257,9 +257,28 @@ def test_the_first_way_that_is_the_models_own_is_taken(given, monkeypatch, capsy
         assert broken.said == "joined rows with head fail: first line"
 
 
+@pytest.mark.parametrize("lengths", [(20, 9), (20, 8), (5, 20)])
+def test_the_head_is_tried_on_the_first_tokens_of_the_shorter_row(given, monkeypatch, lengths):
+    trainer = Trainer(ways=WAYS)
+    monkeypatch.setattr(proving, "nll_beside", lambda model, rows: [torch.zeros(1)] * 2)
+    monkeypatch.setattr(proving, "_own_loss", lambda *asked: [])
+    monkeypatch.setattr(proving, "_apart", lambda *asked: Proof("apart", 0.0, 0.1, True, "right"))
+    proving._way(trainer, [row(length) for length in lengths], {}, torch.zeros(1))
+    assert given.asked == [[list(range(min(*lengths, 8)))]]
+
+
+def test_a_model_that_fails_with_a_gradient_alone_is_refused(given, monkeypatch):
+    def fails(model, rows):
+        raise ValueError("no gradient")
+
+    monkeypatch.setattr(proving, "nll_beside", fails)
+    with pytest.raises(UserError, match=r"Model fails on a row of 3 tokens: ValueError: no gradient; take another"):
+        proving._way(Trainer(), PROBE, {}, torch.zeros(1))
+
+
 def test_a_model_for_which_no_way_is_its_own_is_refused(given, monkeypatch):
     trainer, mixed = Trainer(ways=WAYS[:2]), []
-    monkeypatch.setattr(proving, "nll_beside", lambda model, rows: [torch.zeros(1)] * len(rows))
+    monkeypatch.setattr(proving, "nll_beside", lambda model, rows: [torch.zeros(1)] * 2)
     monkeypatch.setattr(proving, "_own_loss", lambda *asked: [Proof("loss", 1.0, 0.1, False, f"{asked[3]} is wrong")])
     monkeypatch.setattr(proving, "_apart", lambda *asked: Proof("apart", 0.0, 0.1, True, "right"))
     monkeypatch.setattr(proving, "_refuse_mixing", lambda trainer, pair: mixed.append(pair))
@@ -273,11 +292,11 @@ def test_a_model_for_which_no_way_is_its_own_is_refused(given, monkeypatch):
 def test_the_way_once_more_in_the_precision_of_the_run(given, monkeypatch, way, good):
     trainer, seen = Trainer(), []
     trainer.set_way(*way)
-    monkeypatch.setattr(proving, "nll_beside", lambda model, rows: seen.append((rows, trainer.taken[-1])) or ["own"])
-    monkeypatch.setattr(proving.torch, "cat", "".join)
+    own = [torch.tensor([1.0]), torch.tensor([2.0, 4.0])]
+    monkeypatch.setattr(proving, "nll_beside", lambda model, rows: seen.append((rows, trainer.taken[-1])) or own)
 
     def own_loss(*asked):
-        seen.append((*asked[1:], trainer.taken[-1]))
+        seen.append((asked[1], asked[2].tolist(), *asked[3:], trainer.taken[-1]))
         return [Proof("a", 0.0, 0.5, True, "fine"), Proof("b", 1.0, 0.5, good, "rough")]
 
     monkeypatch.setattr(proving, "_own_loss", own_loss)
@@ -289,7 +308,7 @@ def test_the_way_once_more_in_the_precision_of_the_run(given, monkeypatch, way, 
         ):
             proving._coarsely(trainer, PROBE)
     rows, loss = way
-    assert seen == [(PROBE, ("padded", loss)), (PROBE, "own", f"{rows} · {loss}, as it trains", rows, way)]
+    assert seen == [(PROBE, ("padded", loss)), (PROBE, [1.0, 2.0, 4.0], f"{rows} · {loss}, as it trains", rows, way)]
 
 
 # All of it -----------------------------------------------------------------------------------------------------------
