@@ -3,6 +3,8 @@
 import logging
 import os
 
+from finllm import deferred
+
 __version__ = "0.1.0"
 
 # OpenMP's threads spin while they wait for each other, which is well on an idle machine and ruins a shared one: with
@@ -27,3 +29,5 @@ os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 logging.getLogger("bitsandbytes.backends.cpu.ops").addFilter(
     lambda record: "Failed to load CPU gemm_4bit_forward" not in record.msg
 )
+
+deferred.install()
