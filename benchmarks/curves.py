@@ -14,11 +14,12 @@ import tempfile
 from pathlib import Path
 
 from engine import BATCH, LENGTH, VARIANTS, dataset_for, trainer_for
+from records import keep
 from rich.console import Console
 from turns import measured_in_child, set_up
 
 from finllm.errors import run_command
-from finllm.files import cache_dir, write_json
+from finllm.files import cache_dir
 
 PAIR = ("trl_best", "ours")
 
@@ -45,7 +46,7 @@ def main() -> None:
     console.print(f"(d) against (b): {ours / theirs - 1:+.3%}")
     output = Path(arguments.output)
     output.mkdir(parents=True, exist_ok=True)
-    write_json(output / "curves.json", curves)
+    keep("curves", curves, str(output / "curves.json"))
     draw(curves, output / "curves.png")
 
 

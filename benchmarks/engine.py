@@ -1,6 +1,6 @@
 """Training speed, side by side: this suite's recipe and its peers, same model, same rows, same rows a step.
 
-    python benchmarks/engine.py --model_name_or_path DIR --dataset_name FILE [--rounds 3] [--output FILE.json]
+    python benchmarks/engine.py --model_name_or_path DIR --dataset_name FILE [--rounds 3]
 
 Every variant is a process of its own, and the rounds go through all of them in turn, so that a slow minute of the
 machine hits each alike. The first steps are warm-up. Printed: the median over rounds, its spread, and ratios.
@@ -10,19 +10,18 @@ import finllm  # isort: skip  # noqa: F401  before torch: it sets how threads wa
 
 import argparse
 import json
-import platform
 import statistics
 import tempfile
 import time
-from pathlib import Path
 
+from records import keep
 from rich.console import Console
 from rich.table import Table
 from turns import by_turns, common_flags, set_up
 
-from finllm.cpu import machine
+from finllm.cpu import machine, processor
 from finllm.errors import run_command
-from finllm.files import cache_dir, write_json
+from finllm.files import cache_dir
 
 VARIANTS = {
     "trl": "(a) TRL as it comes",
@@ -48,24 +47,19 @@ def main() -> None:
         return
     console = Console()
     measured = by_turns({variant: VARIANTS[variant] for variant in arguments.variants}, arguments.rounds, console)
-    result = {
-        "machine": f"{platform.processor() or platform.machine()}, {machine.cores()} cores",
-        "products": str(products_dtype()).removeprefix("torch."),
-        "date": time.strftime("%Y-%m-%d"),
-        "measured": measured,
-    }
-    show(result, console)
-    if arguments.output:
-        write_json(Path(arguments.output), result)
+    products = str(products_dtype()).removeprefix("torch.")
+    show(measured, products, console)
+    path = keep("engine", measured, arguments.output, products=products, rounds=arguments.rounds)
+    console.print(f"wrote {path}", soft_wrap=True)
 
 
-def show(result: dict, console: Console) -> None:
+def show(measured: dict[str, list[dict]], dtype: str, console: Console) -> None:
     """Median supervised tokens a second with spread, ratio to (b), peak memory, and the share of the product rate."""
-    measured = result["measured"]
     rates = {variant: [run["supervised"] / run["seconds"] for run in runs] for variant, runs in measured.items()}
     # Measured beside every variant: a shared machine is not the same from one minute to the next.
     products = statistics.median(run["matrix_product_flops"] for runs in measured.values() for run in runs)
-    table = Table(title=f"{result['machine']}, {products / 1e9:.0f} GFLOP/s of {result['products']} products")
+    place = f"{processor.name()}, {machine.cores()} cores"
+    table = Table(title=f"{place}, {products / 1e9:.0f} GFLOP/s of {dtype} products")
     for column in ("variant", "tokens/s", "low – high", "to (a)", "to (b)", "memory", "of products"):
         table.add_column(column, justify="left" if column == "variant" else "right")
     for variant, runs in measured.items():

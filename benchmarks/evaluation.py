@@ -1,7 +1,7 @@
 """Evaluation speed: scoring beside lm-evaluation-harness, answering in batches beside answering one by one.
 
     pip install "lm-eval>=0.4.13,<0.5"
-    python benchmarks/evaluation.py --model_name_or_path DIR --dataset_name FILE [--rounds 3] [--output FILE.json]
+    python benchmarks/evaluation.py --model_name_or_path DIR --dataset_name FILE [--rounds 3]
 
 Both score the same responses after the same prompts, in float32 and batches of 16; both write the same greedy tokens.
 The peers load the model themselves, as it comes. Every turn is a process of its own, and the ways go by turns. Loading
@@ -18,6 +18,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from records import keep
 from rich.console import Console
 from rich.table import Table
 from turns import by_turns, common_flags, set_up
@@ -26,7 +27,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from finllm.cpu import machine
 from finllm.errors import run_command
-from finllm.files import cache_dir, write_json
+from finllm.files import cache_dir
 
 WAYS = {
     "lm_eval": ("scoring", "lm-eval"),
@@ -52,8 +53,8 @@ def main() -> None:
     console = Console()
     measured = by_turns({way: ", ".join(WAYS[way]) for way in arguments.ways}, arguments.rounds, console)
     show(measured, console)
-    if arguments.output:
-        write_json(Path(arguments.output), {"date": time.strftime("%Y-%m-%d"), "measured": measured})
+    path = keep("evaluation", measured, arguments.output, rounds=arguments.rounds)
+    console.print(f"wrote {path}", soft_wrap=True)
 
 
 def show(measured: dict[str, list[dict]], console: Console) -> None:

@@ -16,13 +16,13 @@ import tempfile
 from pathlib import Path
 
 from engine import VARIANTS, timed, trainer_for
+from records import keep
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 from turns import measured_in_child, set_up
 
 from finllm.errors import run_command
-from finllm.files import write_json
 
 PAIR = ("trl_best", "ours")
 COLORS = {"trl_best": "#d97706", "ours": "#1d4ed8"}
@@ -53,11 +53,11 @@ def main() -> None:
         for variant in PAIR:
             child = json.dumps({**dict(point), "variant": variant})
             measured.append(measured_in_child(child, str(dict(point))))
-            write_json(output / "growth.json", {"measured": measured})
+            path = keep("growth", measured, str(output / "growth.json"), rounds=arguments.rounds)
     medians = medians_of(measured)
     show(medians, console := Console())
     draw(medians, output / "growth.png")
-    console.print(f"wrote {output / 'growth.png'}")
+    console.print(f"wrote {path} and {output / 'growth.png'}", soft_wrap=True)
 
 
 def medians_of(measured: list[dict]) -> list[dict]:

@@ -15,21 +15,20 @@ import contextlib
 import gc
 import json
 import os
-import platform
 import subprocess
 import sys
 import tempfile
 import time
-from pathlib import Path
 
 import torch
 from engine import BATCH, timed
 from peft import PEFT_TYPE_TO_CONFIG_MAPPING
+from records import keep
 from turns import common_flags, set_up
 
-from finllm.cpu import machine
+from finllm.cpu import machine, processor
 from finllm.errors import run_command
-from finllm.files import cache_dir, write_json
+from finllm.files import cache_dir
 from finllm.models.methods import known_method
 
 LENGTH = 512
@@ -48,30 +47,23 @@ def main() -> None:
     if arguments.child:
         serve(arguments)
         return
-    found = {"machine": f"one thread of an {_processor()}", "date": time.strftime("%Y-%m-%d"), "methods": {}}
+    found: dict[str, dict] = {}
     with _server("trl") as trl, _server("ours") as ours:
         for kind in arguments.methods:
-            here, there = found["methods"].setdefault(kind, {}), {}
+            here, there = found.setdefault(kind, {}), {}
             for name, server, into in (("trl", trl, there), ("ours", ours, here)):
                 server.stdin.write(json.dumps(kind) + "\n")
                 server.stdin.flush()
                 into |= json.loads(server.stdout.readline() or json.dumps({"error": f"{name} ended"}))
             here["trl"] = there
             print(kind, _said(here), flush=True)
-            if arguments.output:
-                write_json(Path(arguments.output), found)
+            keep("method_speed", found, arguments.output, machine=f"one thread of an {processor.name()}")
 
 
 def _said(here: dict) -> str:
     if "error" in here or "error" in here["trl"]:
         return f"ours: {here.get('error', here.get('seconds'))}; TRL: {here['trl'].get('error', 'ran')}"
     return f"{here['seconds']:.2f} s a step, {here['trl']['seconds'] / here['seconds']:.1f} times as fast as TRL"
-
-
-def _processor() -> str:
-    info = Path("/proc/cpuinfo")
-    names = [line.partition(":")[2].strip() for line in info.read_text().splitlines() if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
 
 
 @contextlib.contextmanager

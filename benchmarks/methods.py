@@ -163,7 +163,7 @@ def main() -> None:
     parser.add_argument("--study", type=Path, help="Markdown that goes below the table as it is")
     arguments = parser.parse_args()
     warnings.simplefilter("ignore")
-    speed = read_json(arguments.speed) if arguments.speed else {"methods": {}}
+    speed = read_json(arguments.speed) if arguments.speed else {"measured": {}}
     rows, refused = [], []
     with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(sys.stderr):
         set_seed(0)
@@ -181,11 +181,11 @@ def main() -> None:
             layers = "turned" if turned else ""
             rows.append(
                 f"| `{kind.lower()}` | {method.title}: {method.trains} | {smol} | {gpt2} | {layers} "
-                f"| {yes[starts]} | {yes[merges]} | {bits} | {speed_of(speed['methods'], kind)} "
+                f"| {yes[starts]} | {yes[merges]} | {bits} | {speed_of(speed['measured'], kind)} "
                 f"| {rates}{source} | {method.paper} |"
             )
             print(rows[-1])
-    dora = speed_of(speed["methods"], "LORA, use_dora")
+    dora = speed_of(speed["measured"], "LORA, use_dora")
     print(PAGE.format(rows="\n".join(rows), refused="\n".join(refused), dora=dora, machine=speed.get("machine", "–")))
     print(arguments.study.read_text(encoding="utf-8") if arguments.study else "", end="")
 

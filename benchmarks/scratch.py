@@ -21,6 +21,7 @@ if not __package__:  # run as a file
 import finllm  # isort: skip  # noqa: F401  before torch: it sets how threads wait
 
 import torch
+from records import keep
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
@@ -32,7 +33,6 @@ from baselines.scratch.loop import adamw
 from baselines.scratch.model import Transformer
 from finllm.cpu import machine
 from finllm.errors import UserError, run_command
-from finllm.files import write_json
 from finllm.provenance import provenance
 
 SHAPE = ("layers", "width", "heads", "feed_forward", "vocabulary_size", "texts", "length", "answers", "new_tokens")
@@ -97,7 +97,7 @@ def main() -> None:
         "generation": generation,
         "provenance": provenance(),
     }
-    write_json(arguments.output, content)
+    keep("scratch", content, str(arguments.output))
     show(content, arguments.output)
 
 

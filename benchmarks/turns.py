@@ -16,7 +16,7 @@ def common_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model_name_or_path", required=True, help="a folder of GPT-2, random weights will do")
     parser.add_argument("--dataset_name", required=True, help="a dataset dir, or a source of rows")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--output", help="write the measurements here, as JSON")
+    parser.add_argument("--output", help="write the record here (default: a file in benchmarks/results/)")
     parser.add_argument("--child", help=argparse.SUPPRESS)
 
 

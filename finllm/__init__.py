@@ -3,6 +3,8 @@
 import logging
 import os
 
+from finllm import deferred
+
 __version__ = "0.1.0"
 
 # OpenMP's threads spin while they wait for each other, which is well on an idle machine and ruins a shared one: with
@@ -31,3 +33,5 @@ logging.getLogger("bitsandbytes.backends.cpu.ops").addFilter(
 logging.getLogger("bitsandbytes.autograd._functions").addFilter(
     lambda record: "inputs will be cast from" not in record.msg
 )
+
+deferred.install()

@@ -1,9 +1,13 @@
-"""The command `finllm`. Thin: every subcommand lives in the module that does the work, imported when it is called."""
+"""The command `finllm`. Thin: every subcommand lives in the module that does the work, imported when it is called.
+
+Flags are read and checked first, with torch not yet imported, so that help and mistakes are answered at once.
+"""
 
 from __future__ import annotations
 
 import argparse
 import sys
+from pathlib import Path
 
 from finllm.errors import run_command
 from finllm.terminal import Parser
@@ -70,37 +74,68 @@ def _data(parser: argparse.ArgumentParser) -> None:
 
 
 def _generate(parser: argparse.ArgumentParser) -> None:
-    from finllm.models import ask
+    from finllm.models import flags
 
-    ask.add_arguments(parser)
-    parser.set_defaults(run=ask.run)
+    def run(arguments: argparse.Namespace) -> None:
+        flags.check_generate(arguments)
+        from finllm.models import ask
+
+        ask.run(arguments)
+
+    flags.of_generate(parser)
+    parser.set_defaults(run=run)
 
 
 def _merge(parser: argparse.ArgumentParser) -> None:
-    from finllm.models import plain
+    from finllm.models import flags
 
-    plain.add_arguments(parser)
+    def run(a: argparse.Namespace) -> None:
+        from finllm.models.plain import merge_run
+
+        merge_run(
+            a.run_dir, Path(a.output_dir), a.into, a.dtype, a.max_shard_size, a.max_shift, a.dataset_name,
+            a.max_examples,
+        )  # fmt: skip
+
+    flags.of_merge(parser)
+    parser.set_defaults(run=run)
 
 
 def _export(parser: argparse.ArgumentParser) -> None:
-    from finllm.models import export
+    from finllm.models import flags
 
-    export.add_arguments(parser)
+    def run(a: argparse.Namespace) -> None:
+        flags.check_export(a)
+        from finllm.models.export import export_run
+
+        export_run(
+            a.run_dir, a.output_dir and Path(a.output_dir), a.dtype, a.into, a.max_shift, a.dataset_name,
+            a.max_examples, not a.no_modelfile,
+        )  # fmt: skip
+
+    flags.of_export(parser)
+    parser.set_defaults(run=run)
 
 
 def _random_weights(parser: argparse.ArgumentParser) -> None:
-    from finllm.models.base import make_random_model
+    def run(arguments: argparse.Namespace) -> None:
+        from finllm.models.base import make_random_model
+
+        make_random_model(arguments.config_dir, arguments.output_dir, arguments.seed)
 
     parser.add_argument("config_dir", help="a folder with config.json and a tokenizer")
     parser.add_argument("--output_dir", required=True)
     parser.add_argument("--seed", type=int, default=42)
-    parser.set_defaults(run=lambda a: make_random_model(a.config_dir, a.output_dir, a.seed))
+    parser.set_defaults(run=run)
 
 
 def _plan(parser: argparse.ArgumentParser) -> None:
-    from finllm.training import plan
+    def run(arguments: argparse.Namespace) -> None:
+        from finllm.training import plan
 
-    parser.set_defaults(run=lambda arguments: plan.main(arguments.others))
+        plan.main(arguments.others)
+
+    parser.set_defaults(run=run)
 
 
 def _doctor(parser: argparse.ArgumentParser) -> None:

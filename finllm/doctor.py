@@ -7,10 +7,13 @@ optional (extras, a GPU, the hub) is told and never fails: a run reads its model
 from __future__ import annotations
 
 import argparse
+import ctypes
 import importlib.metadata
+import importlib.util
 import json
 import os
 import platform
+import runpy
 import shutil
 import sys
 import urllib.error
@@ -21,6 +24,7 @@ from pathlib import Path
 from packaging.requirements import Requirement
 from packaging.version import Version
 
+from finllm.cpu import processor
 from finllm.errors import UserError
 from finllm.files import SCHEMA_VERSION, cache_dir
 from finllm.terminal import say
@@ -119,21 +123,41 @@ def _machine() -> list[Finding]:
     else:
         memory = psutil.virtual_memory()
         findings.append(Finding("memory", f"{memory.total / GIB:.1f} GiB, {memory.available / GIB:.1f} GiB free"))
+    findings.insert(0, Finding("cores", str(processor.cores())))
     try:
-        import torch
-
-        from finllm.cpu.machine import bf16_is_fast, cores
+        bf16_is_fast, gpus = _arithmetic()
     except (ImportError, OSError) as error:  # OSError: a library of CUDA that cannot be loaded
         fix = f"{sys.executable} -m pip install --force-reinstall torch"
         return [*findings, Finding("import torch", " ".join(str(error).split())[:200], "missing", fix=fix)]
-    findings.insert(0, Finding("cores", str(cores())))
-    findings.append(Finding("bfloat16", "fast" if bf16_is_fast() else "slow: the recipe stays with float32"))
-    if not torch.cuda.is_available():
-        return [*findings, Finding("GPU", "none; training uses the CPU", required=False)]
-    for index in range(torch.cuda.device_count()):
+    findings.append(Finding("bfloat16", "fast" if bf16_is_fast else "slow: the recipe stays with float32"))
+    return [*findings, *(gpus or [Finding("GPU", "none; training uses the CPU", required=False)])]
+
+
+def _arithmetic() -> tuple[bool, list[Finding]]:
+    """Whether bfloat16 is fast, and the GPUs. Of a torch that knows none only the libraries are loaded, not torch."""
+    found, fast = importlib.util.find_spec("torch"), processor.multiplies_bf16()
+    if found is None or not found.submodule_search_locations:
+        raise ImportError("torch is not installed")
+    folder = Path(found.submodule_search_locations[0])
+    version, library = folder / "version.py", folder / "lib" / "libtorch_python.so"
+    if fast is not None and library.exists() and not {"cuda", "hip", "xpu"} & _built_for(version):
+        ctypes.CDLL(str(library))
+        return fast, []
+    import torch
+
+    from finllm.cpu.machine import bf16_is_fast
+
+    gpus = []
+    for index in range(torch.cuda.device_count() if torch.cuda.is_available() else 0):
         device = torch.cuda.get_device_properties(index)
-        findings.append(Finding(f"GPU {index}", f"{device.name}, {device.total_memory / GIB:.1f} GiB", required=False))
-    return findings
+        gpus.append(Finding(f"GPU {index}", f"{device.name}, {device.total_memory / GIB:.1f} GiB", required=False))
+    return bf16_is_fast(), gpus
+
+
+def _built_for(version: Path) -> set[str]:
+    """Which devices torch/version.py gives a version of: the names among cuda, hip, xpu that are not None."""
+    values = runpy.run_path(str(version))
+    return {name for name in ("cuda", "hip", "xpu") if values.get(name) is not None}
 
 
 def _hub_cache() -> Path:

@@ -31,7 +31,6 @@ from finllm.study.settings import Study, read_study
 from finllm.study.starting import Forking
 from finllm.study.storage import Storage
 from finllm.terminal import Parser, Terminal
-from finllm.training.config import parse
 
 ROOT = Path(__file__).resolve().parents[1]
 # Where to look for the rate of what has no method of peft: full training from a tenth of the usual rate of LoRA
@@ -84,6 +83,10 @@ def read_arguments() -> argparse.Namespace:
 
 def usual_rates(settings: Mapping[str, Any]) -> tuple[float, float]:
     """Check the recipe's keys of a run, and say between which learning rates its method is usually trained."""
+    from finllm.training.config import (
+        parse,  # and TRL with it, seconds that help and a mistyped study need not wait for
+    )
+
     with tempfile.NamedTemporaryFile("w", suffix=".yaml", encoding="utf-8") as file:
         yaml.safe_dump({**settings, "learning_rate": 1e-4}, file)
         file.flush()

@@ -1,6 +1,7 @@
 """The house, held: which part may import which, the floors of finllm, no circle, no corridor, no file of two things."""
 
 import ast
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -17,6 +18,7 @@ ALLOWED = {
 }
 # Within finllm a module imports those of its own room, and of the floors below its own; never from beside or above.
 FLOORS = [
+    {"deferred"},
     {"finllm", "errors", "provenance"},
     {"bounded", "terminal"},
     {"text", "files"},
@@ -32,7 +34,10 @@ ROOMS = {
 }
 # On top of finllm/ and eval/ stand the ground, what belongs to no room, and the commands.
 ON_TOP = {
-    "finllm": {"__init__", "bounded", "terminal", "errors", "files", "provenance", "run_dir", "cli", "doctor", "show"},
+    "finllm": {
+        *("__init__", "bounded", "cli", "deferred", "doctor", "errors", "files"),
+        *("provenance", "run_dir", "show", "terminal"),
+    },
     "eval": {
         "__init__",
         "run",
@@ -182,10 +187,58 @@ def test_the_checks_see_what_they_look_for(tmp_path):
     assert circle(graph(tmp_path, ["finllm"]))[0] == "finllm.text"
 
 
-@pytest.mark.parametrize(
-    ("statement", "heavy"),
-    [("import eval.leaderboard", "torch"), ("import finllm.cli", "torch"), ("import finllm.data.prepare", "torch")],
-)
-def test_what_must_start_quickly_does_not_load_torch(statement, heavy):
-    code = f"import sys; {statement}; sys.exit({heavy!r} in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
+def loaded_by(*commands: list[str], environment: dict[str, str] | None = None) -> set[str]:
+    """What is in `sys.modules` after commands (a script and its arguments) in one process; each may end it."""
+    code = (
+        "import contextlib, io, runpy, sys\n"
+        f"for argv in {commands!r}:\n"
+        "    sys.argv = argv\n"
+        "    with contextlib.suppress(SystemExit), contextlib.redirect_stdout(io.StringIO()):\n"
+        "        runpy.run_path(argv[0], run_name='__main__')\n"
+        "print(*[name for name, module in sys.modules.items() if module is not None], sep='\\n')"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True,
+        env={**os.environ, "PYTHONPATH": str(ROOT), **(environment or {})},
+    )  # fmt: skip
+    assert done.stderr == ""
+    return set(done.stdout.split())
+
+
+LIBRARIES = {"accelerate", "bitsandbytes", "datasets", "matplotlib", "optuna", "peft", "scipy", "sklearn", "torch",
+             "transformers", "trl"}  # fmt: skip
+CLI = "finllm/cli.py"
+
+
+def test_what_answers_at_once_imports_no_large_library(tmp_path):
+    (tmp_path / "rows.jsonl").write_text('{"instruction": "What is a bond?", "output": "A loan."}\n' * 3)
+    helps = [[CLI, name, "--help"] for name in ("prepare", "generate", "merge", "export", "plan", "random-weights")]
+    wrong = [[CLI, "generate", "nothing", "--file", "a"], [CLI, "export", "nothing", "--format", "onnx"]]
+    prepare = [CLI, "prepare", str(tmp_path / "rows.jsonl"), "--output_dir", str(tmp_path / "data"), "--help"]
+    loaded = loaded_by([CLI, "--help"], *helps, prepare, environment={"PYTHONWARNINGS": "error"})
+    assert loaded & (LIBRARIES | {"numpy"}) == set() and "finllm.data.prepare" in loaded
+    for command in wrong:
+        done = subprocess.run([sys.executable, "-X", "importtime", *command], cwd=ROOT, capture_output=True, text=True)
+        assert done.returncode == 2 and "| torch\n" not in done.stderr and "| numpy\n" not in done.stderr
+
+
+def test_preparing_and_reporting_wait_for_no_model(tmp_path):
+    (tmp_path / "rows.jsonl").write_text(
+        "".join(f'{{"instruction": "What is {i}?", "output": "A number."}}\n' for i in range(40))
+    )
+    prepare = [CLI, "prepare", str(tmp_path / "rows.jsonl"), "--output_dir", str(tmp_path / "data")]
+    loaded = loaded_by(prepare, [CLI, "doctor"], ["eval/leaderboard.py", "--help"], ["recipes/compare.py", "--help"],
+                       environment={"HF_HUB_OFFLINE": "1"})  # fmt: skip
+    assert (tmp_path / "data" / "manifest.json").exists()
+    assert loaded & (LIBRARIES - {"scipy", "optuna"} | {"scipy.stats", "scipy.optimize"}) == set()
+
+
+def test_a_run_imports_nothing_that_it_never_uses():
+    """In one process, since each of these takes seconds: evaluation needs no model to be asked for help, training no
+    compiler, and neither what a library imports for others."""
+    evaluation = loaded_by(["eval/run.py", "--help"])
+    assert evaluation & (LIBRARIES - {"accelerate", "datasets", "scipy", "torch"}) == set()
+    assert evaluation & {"scipy.stats", "torch._dynamo", "evaluate.evaluator"} == set() and "evaluate" in evaluation
+    training = loaded_by(["recipes/sft.py", "--help"])
+    assert training & {"torch._inductor.compile_fx", "scipy", "sklearn", "matplotlib", "optuna", "evaluate"} == set()
+    assert {"trl.trainer.sft_trainer", "transformers.loss.loss_utils"} <= training

@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from scipy.stats import permutation_test
 
 from eval.audits import causality as causal
 from eval.metrics import rouge
@@ -179,6 +178,8 @@ def question(
 
 def _told(worse: np.ndarray) -> tuple[bool, str, dict[str, Any]]:
     """Whether it is not surely negative, how that is said, and the figures. `worse`: nats a token, by question."""
+    from scipy.stats import permutation_test  # takes a second to import
+
     p_value = float(permutation_test((worse,), np.mean, permutation_type="samples", rng=0).pvalue)
     told, gained = p_value < LEVEL, float(worse.mean())
     verb = "are likelier" if gained > 0 else "are LESS likely"

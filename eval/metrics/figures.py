@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from scipy.stats import binomtest
 
 from eval.metrics import bleu, number, perplexity, rouge
 from eval.results import NUMBER_METRICS, Interval, SplitResults
@@ -100,6 +99,8 @@ def _at_an_end(interval: Interval, questions: int) -> Interval:
     does not say "none of all". Others are as they are."""
     if 0 < interval.value < 1:
         return interval
+    from scipy.stats import binomtest  # takes a second to import
+
     ends = binomtest(round(interval.value * questions), questions).proportion_ci(LEVEL, method="wilson")
     return Interval(interval.value, max(0.0, float(ends.low)), min(1.0, float(ends.high)))
 

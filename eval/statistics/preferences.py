@@ -18,7 +18,6 @@ from dataclasses import dataclass
 import krippendorff
 import numpy as np
 from scipy.special import softmax
-from scipy.stats import binomtest
 
 from eval.results import Interval
 from eval.statistics.uncertainty import LEVEL
@@ -124,6 +123,8 @@ def share(count: int, of: int) -> Interval | None:
     """A share with Wilson's interval; None of nothing."""
     if not of:
         return None
+    from scipy.stats import binomtest  # takes a second to import
+
     ends = binomtest(count, of).proportion_ci(LEVEL, method="wilson")
     return Interval(count / of, float(ends.low), float(ends.high))
 

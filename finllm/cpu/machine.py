@@ -15,6 +15,7 @@ from pathlib import Path
 import psutil
 import torch
 
+from finllm.cpu.processor import cores
 from finllm.errors import UserError
 from finllm.terminal import say
 from finllm.text.credentials import without_credentials_of_flags
@@ -43,11 +44,6 @@ def use_all_cores() -> None:
     """
     if LAUNCHED in os.environ and os.environ.get("OMP_NUM_THREADS") == "1" and not uses_gpu():
         torch.set_num_threads(max(1, cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
-
-
-def cores() -> int:
-    """The cores this process may run on, which in a container are fewer than the machine's."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
 
 
 def keep_freed_memory() -> bool:

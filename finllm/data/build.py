@@ -14,7 +14,6 @@ from finllm.data.clean import Cleaning, Rejected, digested
 from finllm.data.dataset_dir import dataset_hash
 from finllm.data.forms import WANTED
 from finllm.data.leftovers import BadRows, Changes, Rejections, as_read
-from finllm.data.near_duplicates import clusters
 from finllm.data.parts import Part
 from finllm.data.rows import read_part, track
 from finllm.data.schema import Row, Schema
@@ -247,6 +246,8 @@ def together(rows: list[Row], near_duplicates: bool) -> Iterator[str]:
     """For each row what decides its split: one text for all rows of a question, a group or a cluster."""
     from scipy.sparse import coo_matrix
     from scipy.sparse.csgraph import connected_components
+
+    from finllm.data.near_duplicates import clusters  # and numpy with it, which a source of plain rows has no use for
 
     questions = [question_of(row) for row in rows]
     first: dict[str, int] = {}

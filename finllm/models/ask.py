@@ -11,12 +11,13 @@ import torch
 from transformers import GenerationConfig, PreTrainedModel
 
 from finllm.data.clean import mend_question
-from finllm.errors import UserError, raise_problems
+from finllm.errors import UserError
 from finllm.files import sha256_of_file
 from finllm.models.answer_files import KeptAnswers, read_questions, write_answers
 from finllm.models.asked import template_for
 from finllm.models.base import base_model_hash, load_for_inference, model_arguments, positions_of
 from finllm.models.find import resolve_base_model, run_of, weights_hash
+from finllm.models.flags import DECODING
 from finllm.models.generate import Answer, answer_all, check_room, decoding, stream
 from finllm.models.proofs import tokenizer_fits
 from finllm.models.virtual import virtual_tokens
@@ -24,60 +25,12 @@ from finllm.terminal import say
 from finllm.text.prompts import question_of
 from finllm.text.templates import Template
 
-# Of each flag of decoding: what its value must be, and whether it says something at temperature 0
-WITHIN = {
-    "temperature": ("at least 0", lambda value: value >= 0, True),
-    "top_k": ("at least 1", lambda value: value >= 1, False),
-    "top_p": ("above 0 and at most 1", lambda value: 0 < value <= 1, False),
-    "min_p": ("from 0 to 1", lambda value: 0 <= value <= 1, False),
-    "repetition_penalty": ("above 0", lambda value: value > 0, True),
-    "no_repeat_ngram_size": ("at least 1", lambda value: value >= 1, True),
-    "num_return_sequences": ("at least 1", lambda value: value >= 1, False),
-    "max_new_tokens": ("at least 1", lambda value: value >= 1, True),
-    "batch_size": ("at least 1", lambda value: value >= 1, True),
-}
-DECODING = ("top_k", "top_p", "min_p", "repetition_penalty", "no_repeat_ngram_size", "num_return_sequences")
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "model", help="a run dir, a merged run, or a base model: hub id, folder, .gguf file or built-in name"
-    )
-    parser.add_argument("question", nargs="?", help="the question; without it and without --file, ask interactively")
-    parser.add_argument("--input", default="", help="context that belongs to the question")
-    parser.add_argument("--system", default="", help="a system text, where the template takes one")
-    parser.add_argument(
-        "--template", help="alpaca, chat or a Jinja file, for a base model; a run is asked as it was trained"
-    )
-    parser.add_argument(
-        "--file",
-        help="JSONL or CSV with `instruction` and, if they like, `input`, `system` and, in JSONL, `history`; answers "
-        "go to --output, and the same command goes on where it was killed",
-    )
-    parser.add_argument("--output", help="the file's rows with an `answer` each: JSONL, or CSV where it ends in .csv")
-    parser.add_argument("--max_new_tokens", type=int, default=128)
-    parser.add_argument("--temperature", type=float, default=0.0, help="0 is greedy")
-    parser.add_argument("--top_k", type=int, help="draw from so many of the likeliest tokens")
-    parser.add_argument("--top_p", type=float, help="draw from the likeliest tokens that have this share together")
-    parser.add_argument("--min_p", type=float, help="draw from tokens that are this share of the likeliest as likely")
-    parser.add_argument(
-        "--repetition_penalty", type=float, help="above 1, tokens that stand there already are less likely"
-    )
-    parser.add_argument("--no_repeat_ngram_size", type=int, help="so many tokens in a row never stand there twice")
-    parser.add_argument("--num_return_sequences", type=int, default=1, help="so many answers to each question")
-    parser.add_argument(
-        "--stop", action="append", default=[], metavar="TEXT", help="end an answer before this text; may be given again"
-    )
-    parser.add_argument("--batch_size", type=int, default=16)
-    parser.add_argument("--seed", type=int, default=42)
-
 
 def run(arguments: argparse.Namespace) -> None:
     """What is asked is mended as what is trained on (finllm/data/clean.py); `--output` has it as it was asked.
 
     Under a template of single questions each line is asked by itself; else together with what was said before.
     """
-    _check(arguments)
     sequences = arguments.num_return_sequences
     columns = ["answer"] if sequences == 1 else [f"answer_{number}" for number in range(1, sequences + 1)]
     rows = read_questions(arguments.file, columns) if arguments.file else []
@@ -110,30 +63,6 @@ def run(arguments: argparse.Namespace) -> None:
         stream(model, template, mend_question(row), config)
     else:
         _converse(model, template, row, config)
-
-
-def _check(arguments: argparse.Namespace) -> None:
-    """Refuse flags that contradict each other or would change nothing, all at once."""
-    if bool(arguments.file) != bool(arguments.output):
-        raise UserError("--file and --output go together: questions from one, answers to the other")
-    if arguments.file and arguments.question:
-        raise UserError("give a question or --file, not both")
-    if arguments.file and arguments.system:
-        raise UserError("--system goes with a question; a row of --file has its own, in `system`")
-    problems = []
-    for name, (said, holds, greedy) in WITHIN.items():
-        value = getattr(arguments, name)
-        if value is not None and not holds(value):
-            problems.append(f"--{name} is {value:g} and must be {said}")
-        elif value is not None and not greedy and arguments.temperature == 0 and value != 1:
-            problems.append(
-                f"--{name} says nothing at temperature 0, which takes the likeliest token: give --temperature too"
-            )
-    if not all(arguments.stop):
-        problems.append("--stop is empty, and would end every answer before it begins")
-    if arguments.num_return_sequences > 1 and not (arguments.file or arguments.question):
-        problems.append("--num_return_sequences is for a question or a --file: a conversation goes on from one answer")
-    raise_problems(problems, "the flags of finllm generate")
 
 
 def _kept(arguments: argparse.Namespace, model: PreTrainedModel, template: Template) -> KeptAnswers:

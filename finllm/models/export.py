@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
 
-from finllm.errors import UserError
 from finllm.files import atomic_folder, put_in_place, write_text
 from finllm.models import gguf_proofs, llama_cpp
-from finllm.models.gguf_file import DTYPES, check_config, context_of, write_gguf
+from finllm.models.gguf_file import check_config, context_of, write_gguf
 from finllm.models.ollama import modelfile
-from finllm.models.plain import add_arguments_of_proof, plain_model, refuse_filled, write_record
+from finllm.models.plain import plain_model, refuse_filled, write_record
 from finllm.terminal import say
-
-FORMATS = ("gguf",)
 
 
 def export_run(
@@ -46,21 +42,3 @@ def export_run(
         say("llama.cpp itself was not asked, since xllamacpp is not installed: pip install 'finllm[llama_cpp]'")
     if with_modelfile:
         say(f"Next: ollama create {run} -f {output_dir}/Modelfile")
-
-
-def run(arguments: argparse.Namespace) -> None:
-    if arguments.format not in FORMATS:
-        raise UserError(f"--format is {arguments.format}; {', '.join(FORMATS)} is written")
-    export_run(
-        arguments.run_dir, arguments.output_dir and Path(arguments.output_dir), arguments.dtype, arguments.into,
-        arguments.max_shift, arguments.dataset_name, arguments.max_examples, not arguments.no_modelfile,
-    )  # fmt: skip
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    add_arguments_of_proof(parser)
-    parser.add_argument("--format", default="gguf", help="gguf, the only one (the default)")
-    parser.add_argument("--dtype", choices=DTYPES, default="f16", help="of the weights in the file (default: f16)")
-    parser.add_argument("--output_dir", help="a new folder for the file (default: RUN_DTYPE_gguf beside the run)")
-    parser.add_argument("--no_modelfile", action="store_true", help="write no Modelfile for Ollama")
-    parser.set_defaults(run=run)

@@ -18,12 +18,11 @@ from finllm.data.prepare import resolve
 from finllm.errors import UserError
 from finllm.files import cache_dir
 from finllm.models.base import positions_of
+from finllm.models.flags import MOST_ROWS
 from finllm.models.proofs import in_float32, nll_of
 from finllm.run_dir import RunDir
 from finllm.text.templates import Template
 from finllm.text.tokens import IGNORED, LAST_TURN
-
-MOST_ROWS = 50
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,6 @@ loaded anew and gives the run's validation rows the run's log-probabilities, or 
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import re
 from collections.abc import Callable
@@ -31,7 +30,8 @@ from finllm.models.adapters import base_of
 from finllm.models.asked import MADE, template_of_run
 from finllm.models.base import load_base_model, load_run_model, model_arguments
 from finllm.models.find import model_of, resolve_base_model, run_of
-from finllm.models.held import MOST_ROWS, Held, held_rows
+from finllm.models.flags import MOST_ROWS, MOST_SHIFT, ORIGINAL
+from finllm.models.held import Held, held_rows
 from finllm.models.merge import LIMIT, NO_WEIGHTS, CannotMerge, merged
 from finllm.models.proofs import Proof, tokenizer_fits
 from finllm.models.saved import load_adapter
@@ -42,12 +42,9 @@ from finllm.terminal import say
 from finllm.text.templates import Template
 
 ENDS = "generation_config.json"  # the ids that end an answer, which training wrote
-TRAINED, ORIGINAL = "trained", "original"
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 # Nats by which one log-probability may differ where nothing but the order of float32 sums does. On average it is held
 # to LIMIT; one unlikely token of a deep model may have a hundred times that.
 LARGEST = 1e-2
-MOST_SHIFT = 0.05  # bits per byte
 
 
 @dataclasses.dataclass
@@ -189,7 +186,7 @@ def merge_run(
     kind = type(plain.model).__name__
     if dtype != "float32":
         plain.proof(plain.held.nll(plain.model), max_shift)  # before rounding could hide what is wrong
-        plain.own_N, plain.moved = plain.held.nll(plain.model.to(DTYPES[dtype])), True
+        plain.own_N, plain.moved = plain.held.nll(plain.model.to(getattr(torch, dtype))), True
     with atomic_folder(place) as work:
         model, plain.model = plain.model, None
         model.save_pretrained(work, max_shard_size=max_shard_size)
@@ -237,32 +234,3 @@ def write_record(plain: Plain, work: Path, made: dict[str, Any], proofs: list[Pr
             "proofs": [proof.as_json() for proof in proofs],
         },
     )
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    add_arguments_of_proof(parser)
-    parser.add_argument("--output_dir", required=True, help="a new folder for the plain model")
-    parser.add_argument("--dtype", choices=DTYPES, default="float32", help="of the weights that are written")
-    parser.add_argument("--max_shard_size", default="5GB", help="a larger model is written into several files")
-    parser.set_defaults(
-        run=lambda a: merge_run(a.run_dir, Path(a.output_dir), a.into, a.dtype, a.max_shard_size, a.max_shift,
-                                a.dataset_name, a.max_examples)
-    )  # fmt: skip
-
-
-def add_arguments_of_proof(parser: argparse.ArgumentParser) -> None:
-    """What `finllm merge` and `finllm export` share."""
-    parser.add_argument("run_dir", help="a run dir of recipes/sft.py")
-    parser.add_argument(
-        "--into", choices=(TRAINED, ORIGINAL),
-        help="of an adapter on 4 or 8 bits: into what the bits stand for (the default), or into the original weights",
-    )  # fmt: skip
-    parser.add_argument(
-        "--max_shift", type=float, default=MOST_SHIFT, metavar="BITS_PER_BYTE",
-        help="how much rounding or other weights may move bits per byte (default: %(default)s)",
-    )  # fmt: skip
-    parser.add_argument("--dataset_name", help="where the run's dataset lies now, if it was moved")
-    parser.add_argument(
-        "--max_examples", type=int, default=MOST_ROWS,
-        help="so many validation rows are held against the run (default: %(default)s)",
-    )  # fmt: skip

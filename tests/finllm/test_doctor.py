@@ -3,11 +3,13 @@
 import json
 import tomllib
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from packaging.requirements import Requirement
 
 from finllm import doctor
+from finllm.cpu import machine, processor
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -63,3 +65,48 @@ def test_a_full_disk_is_a_gap(monkeypatch, tmp_path):
     monkeypatch.setattr(doctor, "LEAST_DISK", 2**80)
     (finding,) = doctor._disks({"cache": tmp_path / "not" / "yet"})
     assert finding.verdict == "too little" and finding.required and "FINLLM_CACHE" in finding.fix
+
+
+def test_what_the_processor_says_is_what_torch_says():
+    if processor.multiplies_bf16() is None:
+        pytest.skip("only torch can tell here")
+    assert processor.multiplies_bf16() is machine.bf16_is_fast(gpu=False)
+    assert processor.instructions() in processor.name()
+
+
+@pytest.mark.parametrize(
+    ("flags", "widest", "fast"),
+    [
+        ("avx avx2", "AVX2", False),
+        ("avx2 avx512f", "AVX512", False),
+        ("avx2 avx512f avx512_bf16", "AVX512-BF16", True),
+        ("amx_tile avx2 avx512f avx512_bf16", "AMX", True),
+        ("asimd", None, None),
+    ],
+)
+def test_a_processor_is_known_by_its_flags(flags, widest, fast, monkeypatch):
+    monkeypatch.setattr(processor, "_described", lambda: {"flags": flags, "model name": "Some CPU"})
+    assert (processor.instructions(), processor.multiplies_bf16()) == (widest, fast)
+    assert processor.name() == (f"Some CPU, {widest}" if widest else "Some CPU")
+
+
+def test_a_torch_that_cannot_be_loaded_is_a_gap_with_its_fix(monkeypatch, tmp_path):
+    (tmp_path / "lib").mkdir()
+    (tmp_path / "version.py").write_text("cuda = hip = xpu = None")
+    (tmp_path / "lib" / "libtorch_python.so").write_text("no library")
+    spec = SimpleNamespace(submodule_search_locations=[str(tmp_path)])
+    monkeypatch.setattr(doctor.importlib.util, "find_spec", lambda name: spec)
+    monkeypatch.setattr(processor, "multiplies_bf16", lambda: False)
+    gap = doctor._machine()[-1]
+    assert (gap.what, gap.verdict) == ("import torch", "missing") and "--force-reinstall torch" in gap.fix
+    assert "libtorch_python.so" in gap.found
+    monkeypatch.setattr(doctor.importlib.util, "find_spec", lambda name: None)
+    assert "torch is not installed" in doctor._machine()[-1].found
+
+
+def test_a_torch_for_gpus_is_asked_itself(monkeypatch, tmp_path):
+    (tmp_path / "version.py").write_text("cuda = '12.8'\nhip = None")
+    assert doctor._built_for(tmp_path / "version.py") == {"cuda"}
+    monkeypatch.setattr(doctor, "_built_for", lambda version: {"cuda"})
+    monkeypatch.setattr(machine, "bf16_is_fast", lambda: "torch was asked")
+    assert doctor._arithmetic()[0] == "torch was asked"

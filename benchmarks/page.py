@@ -1,0 +1,227 @@
+"""docs/performance.md and its picture, made of the records in benchmarks/results/: no figure on the page is typed.
+
+    python benchmarks/page.py [--results benchmarks/results] [--output docs/performance.md]
+
+The prose stands in benchmarks/performance.md.j2. Of each benchmark and kind of processor the newest record is taken.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import statistics
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from records import RESULTS, read_all
+
+from finllm.errors import UserError, run_command
+from finllm.files import atomic_open, write_text
+
+HERE = Path(__file__).resolve().parent
+PAGE = HERE.parent / "docs" / "performance.md"
+PICTURE = "performance.png"  # beside the page
+GIB = 2**30
+OURS = "this suite"
+# Of engine.py's variants the program and the method; TRL with our allocator settings is no program of its own
+VARIANTS = {
+    "trl": ("TRL as it comes", "full"),
+    "trl_best": ("TRL, best flags", "full"),
+    "notebook": ("Trainer, padded to 350", "full"),
+    "ours": (OURS, "full"),
+    "trl_best_lora": ("TRL, best flags", "lora"),
+    "ours_lora": (OURS, "lora"),
+}
+PROGRAMS = {"ours": OURS, "llama_factory": "LLaMA-Factory", "litgpt": "LitGPT", "trl": "TRL",
+            "trainer": "transformers' Trainer"}  # fmt: skip
+METHODS = {"full": "full", "lora": "LoRA r=16"}
+MODELS = {"smollm2-135m": "SmolLM2-135M", "gpt2": "GPT-2 124M"}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Make docs/performance.md of the benchmarks' records.")
+    parser.add_argument("--results", default=str(RESULTS), help="the folder of records")
+    parser.add_argument("--output", default=str(PAGE), help="the page; the picture goes beside it")
+    arguments = parser.parse_args()
+    records = read_all(Path(arguments.results))
+    output = Path(arguments.output)
+    write_text(output, text_of(records))
+    draw(records, output.parent / PICTURE)
+
+
+def kind_of(record: dict[str, Any]) -> str:
+    """What a processor is called in a table: the instructions that decide, or all of its name."""
+    return record["processor"].rpartition(", ")[2] if record["processor"].endswith(KINDS) else record["processor"]
+
+
+KINDS = ("AMX", "AVX512-BF16", "AVX512", "AVX2")
+
+
+def newest(records: Sequence[dict[str, Any]], benchmark: str) -> dict[str, dict[str, Any]]:
+    """By kind of processor the newest record of a benchmark; CPUs first, the widest instructions first."""
+    found = {kind_of(record): record for record in records if record["benchmark"] == benchmark}
+    order = {kind: number for number, kind in enumerate(KINDS)}
+    return dict(sorted(found.items(), key=lambda item: order.get(item[0], len(order))))
+
+
+def figures_of_engine(record: dict[str, Any]) -> dict[str, dict[str, float | None]]:
+    """Of each variant rate, low, high (supervised tokens a second), memory in GiB, share of the product rate."""
+    found = {}
+    for variant, runs in record["measured"].items():
+        if isinstance(runs, dict):  # of before there were records, as medians
+            found[variant] = runs
+            continue
+        rates = [run["supervised"] / run["seconds"] for run in runs]
+        found[variant] = {
+            "rate": statistics.median(rates), "low": min(rates), "high": max(rates),
+            "memory_gib": statistics.median(run["peak_memory_bytes"] for run in runs) / GIB,
+            "share": statistics.median(run["flops"] / run["seconds"] / run["matrix_product_flops"] for run in runs),
+        }  # fmt: skip
+    return found
+
+
+def figures_of_evaluation(record: dict[str, Any]) -> dict[str, dict[str, float]]:
+    """Of each way its seconds, low, high, and memory in GiB."""
+    found = {}
+    for way, runs in record["measured"].items():
+        if isinstance(runs, dict):
+            found[way] = runs
+            continue
+        seconds = [run["seconds"] for run in runs]
+        found[way] = {"seconds": statistics.median(seconds), "low": min(seconds), "high": max(seconds),
+                      "memory_gib": statistics.median(run["peak_memory_bytes"] for run in runs) / GIB}  # fmt: skip
+    return found
+
+
+def trainings(records: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Every program's speed by processor, model and method: of peers.py, and of engine.py where that was not run."""
+    found = []
+    peers = newest(records, "peers")
+    for kind, record in peers.items():
+        runs: dict[tuple, list[dict]] = {}
+        for one in record["measured"]:
+            runs.setdefault((one["model"], one["method"], one["program"]), []).append(one)
+        for (model, method, program), each in runs.items():
+            about = {"kind": kind, "record": record, "model": MODELS.get(model, model), "method": METHODS[method],
+                     "program": PROGRAMS[program]}  # fmt: skip
+            fine = [one for one in each if "error" not in one]
+            if not fine:
+                found.append({**about, "error": each[-1]["error"]})
+                continue
+            seconds = statistics.median(one["seconds"] for one in fine)
+            middle = {name: statistics.median(one[name] for one in fine) for name in (
+                "supervised_per_second", "command_seconds", "peak_memory_bytes", "first_loss", "last_loss",
+            ) if name in fine[0]}  # fmt: skip
+            found.append({**about, **middle, "seconds": seconds, "speed": record["rows"] / seconds})
+    for kind, record in newest(records, "engine").items():
+        for variant, figures in figures_of_engine(record).items():
+            if kind not in peers and variant in VARIANTS:
+                program, method = VARIANTS[variant]
+                found.append({
+                    "kind": kind, "record": record, "model": "GPT-2 124M", "method": METHODS[method],
+                    "program": program, "speed": figures["rate"], "supervised_per_second": figures["rate"],
+                    "peak_memory_bytes": figures["memory_gib"] * GIB,
+                })  # fmt: skip
+    return found
+
+
+def beside(found: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """For each processor, model and method ours, the fastest other program, and how many times it is as fast."""
+    groups: dict[tuple, list[dict]] = {}
+    for one in found:
+        groups.setdefault((one["kind"], one["model"], one["method"]), []).append(one)
+    rows = []
+    for each in groups.values():
+        ran = [one for one in each if "error" not in one]
+        own = next((one for one in ran if one["program"] == OURS), None)
+        others = [one for one in ran if one["program"] != OURS]
+        if own and others:
+            best = max(others, key=lambda one: one["speed"])
+            rows.append({"ours": own, "best": best, "times": own["speed"] / best["speed"], "all": each})
+    return rows
+
+
+def number(value: Any, digits: int = 0, unit: str = "") -> str:
+    """A figure of a table; a pair is from – to, and an en dash stands where nothing was measured."""
+    if value is None:
+        return "–"
+    if isinstance(value, list):
+        return " – ".join(f"{each:,.{digits}f}" for each in value) + unit
+    return f"{value:,.{digits}f}{unit}"
+
+
+def percent(value: Any, digits: int = 0) -> str:
+    if isinstance(value, list):
+        return number([100 * each for each in value], digits, " %")
+    return number(None if value is None else 100 * value, digits, " %")
+
+
+def memory(size: float | None) -> str:
+    return number(None if size is None else size / GIB, 1, " GiB")
+
+
+def text_of(records: Sequence[dict[str, Any]]) -> str:
+    """The page; a `UserError` where a record that it tells of is missing."""
+    environment = Environment(loader=FileSystemLoader(HERE), undefined=StrictUndefined, trim_blocks=True,
+                              lstrip_blocks=True, keep_trailing_newline=True)  # fmt: skip
+    environment.filters |= {"number": number, "percent": percent, "memory": memory}
+    environment.globals |= {
+        "figures_of_engine": figures_of_engine, "figures_of_evaluation": figures_of_evaluation,
+        "newest": lambda name: newest(records, name),
+    }  # fmt: skip
+
+    def only(benchmark: str) -> dict[str, Any]:
+        found = [record for record in records if record["benchmark"] == benchmark]
+        if not found:
+            raise UserError(f"the page tells of {benchmark}, and no record is of it")
+        return found[-1]
+
+    found = trainings(records)
+    return environment.get_template("performance.md.j2").render(
+        only=only, trainings=found, beside=beside(found), picture=PICTURE, engines=newest(records, "engine")
+    )
+
+
+def hash_of(records: Sequence[dict[str, Any]]) -> str:
+    """What the picture shows, as a hash: it stands in the picture, so that an old one is known."""
+    shown = [(one["kind"], one["model"], one["method"], one["program"], round(one.get("speed", 0), 6))
+             for one in trainings(records)]  # fmt: skip
+    return hashlib.sha256(json.dumps(shown).encode()).hexdigest()
+
+
+def draw(records: Sequence[dict[str, Any]], path: Path) -> None:
+    """A panel for each kind of processor: every program's speed, ours being 100 %."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    rows = beside(trainings(records))
+    kinds = list(dict.fromkeys(row["ours"]["kind"] for row in rows))
+    bars = {kind: [(one, 100 * one["speed"] / row["ours"]["speed"]) for row in rows if row["ours"]["kind"] == kind
+                   for one in sorted((one for one in row["all"] if "error" not in one), key=lambda one: -one["speed"])]
+            for kind in kinds}  # fmt: skip
+    heights = [len(bars[kind]) + 1 for kind in kinds]
+    figure = Figure(figsize=(8, 0.21 * sum(heights) + 0.4 * len(kinds)), layout="constrained")
+    FigureCanvasAgg(figure)
+    grid = figure.subplots(len(kinds), 1, squeeze=False, sharex=True, height_ratios=heights)
+    for axes, kind in zip(grid[:, 0], kinds, strict=True):
+        names = [f"{one['program']} · {one['model']}, {one['method']}" for one, _ in bars[kind]]
+        places = range(len(names), 0, -1)
+        colors = ["#1d4ed8" if one["program"] == OURS else "#d97706" for one, _ in bars[kind]]
+        axes.barh(places, [share for _, share in bars[kind]], color=colors, height=0.7)
+        axes.set_yticks(places, names, fontsize=8)
+        for place, (_, share) in zip(places, bars[kind], strict=True):
+            axes.text(share + 1, place, f"{share:.0f} %", va="center", fontsize=8)
+        record = bars[kind][0][0]["record"]
+        axes.set_title(f"{record['processor']}, {record['cores']} cores, {record['date']}", fontsize=9, loc="left")
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.set_xlim(0, max(112, *(share * 1.12 for _, share in bars[kind])))
+    grid[-1, 0].set_xlabel("training speed, this suite = 100 %", fontsize=8)
+    with atomic_open(path, "wb") as file:
+        figure.savefig(file, dpi=110, metadata={"Description": hash_of(records)}, format="png")
+
+
+if __name__ == "__main__":
+    run_command(main)
