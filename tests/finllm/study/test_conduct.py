@@ -142,7 +142,7 @@ def test_two_workers_share_a_study_and_train_nothing_twice(tmp_path, root, whole
 
 COMMAND = """
 import sys
-sys.path.insert(0, {tests!r})
+sys.path[:0] = {folders!r}
 from pathlib import Path
 from finllm.study.conduct import Conduct
 from finllm.study.storage import Storage
@@ -156,7 +156,8 @@ Conduct(study_of(folder), Storage(folder), folder, Path({root!r})).work(None, pr
 def test_a_study_that_is_killed_again_and_again_ends_like_one_that_is_not(most, tmp_path, root, whole):
     folder, generator, kills = tmp_path / "killed", random.Random(7), 0
     folder.mkdir()
-    code = COMMAND.format(tests=str(Path(__file__).parent), folder=str(folder), root=str(root))
+    folders = [str(Path(__file__).parent), str(Path(__file__).parents[2])]  # of this module and of what it imports
+    code = COMMAND.format(folders=folders, folder=str(folder), root=str(root))
     environment = {**os.environ, "SECONDS_A_STEP": "0.02", "SECONDS_TO_SAVE": "1"}
     for _ in range(60):
         process = subprocess.Popen([sys.executable, "-c", code], env=environment, stdout=subprocess.DEVNULL)
