@@ -98,13 +98,17 @@ def figures_of_evaluation(record: dict[str, Any]) -> dict[str, dict[str, float]]
 
 def trainings(records: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """Every program's speed by processor, model and method: of peers.py, and of engine.py where that was not run."""
-    found = []
-    peers = newest(records, "peers")
-    for kind, record in peers.items():
-        runs: dict[tuple, list[dict]] = {}
+    found, peers = [], newest(records, "peers")
+    of_record: dict[tuple, dict] = {}  # of each processor, model and method the newest record
+    for record in records:
+        if record["benchmark"] == "peers":
+            of_record |= {(kind_of(record), one["model"], one["method"]): record for one in record["measured"]}
+    for (kind, model, method), record in sorted(of_record.items(), key=lambda item: [*peers].index(item[0][0])):
+        runs: dict[str, list[dict]] = {}
         for one in record["measured"]:
-            runs.setdefault((one["model"], one["method"], one["program"]), []).append(one)
-        for (model, method, program), each in runs.items():
+            if (one["model"], one["method"]) == (model, method):
+                runs.setdefault(one["program"], []).append(one)
+        for program, each in runs.items():
             about = {"kind": kind, "record": record, "model": MODELS.get(model, model), "method": METHODS[method],
                      "program": PROGRAMS[program]}  # fmt: skip
             fine = [one for one in each if "error" not in one]
@@ -181,7 +185,14 @@ def text_of(records: Sequence[dict[str, Any]]) -> str:
 
     found = trainings(records)
     return environment.get_template("performance.md.j2").render(
-        only=only, trainings=found, beside=beside(found), picture=PICTURE, engines=newest(records, "engine")
+        only=only,
+        trainings=found,
+        beside=beside(found),
+        picture=PICTURE,
+        peers=list(
+            {one["record"]["file"]: one["record"] for one in found if one["record"]["benchmark"] == "peers"}.values()
+        ),
+        engines=newest(records, "engine"),
     )
 
 

@@ -78,7 +78,8 @@ def main() -> None:
                         measured.append(found)
     show(measured, console)
     path = keep(
-        "peers", measured, arguments.output, rows=arguments.rows, batch=arguments.batch,
+        "peers", measured, arguments.output, of=[Path(model).name for model in arguments.models],
+        rows=arguments.rows, batch=arguments.batch,
         max_length=arguments.max_length, bf16=bool(processor.multiplies_bf16()),
         environments={name: of_environment(binaries) for name, binaries in places.items()},
     )  # fmt: skip
@@ -101,6 +102,8 @@ def environment(program: Program, folder: Path, console: Console) -> str:
             subprocess.run([*pip, "install", f"torch=={here}", *program.packages], check=True)
             if program.without:
                 subprocess.run([*pip, "uninstall", "--yes", *program.without], check=True)
+            for name in program.empty:
+                next(place.glob("lib/python*/site-packages")).joinpath(f"{name}.py").touch()
             (place / "ready").touch()
     return str(place / "bin")
 

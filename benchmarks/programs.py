@@ -43,7 +43,10 @@ class Asked:
 
 @dataclass(frozen=True)
 class Program:
-    """`packages` make its environment, less `without`; None is this one. `losses` and `seconds` are of its training."""
+    """`packages` make its environment, less `without`, and with `empty` modules; None is this one.
+
+    `losses` and `seconds` are those of its training, as it says them.
+    """
 
     title: str
     command: Callable[[Asked, str], list[list[str]]]
@@ -51,6 +54,7 @@ class Program:
     seconds: Callable[[Asked, str], float]
     packages: tuple[str, ...] | None = None
     without: tuple[str, ...] = ()
+    empty: tuple[str, ...] = ()
 
 
 def flags(settings: dict) -> list[str]:
@@ -93,9 +97,10 @@ def litgpt(asked: Asked, binaries: str) -> list[list[str]]:
         "precision": "bf16-mixed" if asked.bf16 else "32-true", "data": "JSON", "data.json_path": str(asked.rows),
         "data.mask_prompt": True, "data.prompt_style": "alpaca", "data.num_workers": 1, "out_dir": str(asked.output),
         "train.global_batch_size": asked.batch, "train.micro_batch_size": asked.batch, "train.epochs": 2,
-        "train.max_steps": asked.steps, "train.max_seq_length": asked.max_length, "train.lr_warmup_steps": 0,
+        "train.max_steps": asked.steps, "train.max_seq_length": asked.max_length, "train.lr_warmup_steps": 1,
         "train.save_interval": 10**6, "eval.interval": 10**6, "eval.final_validation": False,
-        "optimizer.class_path": "torch.optim.AdamW", "optimizer.init_args.lr": RATE, "logger_name": "csv", "seed": 0,
+        "optimizer": json.dumps({"class_path": "torch.optim.AdamW", "init_args": {"lr": RATE}}),
+        "logger_name": "csv", "seed": 0,
     }  # fmt: skip
     if asked.lora:
         settings |= {"lora_r": 16, "lora_alpha": 32, "lora_dropout": 0.0}
@@ -172,13 +177,14 @@ def our_losses(asked: Asked, output: str) -> list[float]:
     return [line["loss"] for line in map(json.loads, lines) if "loss" in line]
 
 
-# What LLaMA-Factory has of pictures and sound does not fit its torch, and rows of text need none of it. LitGPT's
-# command cannot begin without `requests`, which nothing that it names brings any more.
+# What LLaMA-Factory has of pictures and sound does not fit its torch, and rows of text need none of it; it imports
+# torchaudio all the same, so an empty module of that name stands there. LitGPT's command cannot begin without
+# `requests`, which nothing that it names brings any more.
 PROGRAMS = {
     "ours": Program("this suite", ours, our_losses, lambda asked, output: our_summary(asked)["train_seconds"]),
     "llama_factory": Program(
         "LLaMA-Factory", llama_factory, trainer_losses, trainer_seconds, ("llamafactory==0.9.5",),
-        ("torchaudio", "torchvision", "av"),
+        ("torchaudio", "torchvision", "av"), ("torchaudio",),
     ),
     "litgpt": Program(
         "LitGPT", litgpt, lambda asked, output: [float(line["loss"]) for line in litgpt_log(asked)],

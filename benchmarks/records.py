@@ -68,7 +68,8 @@ def place(content: dict[str, Any], output: str | None) -> Path:
     if output:
         return Path(output)
     words = re.sub(r"[^a-z0-9]+", "-", content["processor"].lower()).strip("-")
-    return RESULTS / f"{content['benchmark']}-{words}-{content['date']}.json"
+    about = "-".join([content["benchmark"], *content.get("of", [])])
+    return RESULTS / f"{about}-{words}-{content['date']}.json"
 
 
 def keep(benchmark: str, measured: Any, output: str | None, **more: Any) -> Path:

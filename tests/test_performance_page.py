@@ -50,7 +50,15 @@ def test_a_newer_record_takes_the_place_of_an_older(tmp_path):
     text = page.text_of(found)
     assert "| AMX | GPT-2 124M, full | TRL | 777 | **3.0** | 2.0 GiB, 2.0 GiB |" in text
     assert "| LitGPT, GPT-2 124M, full | cannot: 'gpt2' is not a supported config name |" in text
-    assert "Another Xeon" in text and old["processor"] + "," not in text.split("## Beside TRL")[0]
+    assert "Another Xeon" in text and "SmolLM2-135M, LoRA r=16 | LLaMA-Factory" in text  # which was not measured anew
+    again = {
+        **new,
+        "date": "2099-01-02",
+        "measured": [{**one, "model": "smollm2-135m", "method": "lora"} for one in (run, other)],
+    }
+    (tmp_path / "peers-newer.json").write_text(json.dumps(again), "utf-8")
+    text = page.text_of(records.read_all(tmp_path))
+    assert "SmolLM2-135M, LoRA r=16 | TRL | 777 | **3.0**" in text and "LLaMA-Factory, SmolLM2" not in text
     assert page.hash_of(found) != page.hash_of(records.read_all())
 
 

@@ -12,13 +12,18 @@ import torch
 from finllm import deferred
 
 
-def test_a_function_is_compiled_when_it_is_called():
-    compiled, compile_now = [], torch.compile
+def test_a_function_is_compiled_when_it_is_called(monkeypatch):
+    compiled, asked, compile_now = [], [], torch.compile
 
     def backend(graph, inputs):
         compiled.append(graph)
         return graph.forward
 
+    def recorded(model, **how):
+        asked.append(how)
+        return compile_now(model, **how)
+
+    monkeypatch.setattr(torch, "compile", recorded)
     with deferred.PUT_OFF["bitsandbytes"](ModuleType("bitsandbytes")):
         plain = torch.compile(lambda x: x + 1, backend=backend)
 
@@ -26,9 +31,10 @@ def test_a_function_is_compiled_when_it_is_called():
         def decorated(x):
             return 2 * x
 
-    assert torch.compile is compile_now and compiled == []
+    assert torch.compile is recorded and asked == compiled == []
     assert plain(torch.ones(2)).tolist() == [2, 2] and len(compiled) == 1
     assert decorated(x=torch.ones(2)).tolist() == [2, 2] == decorated(torch.ones(2)).tolist() and len(compiled) == 2
+    assert [how.get("dynamic") for how in asked] == [None, False]  # once each
     assert decorated.__name__ == "decorated"
 
 
