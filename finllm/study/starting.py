@@ -47,6 +47,11 @@ def from_nothing(script: Path, arguments: Sequence[str], place: Path, log: Path,
         )  # fmt: skip
 
 
+# Starting a process asks all earlier ones whether they have ended, and an end can be read once: of two threads that ask
+# at the same time, one would take its own process for lost (255).
+_ONE_AT_A_TIME = threading.Lock()
+
+
 class Forking:
     """As `from_nothing`, forked from a server that has imported the modules `imported` and does nothing else.
 
@@ -61,7 +66,8 @@ class Forking:
         if device is not None:
             return from_nothing(script, arguments, place, log, device)
         process = self._context.Process(target=_run, args=(str(script), [*arguments], str(place), str(log)))
-        process.start()
+        with _ONE_AT_A_TIME:
+            process.start()
         return _Forked(process)
 
 
@@ -70,7 +76,8 @@ class _Forked:
         self._process = process
 
     def poll(self) -> int | None:
-        return self._process.exitcode
+        with _ONE_AT_A_TIME:
+            return self._process.exitcode
 
     def terminate(self) -> None:
         self._process.terminate()

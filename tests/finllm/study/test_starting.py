@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -60,6 +61,24 @@ def test_it_is_a_process_of_its_own_with_its_words_in_a_file(start, script, tmp_
         time.sleep(0.01)
     process.terminate()
     assert ended(process) == -signal.SIGTERM
+
+
+def test_workers_that_start_and_ask_at_the_same_time_are_each_told_of_their_own(script, tmp_path):
+    start = Forking((PRELOADED,))
+    quick = script.with_name("quick.py")
+    quick.write_text("import sys; sys.exit(int(sys.argv[1]))")
+
+    def work(number: int) -> list[int]:
+        found = []
+        for _ in range(6):
+            process = start(quick, [str(number)], tmp_path, tmp_path / f"log{number}", None)
+            while (status := process.poll()) is None:
+                pass  # as often as it can
+            found.append(status)
+        return found
+
+    with ThreadPoolExecutor(4) as workers:
+        assert list(workers.map(work, range(4))) == [[number] * 6 for number in range(4)]
 
 
 def test_with_a_gpu_each_is_started_from_nothing_and_sees_its_own(tmp_path):
