@@ -19,6 +19,11 @@ def test_a_line_of_predictions():
         "reference": "£2 — no more", "prediction": "£2", "nll": 2.5, "tokens": 7, "correct_tokens": 3, "bytes": 15,
         "stopped": False, "prediction_tokens": 4,
     }  # fmt: skip
+    asked = {**EXAMPLE, "system": "Be brief.", "history": [{"role": "user", "content": "Hello."}], "other": 1}
+    told = _prediction("validation", asked, "prompt", Score(2.5, 7, 3), Generation("£2", 4, False))
+    assert told == {**line, "system": "Be brief.", "history": [{"role": "user", "content": "Hello."}]}
+    assert _prediction("validation", {**asked, "system": "", "history": []}, "prompt", Score(2.5, 7, 3),
+                       Generation("£2", 4, False)) == line  # fmt: skip
     unanswered = _prediction("test", EXAMPLE, "prompt", Score(2.5, 7, 3), None)
     assert [unanswered[key] for key in ("prediction", "stopped", "prediction_tokens")] == [None] * 3
     assert _prediction("test", EXAMPLE, "p", Score(1.0, 1, 1), Generation("", 1, True))["stopped"] is True

@@ -16,6 +16,7 @@ from eval.models import transformers_lm, transformers_reader
 from eval.models.language_model import Description, Generation, Score
 from eval.results import AUDITS, Results, predictions
 from finllm.errors import UserError
+from finllm.text.conversations import END, START, without_marks
 
 # The command ---------------------------------------------------------------------------------------------------------
 
@@ -181,6 +182,11 @@ NLL = {"Æ": 1.0, "Two words": 2.0, "It is £4.": 4.0}
 TRAINING = [{"id": "t", "question_id": "t", "instruction": "What is £4?", "input": "", "output": "It is £4."}]
 
 
+def asked_as(id):
+    """With the characters that mark what people wrote, which nobody is to read."""
+    return f"{START}prompt{END} {id}"
+
+
 class Model:
     """Of each output the nats of NLL, a token a byte; it answers with its prompt, and ends where that is short."""
 
@@ -188,7 +194,7 @@ class Model:
 
     def __init__(self, told, wrong=None):
         self.told, self.wrong = told, wrong
-        prompts = lambda rows: [f"prompt {row['id']}" for row in rows]  # noqa: E731
+        prompts = lambda rows: [asked_as(row["id"]) for row in rows]  # noqa: E731
         self.template = SimpleNamespace(id="alpaca", hash="t" * 64, prompts=prompts)
 
     def encode(self, prompt, response):
@@ -197,13 +203,13 @@ class Model:
     def score(self, prompts, responses):
         self.told.append(("score", prompts, responses))
         return [
-            Score(math.nan if prompt == self.wrong else NLL[text], len(text.encode()), 1)
+            Score(math.nan if without_marks(prompt) == self.wrong else NLL[text], len(text.encode()), 1)
             for prompt, text in zip(prompts, responses, strict=True)
         ]
 
     def generate(self, prompts, tokens):
         self.told.append(("generate", prompts, tokens))
-        return [Generation(f"answer to {prompt}", 3, prompt.endswith("a")) for prompt in prompts]
+        return [Generation(f"answer to {without_marks(prompt)}", 3, prompt.endswith("a")) for prompt in prompts]
 
 
 @pytest.fixture
@@ -260,9 +266,9 @@ def evaluated(monkeypatch, tmp_path):
 def test_scores_and_answers_become_figures(evaluated, tmp_path):
     told, run, audited = evaluated()
     scored = [pair for what, *asked in told[1:] if what == "score" for pair in zip(*asked, strict=True)]
-    assert told[0] == "loaded" and sorted(scored) == [(f"prompt {id}", OUTPUTS[id]) for id in "abcd"]
+    assert told[0] == "loaded" and sorted(scored) == [(asked_as(id), OUTPUTS[id]) for id in "abcd"]
     asked = [call for call in told if call[0] == "generate"]
-    assert sorted(prompt for call in asked for prompt in call[1]) == [f"prompt {id}" for id in "abcd"]
+    assert sorted(prompt for call in asked for prompt in call[1]) == [asked_as(id) for id in "abcd"]
     assert {call[2] for call in asked} == {9} and all(len(call[1]) == 2 for call in told[1:])
     results, rows = Results.read(run.path), predictions(run.path)
     split = results.splits["test"]
@@ -286,7 +292,7 @@ def test_scores_and_answers_become_figures(evaluated, tmp_path):
     ((model, its_run, training, examples, seen, pairs, scores),) = audited
     assert (its_run, training) == (run, TRAINING) and isinstance(model, Model)
     assert [row["id"] for row in examples] == [row["id"] for row in seen] == [*"abcd"]
-    assert pairs == [(list(f"prompt {id}".encode()), list(OUTPUTS[id].encode())) for id in "abcd"]
+    assert pairs == [(list(asked_as(id).encode()), list(OUTPUTS[id].encode())) for id in "abcd"]
     assert {index: score.nll for index, score in scores.items()} == {0: 1.0, 1: 2.0, 2: 4.0, 3: 4.0}
     assert sorted(path.name for path in run.eval.iterdir()) == ["predictions.jsonl", "results.json"]
     assert not (run.path / "provenance.json").exists()  # training wrote it
@@ -317,7 +323,7 @@ def test_what_is_left_out_is_in_no_figure(evaluated):
 
 def test_the_first_ones_are_scored_and_of_them_the_first_are_answered(evaluated):
     told, run, _ = evaluated(max_examples=3, max_generated=1)
-    assert [call for call in told if call[0] == "generate"] == [("generate", ["prompt a"], 9)]
+    assert [call for call in told if call[0] == "generate"] == [("generate", [asked_as("a")], 9)]
     split = Results.read(run.path).splits["test"]
     assert (split.examples, split.generated) == (3, 1)
     assert [row["prediction"] for row in predictions(run.path)] == ["answer to prompt a", None, None]
@@ -362,8 +368,8 @@ def test_what_is_kept_is_of_all_that_the_figures_depend_on(evaluated, monkeypatc
     assert folder == run.eval and settings["hashes"] == {"weights": "w" * 64, "tokenizer": "k" * 64}
     assert (settings["dataset"], settings["split"], settings["examples"]) == ("d" * 64, ["test"], 1)
     assert of == {
-        "description": vars(Model.description), "texts": [(list(b"prompt a"), list("Æ".encode()))], "batch_size": 2,
-        "device": "cpu", "versions": {"torch": "1"},
+        "description": vars(Model.description), "texts": [(list(asked_as("a").encode()), list("Æ".encode()))],
+        "batch_size": 2, "device": "cpu", "versions": {"torch": "1"},
     }  # fmt: skip
 
 

@@ -57,7 +57,7 @@ def given(monkeypatch):
     monkeypatch.setattr(proving.kernels, "use_in", found.kernels.append)
 
     def gradient_difference(model, own, ours, least):
-        found.least = least
+        found.least, found.of = least, (own, ours)
         return found.gradients
 
     monkeypatch.setattr(proving, "gradient_difference", gradient_difference)
@@ -150,6 +150,7 @@ def test_a_model_that_fails_on_a_row_is_refused(monkeypatch, kind, fix):
 
 
 @pytest.mark.parametrize(("exact", "apart", "share", "good"), [
+    (True, 0.9e-4, 1e-3, [True, True]),
     (True, 0.9e-4, 0.9e-3, [True, True]), (True, 1.1e-4, 0.9e-3, [False, True]), (True, 0.9e-4, 1.1e-3, [True, False]),
     (False, 0.09, 0.19, [True, True]), (False, 0.11, 0.19, [False, True]), (False, 0.09, 0.21, [True, False]),
 ])  # fmt: skip
@@ -161,9 +162,20 @@ def test_the_limits_of_a_ways_loss_and_gradients(given, exact, apart, share, goo
     trainer._likelihood = likelihood([4.0, 6.0 + sign * 4 * apart], grad=True)
     loss, gradients = proving._own_loss(trainer, [], own_N, "joined · head", "joined")
     assert [loss.passed, gradients.passed] == good and given.least == (1e-3 if exact else 0.1)
+    assert given.of[0] is own_N and given.of[1].shape == ()
     assert (loss.name, gradients.name) == ("loss, joined · head", "gradients, joined · head")
     assert loss.figure == pytest.approx(apart) and gradients.figure == share
     assert (loss.limit, gradients.limit) == ((1e-4, 1e-3) if exact else (0.1, 0.2))
+
+
+def test_nats_are_summed_more_exactly_than_they_are_computed(given):
+    """16,777,217 is no number of float32."""
+    trainer, nll_B = Trainer(), torch.tensor([2.0**24, 1.0])
+    trainer._likelihood = lambda model, rows: (nll_B.sum(), nll_B, torch.tensor([1, 1]))
+    (loss,) = proving._own_loss(trainer, [], torch.tensor([2.0**24, 1.0], dtype=torch.float64), "way", "joined")
+    assert loss.figure == 0 == proving._apart(trainer, [], torch.tensor([2.0**24, 1.0]), "joined").figure
+    (loss,) = proving._own_loss(trainer, [], torch.tensor([2.0**24, 1.0]), "way", "joined")
+    assert loss.figure == 0
 
 
 @pytest.mark.parametrize(("own", "ours"), [(True, False), (False, True), (False, False)])
@@ -285,6 +297,9 @@ def test_a_model_for_which_no_way_is_its_own_is_refused(given, monkeypatch):
     with pytest.raises(UserError, match=r"the model's own: joined · head is wrong; joined · logits is wrong$"):
         proving._way(trainer, PROBE, {"long": 1}, torch.zeros(1))
     assert mixed == [[{"long": 1}, PROBE[1]]]
+    with pytest.raises(UserError, match="no way to the loss"):
+        proving._way(trainer, PROBE[:1], {"long": 1}, torch.zeros(1))
+    assert mixed[1] == [{"long": 1}, PROBE[0]]  # of a split of one row
 
 
 @pytest.mark.parametrize(("way", "good"), [(("joined", "logits"), True), (("padded", "head"), True),
@@ -432,7 +447,11 @@ def test_what_was_saved_is_what_was_trained(given, monkeypatch, exact, apart, go
     load = lambda folder: loaded if folder == tmp_path else None  # noqa: E731
     if good:
         proof, *more = proving.prove_saved(trainer, tmp_path, load)
-        assert (proof.name, proof.passed) == ("saved model", True) and proof.figure == pytest.approx(apart, rel=1e-3)
+        assert (proof.name, proof.passed, type(proof.figure)) == (
+            "saved model",
+            True,
+            float,
+        ) and proof.figure == pytest.approx(apart, rel=1e-3)
         assert proof.limit == (1e-4 if exact else 2e-3)
         assert more == (["merged"] if kind is Adapted else [])
         for model, rows, own_N in merged:

@@ -123,6 +123,9 @@ def test_a_checkpoint_holds_all_that_an_exact_resume_needs(tmp_path, saving, kin
     progress = json.loads((place / "progress.json").read_text())
     assert progress == {"schema_version": 1, "tokens": 700, "supervised_tokens": 50, "window_nll": 2.5,
                         "window_tokens": 4, "train_seconds": 30.0}  # fmt: skip
+    assert {key: type(value) for key, value in progress.items() if key.endswith("tokens")} == dict.fromkeys(
+        ("tokens", "supervised_tokens", "window_tokens"), int
+    )
     assert list(folder.iterdir()) == [place]
 
 

@@ -37,9 +37,10 @@ def test_the_seed_and_batch_of_each_sampler(data_seed, seed):
 
 
 @pytest.mark.parametrize(
-    ("steps", "accumulated", "epochs"), [(-1, 3, 2), (4, 3, 1 + math.ceil(4 * 3 * 20 / 44)), (1, 1, 2)]
+    ("steps", "accumulated", "processes", "epochs"),
+    [(-1, 3, 1, 2), (4, 3, 1, 1 + math.ceil(4 * 3 * 20 / 44)), (1, 1, 1, 2), (4, 3, 2, 1 + math.ceil(4 * 6 * 20 / 44))],
 )
-def test_so_many_epochs_of_batches_are_cut(monkeypatch, steps, accumulated, epochs):
+def test_so_many_epochs_of_batches_are_cut(monkeypatch, steps, accumulated, processes, epochs):
     asked = []
 
     def noted(lengths, budget, seed, epoch):
@@ -47,7 +48,7 @@ def test_so_many_epochs_of_batches_are_cut(monkeypatch, steps, accumulated, epoc
         return batches_of_epoch(lengths, budget, seed, epoch)
 
     monkeypatch.setattr("finllm.training.batches.batches_of_epoch", noted)
-    sampler(max_tokens_per_batch=20, max_steps=steps, gradient_accumulation_steps=accumulated)
+    sampler(max_tokens_per_batch=20, max_steps=steps, gradient_accumulation_steps=accumulated, world_size=processes)
     assert asked == list(range(epochs))
 
 
