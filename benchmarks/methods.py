@@ -81,8 +81,8 @@ layer, P virtual tokens. *Starts* is whether the adapted model begins as the bas
 
 *Speed* is how many times as fast as TRL with peft a step is, then its time in steps of LoRA, then the peak memory in
 GiB: GPT-2 124M with random weights, 8 rows of the bundled data, processor time by
-`python benchmarks/method_speed.py` on {machine}, 2026-11-26. *fails* is where TRL with peft does not take GPT-2's
-layers. LoRA with `use_dora` has {dora}. – was not measured.
+`python benchmarks/method_speed.py` on {machine}, 2026-11-26. *fails* is
+where TRL with peft does not take GPT-2's layers. LoRA with `use_dora` has {dora}. – was not measured.
 
 | `peft_type` | trains, a layer | SmolLM2-135M | GPT-2 | its layers | starts | merges | bits | speed | rates | paper |
 |---|---|--:|--:|---|---|---|---|---|---|---|
