@@ -69,11 +69,18 @@ def _rows(batches: Any, file: str, place: str, what: str) -> Iterator[RawRow | B
 
 def _texts_of_halves(batch: Any) -> Any:
     """The batch with numbers of 16 and 32 bits as the shortest text that is them: as 64 bits 9.4 would be 9.3999996."""
+    import numpy
     import pyarrow
     import pyarrow.compute
 
     for place, field in enumerate(batch.schema):
-        if field.type in (pyarrow.float16(), pyarrow.float32()):
-            texts = pyarrow.compute.cast(pyarrow.compute.cast(batch.column(place), pyarrow.float32()), pyarrow.string())
-            batch = batch.set_column(place, pyarrow.field(field.name, pyarrow.string()), texts)
+        column = batch.column(place)
+        if field.type == pyarrow.float32():
+            texts = pyarrow.compute.cast(column, pyarrow.string())
+        elif field.type == pyarrow.float16():  # for which pyarrow has no text
+            numbers = column.to_pylist()
+            texts = pyarrow.array([None if n is None else str(numpy.float16(n)) for n in numbers], pyarrow.string())
+        else:
+            continue
+        batch = batch.set_column(place, pyarrow.field(field.name, pyarrow.string()), texts)
     return batch

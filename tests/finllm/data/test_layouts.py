@@ -6,9 +6,13 @@ import io
 import itertools
 import json
 
+import datasets
+import numpy
+import pyarrow
+import pyarrow.parquet
 import pytest
 
-from finllm.data import json_rows
+from finllm.data import json_rows, tables
 from finllm.data.conversations import Turn, Unfit, Unreadable, arranged, history_of, turns_of
 from finllm.data.encoding import decoded, undecoded
 from finllm.data.forms import Asked, Form, looks_fixed, recognise
@@ -272,3 +276,42 @@ def test_one_instruction_before_many_inputs(instructions, inputs, rows, fixed):
     made = [{"instruction": f"do {n % instructions}", "input": f"text {n % inputs}"} for n in range(rows)]
     form = recognise(["instruction", "input", "output"], Asked("", {}, ()), "file")
     assert isinstance(form, Form) and looks_fixed(made, form) is fixed
+
+
+def as_text(row: dict) -> dict:
+    return {name: each if each is None else str(each) for name, each in row.items()}
+
+
+@pytest.mark.parametrize("batch", [1, 3, 4096])
+@pytest.mark.parametrize("suffix", ["parquet", "arrow", "stream.arrow", "saved", "saved splits"])
+def test_tables_in_batches_of_any_size(tmp_path, monkeypatch, batch, suffix):
+    """Numbers of 16 and 32 bits are the shortest text that is them, others what they are; what is null stays so."""
+    monkeypatch.setattr(tables, "BATCH", batch)
+    numbers = [9.4, -0.1, 1e-3, None, 123.5]
+    columns = {
+        **{name: [row[name] for row in ROWS] for name in ("instruction", "output")},
+        "half": pyarrow.array([None if n is None else numpy.float16(n) for n in numbers], pyarrow.float16()),
+        "single": pyarrow.array(numbers, pyarrow.float32()), "double": pyarrow.array(numbers, pyarrow.float64()),
+        "whole": pyarrow.array([1, 2, None, 4, 5], pyarrow.int32()),
+    }  # fmt: skip
+    table, path = pyarrow.table(columns), tmp_path / f"rows.{suffix}"
+    if suffix == "parquet":
+        pyarrow.parquet.write_table(table, path, row_group_size=2)
+    elif "arrow" in suffix:
+        new = pyarrow.ipc.new_stream if "stream" in suffix else pyarrow.ipc.new_file
+        with new(path, table.schema) as file:
+            file.write_table(table, max_chunksize=2)
+    elif suffix == "saved":
+        datasets.Dataset(table).save_to_disk(path)
+    else:
+        parts = {"train": table.slice(0, 3), "test": table.slice(3)}
+        datasets.DatasetDict({name: datasets.Dataset(part) for name, part in parts.items()}).save_to_disk(path)
+    rows = read(path)
+    found = sorted((as_text(row.fields) for row in rows), key=lambda row: row["output"])
+    expected = [
+        {**ROWS[n], **{name: None if number is None else str(number) for name in ("half", "single", "double")},
+         "whole": None if n == 2 else str(n + 1)}
+        for n, number in enumerate(numbers)
+    ]  # fmt: skip
+    assert found == sorted(expected, key=lambda row: row["output"])
+    assert sorted(row.number for row in rows) == ([1, 1, 2, 2, 3] if "splits" in suffix else [1, 2, 3, 4, 5])
