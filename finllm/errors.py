@@ -74,7 +74,8 @@ def _code(character: str) -> str:
 
 def run_command(main: Callable[[], None]) -> None:
     """Run a command's `main`: a `UserError` is printed to stderr, not traced, and ends the process with status 2."""
-    gc.freeze()  # what was imported lives as long as the process, and is half a million objects to look through
+    if not gc.get_freeze_count():
+        gc.freeze()  # what was imported lives as long as the process, and is half a million objects to look through
     try:
         main()
     except UserError as error:

@@ -83,9 +83,8 @@ def read_arguments() -> argparse.Namespace:
 
 def usual_rates(settings: Mapping[str, Any]) -> tuple[float, float]:
     """Check the recipe's keys of a run, and say between which learning rates its method is usually trained."""
-    from finllm.training.config import (
-        parse,  # and TRL with it, seconds that help and a mistyped study need not wait for
-    )
+    # TRL comes with it: seconds that help and a mistyped study need not wait for
+    from finllm.training.config import parse
 
     with tempfile.NamedTemporaryFile("w", suffix=".yaml", encoding="utf-8") as file:
         yaml.safe_dump({**settings, "learning_rate": 1e-4}, file)
