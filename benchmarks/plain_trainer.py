@@ -20,7 +20,7 @@ from transformers import (
 
 
 def main(name: str, rows: str, max_length: str, lora: str, arguments: str) -> None:
-    tokenizer = AutoTokenizer.from_pretrained(name)
+    tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
 
@@ -32,7 +32,7 @@ def main(name: str, rows: str, max_length: str, lora: str, arguments: str) -> No
 
     dataset = load_dataset("json", data_files=rows, split="train").map(encode, remove_columns=["prompt", "completion"])
     set_seed(0)
-    model = AutoModelForCausalLM.from_pretrained(name, dtype="float32")
+    model = AutoModelForCausalLM.from_pretrained(name, dtype="float32", trust_remote_code=False)
     if lora == "1":
         from peft import LoraConfig, get_peft_model
 

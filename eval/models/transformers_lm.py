@@ -11,8 +11,6 @@ from torch import nn
 from torch.nn.functional import cross_entropy, linear
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from eval.models import beginnings
-from eval.models.beginnings import Beginning
 from eval.models.language_model import Description, Generation, Pair, Score
 from eval.models.transformers_reader import encode_pair
 from finllm.cpu import joined
@@ -21,7 +19,7 @@ from finllm.models.adapters import base_of
 from finllm.models.asked import template_for, template_of_run
 from finllm.models.base import check_length, count_parameters, load_for_inference
 from finllm.models.generate import answer_all, decoding, may_be_padded_left
-from finllm.models.proofs import head_difference, in_float32, is_exact, rounding_of, tokenizer_fits
+from finllm.models.proofs import head_difference, in_float32, rounding_of, tokenizer_fits
 from finllm.models.virtual import answers_whole
 from finllm.run_dir import RunDir
 from finllm.text.templates import Alpaca, Template
@@ -47,9 +45,7 @@ class TransformersLM:
         """It is asked in `template`, without one in alpaca."""
         self.model, self.tokenizer, self.description, self.batch_size = model, tokenizer, description, batch_size
         self.template = template or Alpaca(tokenizer)
-        self._plain_head: bool | None = None  # found out on the first texts, as is the next
-        self._goes_on: bool | None = None  # whether it may go on from what texts begin with (eval.models.beginnings)
-        self._beginnings: dict[tuple[int, ...], Beginning | None] = {}  # those of the last texts
+        self._plain_head: bool | None = None  # found out on the first texts
 
     def encode(self, prompt: str, response: str) -> Pair:
         """As `LanguageModel.encode`."""
@@ -80,42 +76,12 @@ class TransformersLM:
         return in_float32(self.model)
 
     def score(self, prompts: Sequence[str], responses: Sequence[str]) -> list[Score]:
-        """The likelihood of each whole response and its EOS; no text is cut. What texts begin with is computed once."""
+        """The likelihood of each whole response and its EOS; no text is cut."""
         pairs = [self.encode(*pair) for pair in zip(prompts, responses, strict=True)]
-        check_length(self.model, max((len(prompt) + len(response) for prompt, response in pairs), default=0))
-        found: dict[int, Score] = {}
-        for tokens, indices in beginnings.groups([prompt for prompt, _ in pairs]):
-            group = [pairs[index] for index in indices]
-            begun = self._begun(group, tokens) if tokens else None
-            for index, (log_probs, correct) in zip(indices, self._in_batches(group, ALIKE, begun), strict=True):
-                found[index] = Score(float(-log_probs.sum()), len(log_probs), correct)
-        return [found[index] for index in range(len(pairs))]
-
-    @torch.inference_mode()
-    def _begun(self, pairs: list[Pair], tokens: int) -> Beginning | None:
-        """What the `pairs` begin with, computed; None where this model would not say the same of what comes after it.
-
-        That is tried once a model, on the shortest and the longest of the pairs. Where it computes coarsely every way
-        to compute says something else, so it is asked the plain one.
-        """
-        head = self._head(pairs)
-        if head is None or self._goes_on is False or not is_exact(self.model):
-            return None
-        ids = tuple(pairs[0][0][:tokens])
-        try:
-            if ids not in self._beginnings:
-                if len(self._beginnings) == beginnings.KEPT:
-                    self._beginnings.clear()
-                self._beginnings[ids] = beginnings.computed(base_of(self.model).base_model, ids, self.model.device)
-            begun = self._beginnings[ids]
-            if begun is not None and self._goes_on is None:
-                two = [choose(pairs, key=lambda pair: len(pair[0]) + len(pair[1])) for choose in (min, max)]
-                ways = zip(self._one_batch(two, head), self._one_batch(two, head, begun), strict=True)
-                self._goes_on = all(np.abs(own - ours).max() <= beginnings.APART for (own, _), (ours, _) in ways)
-        except Exception:  # a model's own forward may refuse keys and values by any error; the plain way is left
-            begun = None
-        self._goes_on = bool(self._goes_on) and begun is not None
-        return begun if self._goes_on else None
+        return [
+            Score(float(-log_probs.sum()), len(log_probs), correct)
+            for log_probs, correct in self._in_batches(pairs, ALIKE)
+        ]
 
     def _batches(self, pairs: Sequence[Pair], alike: float) -> list[list[int]]:
         """Positions by falling length; the shortest row of a batch is at least `alike` times as long as its longest."""
@@ -130,30 +96,24 @@ class TransformersLM:
         return batches
 
     @torch.inference_mode()
-    def _in_batches(
-        self, pairs: Sequence[Pair], alike: float, begun: Beginning | None = None
-    ) -> list[tuple[np.ndarray, int]]:
-        """Of each pair its log-probabilities and how many tokens were the likeliest, all of them after `begun`.
+    def _in_batches(self, pairs: Sequence[Pair], alike: float) -> list[tuple[np.ndarray, int]]:
+        """Of each pair its log-probabilities and how many tokens were the likeliest.
 
         Rows are padded on the right, where no position sees padding: batching changes nothing.
         """
         head = self._head(pairs) if pairs else None
         found: dict[int, tuple[np.ndarray, int]] = {}
         for batch in self._batches(pairs, alike):
-            found |= zip(batch, self._one_batch([pairs[index] for index in batch], head, begun), strict=True)
+            found |= zip(batch, self._one_batch([pairs[index] for index in batch], head), strict=True)
         return [found[index] for index in range(len(pairs))]
 
-    def _one_batch(
-        self, pairs: list[Pair], head: Head | None, begun: Beginning | None = None
-    ) -> list[tuple[np.ndarray, int]]:
-        if begun is not None:
-            pairs = [(prompt[begun.tokens :], response) for prompt, response in pairs]
+    def _one_batch(self, pairs: list[Pair], head: Head | None) -> list[tuple[np.ndarray, int]]:
         input_ids = self._padded(pairs)
         predicts = torch.zeros_like(input_ids, dtype=torch.bool)  # the positions whose next token is of a response
         for row, (prompt, response) in enumerate(pairs):
             predicts[row, len(prompt) - 1 : len(prompt) - 1 + len(response)] = True
         labels_N = torch.tensor([token for _, response in pairs for token in response], device=self.model.device)
-        logits_of = self._logits(input_ids, predicts, head, begun)
+        logits_of = self._logits(input_ids, predicts, head)
         log_probs, correct = [], []
         for start in range(0, len(labels_N), CHUNK):
             chunk = slice(start, start + CHUNK)
@@ -192,12 +152,11 @@ class TransformersLM:
         return lambda hidden_NC: linear(hidden_NC.to(weight.dtype), weight, bias)[:, : len(head.weight)]
 
     def _logits(
-        self, input_ids: torch.Tensor, predicts: torch.Tensor, head: Head | None, begun: Beginning | None = None
+        self, input_ids: torch.Tensor, predicts: torch.Tensor, head: Head | None
     ) -> Callable[[slice], torch.Tensor]:
         """The logits of those of the positions that predict, a slice at a time: most positions never meet the head."""
         if head is not None:
-            before = begun.before(len(input_ids)) if begun is not None else {"use_cache": False}
-            hidden_BTC = base_of(self.model).base_model(input_ids=input_ids, **before).last_hidden_state
+            hidden_BTC = base_of(self.model).base_model(input_ids=input_ids, use_cache=False).last_hidden_state
             hidden_NC = hidden_BTC[predicts]
             return lambda part: head(hidden_NC[part])
         asked = self.model if answers_whole(self.model) else base_of(self.model)
