@@ -70,7 +70,7 @@ def by_llama_cpp(path: Path, plain: Plain, dtype: str) -> list[Proof]:
         _same_answers(engine, plain, rows, prompts, dtype),
     ]
     theirs = [nats for row in held.encoded for nats in engine.nll(row["input_ids"], _begin(row))]
-    return _all_hold([*found, _as_likely("llama.cpp", theirs, held, plain, dtype)], path)
+    return _all_hold([*found, _as_likely("llama.cpp", theirs, held, plain, dtype)], path, dtype)
 
 
 def by_reading_back(path: Path, plain: Plain, dtype: str) -> list[Proof]:
@@ -85,7 +85,7 @@ def by_reading_back(path: Path, plain: Plain, dtype: str) -> list[Proof]:
             f"{path.name}, just written, was not read back: {' '.join(str(error).split())[:300]}"
         ) from error
     proof = _as_likely("transformers", held.nll(model).tolist(), held, plain, dtype)
-    return _all_hold([proof], path)
+    return _all_hold([proof], path, dtype)
 
 
 def _short(held: Held) -> Held:
@@ -182,8 +182,11 @@ def _as_likely(by: str, theirs: Sequence[float], held: Held, plain: Plain, dtype
     return Proof(f"gguf: perplexity in {by}", abs(share), limit, abs(share) <= limit, said)
 
 
-def _all_hold(proofs: list[Proof], path: Path) -> list[Proof]:
+def _all_hold(proofs: list[Proof], path: Path, dtype: str) -> list[Proof]:
     failed = [f"{proof.said} (limit {proof.limit:g})" for proof in proofs if not proof.passed]
     if failed:
-        raise UserError(f"{path.name} is not the model that it was written from, and is not kept: {'; '.join(failed)}")
+        fix = "" if dtype == "f32" else f"; {dtype} rounds the weights: give --dtype f32, which does not"
+        raise UserError(
+            f"{path.name} is not the model that it was written from, and is not kept: {'; '.join(failed)}{fix}"
+        )
     return proofs

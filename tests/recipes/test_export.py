@@ -145,8 +145,9 @@ def test_a_file_that_is_another_model_is_not_kept(asked, trained, tmp_path, monk
         with monkeypatch.context() as patch:
             patch.setattr(owner, name, broken)
             patch.setattr(export, "plain_model", lambda *_: plain)
-            with pytest.raises(UserError, match=said):
+            with pytest.raises(UserError, match=said) as raised:
                 export.export_run(str(run.path), tmp_path / "gguf", "f32", None, 0.05, None, 50, True)
+        assert "--dtype" not in str(raised.value)  # of what f32 is not, no other format is
         assert not (tmp_path / "gguf").exists() and not list(tmp_path.glob(".gguf*"))
 
 
@@ -162,6 +163,7 @@ def test_without_llama_cpp_the_weights_are_read_back(trained, command, tmp_path,
     )
     done = command("finllm/cli.py", "export", run.path, "--output_dir", tmp_path / "other")
     assert done.status == 2 and "is not the model that it was written from" in done.err
+    assert "f16 rounds the weights: give --dtype f32, which does not" in done.err
     assert not (tmp_path / "other").exists()
 
 
