@@ -149,6 +149,22 @@ def sweep(place: Path) -> None:
             os.close(descriptor)
 
 
+@contextlib.contextmanager
+def locked(path: Path, wait: bool = True) -> Iterator[None]:
+    """Inside, no other holds a lock on the file `path`; a BlockingIOError where one does and `wait` is False.
+
+    The kernel drops the lock with this process, however it ends. It is let go of by name, not by closing the file: a
+    process that another thread is just starting has a copy of the open file until its own program begins, and with the
+    copy the lock.
+    """
+    with open(path, "a") as file:
+        fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        try:
+            yield
+        finally:
+            fcntl.flock(file, fcntl.LOCK_UN)
+
+
 def _hold(descriptor: int, path: Path | str, or_else: bool = True) -> bool:
     """Lock what is being made for as long as this process lives; False where another holds it or has swept it away.
 

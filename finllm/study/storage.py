@@ -11,10 +11,9 @@ was killed: it is marked as failed and its work is due again; the run dir goes o
 
 from __future__ import annotations
 
-import fcntl
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,7 +23,7 @@ from optuna.storages import JournalStorage, RDBStorage
 from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
 from optuna.trial import TrialState
 
-from finllm.files import naming
+from finllm.files import locked, naming
 from finllm.study.search import FAILED, Job, place_of, rate_at
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
@@ -80,8 +79,7 @@ class Storage:
     @contextmanager
     def alone(self) -> Iterator[None]:
         """Inside, no other worker of this study decides what to do next."""
-        with naming(self.claims / ".deciding"), open(self.claims / ".deciding", "a") as file:
-            fcntl.flock(file, fcntl.LOCK_EX)
+        with naming(self.claims / ".deciding"), locked(self.claims / ".deciding"):
             yield
 
     def outcomes(self, candidate: str) -> dict[Task, Outcome]:
@@ -140,12 +138,11 @@ class Storage:
         path = self.claims / task.run
         if not path.exists():
             return False
-        with open(path, "a") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                return True
-        return False
+        try:
+            with locked(path, wait=False):
+                return False
+        except BlockingIOError:
+            return True
 
 
 DISTRIBUTIONS = {
@@ -159,15 +156,14 @@ class _Lock(JournalFileOpenLock):
     """Of the journal: one that the kernel drops with its process, where Optuna's own are files that stay behind."""
 
     def __init__(self, path: str):
-        self._path, self._file = f"{path}.lock", None
+        self._path, self._held = Path(f"{path}.lock"), ExitStack()
 
     def acquire(self) -> bool:
-        self._file = open(self._path, "a")  # noqa: SIM115  open until it is released
-        fcntl.flock(self._file, fcntl.LOCK_EX)
+        self._held.enter_context(locked(self._path))
         return True
 
     def release(self) -> None:
-        self._file.close()
+        self._held.close()
 
 
 class Claim:
@@ -175,11 +171,11 @@ class Claim:
 
     def __init__(self, path: Path):
         self.trial: optuna.Trial | None = None
-        self._file = open(path, "a")  # noqa: SIM115  open until the task ends
-        fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        self._held = ExitStack()
+        self._held.enter_context(locked(path, wait=False))
 
     def let_go(self) -> None:
-        self._file.close()
+        self._held.close()
 
 
 def _task(candidate: str, trial: optuna.trial.FrozenTrial) -> Task | None:

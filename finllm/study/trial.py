@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import shutil
 import signal
 import threading
@@ -13,7 +12,7 @@ from typing import Any
 
 import yaml
 
-from finllm.files import read_jsonl, write_text
+from finllm.files import locked, read_jsonl, write_text
 from finllm.run_dir import LOCK, RunDir
 from finllm.study.starting import Start
 
@@ -80,8 +79,8 @@ def _wait_for_others(run: RunDir) -> None:
     """A killed study's last training may still be saving its checkpoint."""
     lock = run.path / LOCK
     if lock.exists():
-        with open(lock, "a") as file:
-            fcntl.flock(file, fcntl.LOCK_EX)
+        with locked(lock):
+            pass
 
 
 def _loss_at(run: RunDir, step: int) -> float | None:

@@ -1,11 +1,14 @@
 """Files are whole or absent, and what is read is what was written."""
 
+import contextlib
+import os
+import signal
 import stat
 
 import pytest
 
 from finllm.errors import UserError
-from finllm.files import atomic_open, read_json, read_jsonl, sha256_of_files, write_json, write_jsonl
+from finllm.files import atomic_open, locked, read_json, read_jsonl, sha256_of_files, write_json, write_jsonl
 
 
 def test_a_write_that_fails_leaves_the_old_file_and_nothing_beside_it(tmp_path):
@@ -22,8 +25,6 @@ def test_a_write_that_fails_leaves_the_old_file_and_nothing_beside_it(tmp_path):
 
 
 def test_written_files_can_be_read_by_others_as_far_as_the_umask_lets_them(tmp_path, monkeypatch):
-    import os
-
     before = os.umask(0o022)
     try:
         write_json(tmp_path / "file.json", {})
@@ -66,3 +67,35 @@ def test_the_hash_of_files_follows_names_and_bytes(tmp_path):
     assert whole == sha256_of_files([b, a])
     b.write_text("3")
     assert sha256_of_files([a, b]) != whole
+
+
+@contextlib.contextmanager
+def a_child_that_has_not_begun_its_program():
+    """What a process that another thread starts is between fork and exec: it has a copy of every open file."""
+    child = os.fork()
+    if child == 0:
+        signal.pause()
+    try:
+        yield
+    finally:
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+
+
+def test_a_lock_is_free_once_it_is_let_go_of_although_a_child_has_a_copy_of_its_file(tmp_path):
+    with contextlib.ExitStack() as stack:
+        with locked(tmp_path / "lock"):
+            stack.enter_context(a_child_that_has_not_begun_its_program())
+            with pytest.raises(BlockingIOError), locked(tmp_path / "lock", wait=False):
+                pass
+        with locked(tmp_path / "lock", wait=False):
+            pass
+
+
+def test_a_task_that_was_let_go_of_can_be_begun_again_although_a_child_has_a_copy_of_its_claim(tmp_path):
+    from finllm.study.storage import Claim
+
+    claim = Claim(tmp_path / "full-0.0001-seed1")
+    with a_child_that_has_not_begun_its_program():
+        claim.let_go()
+        Claim(tmp_path / "full-0.0001-seed1").let_go()
