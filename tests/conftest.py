@@ -60,12 +60,17 @@ def libraries_are_no_garbage():
     gc.freeze()
 
 
-@pytest.fixture(scope="module", autouse=True)
-def accelerate_begins_anew():
-    """Accelerate holds one precision a process, and commands run in this one: no module inherits another's."""
-    yield
+def accelerate_begins_anew() -> None:
+    """Accelerate holds one precision a process, and commands run in this one: none inherits another's."""
+    os.environ.pop("ACCELERATE_MIXED_PRECISION", None)
     if accelerate := sys.modules.get("accelerate.state"):
         accelerate.AcceleratorState._reset_state(reset_partial_state=True)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def no_module_inherits_a_precision():
+    yield
+    accelerate_begins_anew()
 
 
 @pytest.fixture
@@ -89,6 +94,7 @@ def command(request, capfd, monkeypatch) -> Callable[..., Done]:
         monkeypatch.setattr(sys, "argv", [script, *map(str, arguments)])
         monkeypatch.setattr(sys, "path", [str(ROOT), *sys.path])
         capfd.readouterr()
+        accelerate_begins_anew()
         status = 0
         try:
             runpy.run_path(str(ROOT / script), run_name="__main__")

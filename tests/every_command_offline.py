@@ -37,8 +37,9 @@ for name in ("connect", "connect_ex", "sendto"):
 for name in ("getaddrinfo", "create_connection", "gethostbyname"):
     refuse(socket, name)
 
+# A process of several commands has one precision, that of the scratch baseline
 TRAIN = ("--model_name_or_path", model, "--dataset_name", data, "--max_steps", 1, "--max_length", 256,
-         "--disable_tqdm", "true", "--save_strategy", "steps", "--save_steps", 1)  # fmt: skip
+         "--bf16", "false", "--disable_tqdm", "true", "--save_strategy", "steps", "--save_steps", 1)  # fmt: skip
 LORA = ("--use_peft", "true", "--lora_target_modules", "all-linear")
 FEW = ("--max_examples", 2, "--max_generated", 1, "--max_new_tokens", 2)
 COMMANDS = [

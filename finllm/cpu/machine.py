@@ -15,6 +15,7 @@ from pathlib import Path
 import psutil
 import torch
 
+from finllm.cpu import processor
 from finllm.cpu.processor import cores
 from finllm.errors import UserError
 from finllm.terminal import say
@@ -120,7 +121,8 @@ def bf16_is_fast(gpu: bool = True) -> bool:
     """
     if gpu and torch.cuda.is_available():
         return torch.cuda.is_bf16_supported(including_emulation=False)
-    return torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
+    known = processor.multiplies_bf16()
+    return torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported() if known is None else known
 
 
 def peak_memory_bytes() -> int:

@@ -20,17 +20,25 @@ def name() -> str:
     return f"{whole}, {known}" if known else whole
 
 
+KINDS = {"amx_tile": "AMX", "avx512_bf16": "AVX512-BF16", "avx512f": "AVX512", "avx2": "AVX2"}  # by flag, widest first
+# What oneDNN, which makes the products, may be kept from using by ONEDNN_MAX_CPU_ISA, whose values begin so
+UP_TO = {"AVX512_CORE_AMX": "AMX", "AVX512_CORE_BF16": "AVX512-BF16", "AVX512_CORE_FP16": "AVX512-BF16",
+         "AVX512": "AVX512", "AVX2": "AVX2", "AVX": None, "SSE41": None}  # fmt: skip
+
+
 def instructions() -> str | None:
-    """The widest of AMX, AVX512-BF16, AVX512 and AVX2 that an x86 processor has; None where that is not known."""
-    flags = _described().get("flags", "").split()
-    kinds = {"amx_tile": "AMX", "avx512_bf16": "AVX512-BF16", "avx512f": "AVX512", "avx2": "AVX2"}
-    return next((kind for flag, kind in kinds.items() if flag in flags), None)
+    """The widest of AMX, AVX512-BF16, AVX512 and AVX2 that an x86 processor has and oneDNN may use, or None."""
+    flags, kinds = _described().get("flags", "").split(), [*KINDS.values(), None]
+    limit = os.environ.get("ONEDNN_MAX_CPU_ISA", "").upper()
+    widest = next((kind for begins, kind in UP_TO.items() if limit.startswith(begins)), kinds[0])
+    has = next((kind for flag, kind in KINDS.items() if flag in flags), None)
+    return max(has, widest, key=kinds.index)
 
 
 def multiplies_bf16() -> bool | None:
-    """As `finllm.cpu.machine.bf16_is_fast` says of a CPU; None where only torch can tell."""
-    known = instructions()
-    return None if known is None else known in ("AMX", "AVX512-BF16")
+    """Whether this CPU multiplies bfloat16 faster than float32; None where only torch can tell."""
+    known = instructions() in ("AMX", "AVX512-BF16")
+    return known if "flags" in _described() else None
 
 
 def _described() -> dict[str, str]:

@@ -277,9 +277,10 @@ def gradient_difference(model: torch.nn.Module, own: Tensor, ours: Tensor, least
     held = [parameter.grad for _, parameter in parameters]
     assert all(gradient is None for gradient in held), "before the first step"
     try:
-        own.sum().backward(retain_graph=True)
-        norms = {name: _norm(parameter.grad) for name, parameter in parameters}
-        ours.sum().neg().backward()
+        with torch.autocast(own.device.type, enabled=False):  # as in training, where hooks on gradients run outside it
+            own.sum().backward(retain_graph=True)
+            norms = {name: _norm(parameter.grad) for name, parameter in parameters}
+            ours.sum().neg().backward()
         apart = {name: _norm(parameter.grad) for name, parameter in parameters}
     finally:
         for _, parameter in parameters:

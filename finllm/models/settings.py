@@ -230,14 +230,19 @@ def given_settings(arguments: MethodConfig) -> dict[str, Any]:
     }
 
 
-def float32_base(arguments: ModelConfig) -> bool:
-    """Whether the weights under the method must be float32: it begins by rewriting them, which a coarse format would
-    round, or trains numbers that stand among theirs and are not cast to it."""
+def float32_base(arguments: ModelConfig) -> str:
+    """What needs the weights under it in float32, or nothing: a method that begins by rewriting them, which a coarse
+    format would round, trains numbers that stand among theirs and are not cast to it, or draws what is to cancel."""
     if not arguments.use_peft:
-        return False
-    init = str((getattr(arguments, "peft", None) or {}).get("init_lora_weights", ""))
-    kind = getattr(arguments, "kind", LORA)
-    return known_method(kind).float32_base or init.startswith(("pissa", "olora", "corda", "lora_ga"))
+        return ""
+    given, kind = given_settings(arguments), getattr(arguments, "kind", LORA)
+    init = str(given.get("init_lora_weights", ""))
+    if init.startswith(("pissa", "olora", "corda", "lora_ga", "orthogonal")):
+        return f"{name_of(arguments)} with init_lora_weights {init}"
+    for name, usual in (("modules_to_save", None), ("bias", "none")):
+        if given.get(name, usual) not in (None, usual):
+            return f"{name_of(arguments)} with {name} {given[name]}"
+    return name_of(arguments) if known_method(kind).float32_base else ""
 
 
 def not_planned(arguments: MethodConfig) -> str:

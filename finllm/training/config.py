@@ -24,7 +24,7 @@ from finllm.bounded import read_yaml
 from finllm.cpu.machine import bf16_is_fast
 from finllm.errors import UserError, did_you_mean, raise_problems
 from finllm.models.methods import known_method, usual_rate
-from finllm.models.settings import MethodConfig, float32_base, name_of, settings_problems
+from finllm.models.settings import MethodConfig, float32_base, settings_problems
 from finllm.terminal import say
 from finllm.text.credentials import credentials
 from finllm.text.prompts import CHAT, TEMPLATE_ID
@@ -203,9 +203,7 @@ def _impossible(recipe: RecipeArguments, training: TrainingConfig, model: Method
     if (model.load_in_4bit or model.load_in_8bit) and not model.use_peft:
         problems.append("load_in_4bit and load_in_8bit freeze the weights, so they need use_peft: true")
     found = list(settings_problems(model))
-    if not found and model.dtype in ("bfloat16", "float16") and float32_base(model):
-        given = (model.peft or {}).get("init_lora_weights")
-        method = name_of(model) + (f" with init_lora_weights {given}" if isinstance(given, str) else "")
+    if not found and model.dtype in ("bfloat16", "float16") and (method := float32_base(model)):
         found = [f"dtype is {model.dtype}, and {method} needs its base model in float32; remove dtype"]
     problems += [*found, *unsupported(training, model)]
     if training.push_to_hub:

@@ -1,11 +1,13 @@
 """`finllm doctor` by its command line, and its verdict on versions."""
 
 import json
+import os
 import tomllib
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import torch
 from packaging.requirements import Requirement
 
 from finllm import doctor
@@ -70,6 +72,9 @@ def test_a_full_disk_is_a_gap(monkeypatch, tmp_path):
 def test_what_the_processor_says_is_what_torch_says():
     if processor.multiplies_bf16() is None:
         pytest.skip("only torch can tell here")
+    if "ONEDNN_MAX_CPU_ISA" not in os.environ:
+        by_torch = torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
+        assert processor.multiplies_bf16() is by_torch
     assert processor.multiplies_bf16() is machine.bf16_is_fast(gpu=False)
     assert processor.instructions() in processor.name()
 
@@ -81,13 +86,33 @@ def test_what_the_processor_says_is_what_torch_says():
         ("avx2 avx512f", "AVX512", False),
         ("avx2 avx512f avx512_bf16", "AVX512-BF16", True),
         ("amx_tile avx2 avx512f avx512_bf16", "AMX", True),
-        ("asimd", None, None),
+        ("sse4_1", None, False),
+        (None, None, None),
     ],
 )
 def test_a_processor_is_known_by_its_flags(flags, widest, fast, monkeypatch):
-    monkeypatch.setattr(processor, "_described", lambda: {"flags": flags, "model name": "Some CPU"})
+    described = {"model name": "Some CPU"} | ({} if flags is None else {"flags": flags})
+    monkeypatch.setattr(processor, "_described", lambda: described)
+    monkeypatch.delenv("ONEDNN_MAX_CPU_ISA", raising=False)
     assert (processor.instructions(), processor.multiplies_bf16()) == (widest, fast)
     assert processor.name() == (f"Some CPU, {widest}" if widest else "Some CPU")
+
+
+@pytest.mark.parametrize(
+    ("limit", "widest"),
+    [
+        ("AVX512_CORE_AMX_FP16", "AMX"), ("all", "AMX"), ("DEFAULT", "AMX"), ("AVX512_CORE_FP16", "AVX512-BF16"),
+        ("AVX512_CORE_BF16", "AVX512-BF16"), ("AVX512_CORE_VNNI", "AVX512"), ("avx2_vnni", "AVX2"), ("SSE41", None),
+    ],
+)  # fmt: skip
+def test_what_onednn_may_not_use_is_no_instruction_of_the_processor(limit, widest, monkeypatch):
+    flags = {"amx": "amx_tile avx2 avx512f avx512_bf16", "old": "avx2"}
+    monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", limit)
+    monkeypatch.setattr(processor, "_described", lambda: {"flags": flags["amx"]})
+    assert processor.instructions() == widest
+    assert machine.bf16_is_fast(gpu=False) is (widest in ("AMX", "AVX512-BF16"))
+    monkeypatch.setattr(processor, "_described", lambda: {"flags": flags["old"]})
+    assert processor.instructions() == ("AVX2" if widest else None)  # a limit gives no processor what it has not
 
 
 def test_a_torch_that_cannot_be_loaded_is_a_gap_with_its_fix(monkeypatch, tmp_path):

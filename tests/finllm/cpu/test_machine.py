@@ -50,8 +50,8 @@ heap = ctypes.CDLL(None).mallinfo2
 heap.restype = Info
 weight = torch.ones(64, 64)
 half, filters = weight.bfloat16(), weight[:, :, None, None].contiguous()
-# A bfloat16 product goes through oneDNN's caches where the processor has instructions for it. A convolution of float32
-# goes through the same two caches everywhere, and of 1 x 1 it is the same product.
+# A bfloat16 product goes through oneDNN's caches where the processor has instructions for it. A convolution of float32,
+# of 1 x 1 the same product, goes through the same two caches on processors that have not.
 products = {{
     "bfloat16": lambda rows: torch.ones(rows, 64, dtype=torch.bfloat16) @ half,
     "float32": lambda rows: torch.nn.functional.conv2d(torch.ones(rows, 64, 1, 1), filters),
@@ -82,7 +82,7 @@ def test_products_of_new_shapes_do_not_fill_memory(shell, monkeypatch):
         monkeypatch.setenv(name, "1024")  # torch's own; what the user has set stays
     default = json.loads(shell("python", "-c", SHAPES).out)
     kept = [name for name, grown in default.items() if grown > NEW_SHAPES * 2**10]  # a primitive is some KiB or more
-    assert "float32" in kept
+    assert kept  # of some processors the float32 one, of others the bfloat16 one
     for name in kept:  # what 64 places hold can change by what 64 shapes cost, of which the larger cost up to twice
         assert ours[name] < 2 * KEPT_SHAPES / NEW_SHAPES * default[name], (name, ours, default)
 
