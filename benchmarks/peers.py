@@ -35,6 +35,7 @@ from finllm.files import cache_dir, write_jsonl, write_text
 from finllm.models.find import load_tokenizer, resolve_base_model
 from finllm.text.prompts import build_prompt
 from finllm.text.tokens import tokenize
+from finllm.threads import cores
 
 LIMIT = 1800  # seconds that one command may take
 VERSIONS = "import importlib.metadata as m, json; print(json.dumps({d.name: d.version for d in m.distributions()}))"
@@ -225,7 +226,7 @@ def medians(measured: list[dict]) -> list[dict]:
 
 def show(measured: list[dict], console: Console) -> None:
     """Medians by model and method, ours beside the others."""
-    table = Table(title=f"{processor.name()}, {processor.cores()} cores", title_justify="left")
+    table = Table(title=f"{processor.name()}, {cores()} cores", title_justify="left")
     columns = ("model", "method", "program", "tokens/s", "ours is", "seconds", "whole", "memory", "loss")
     for number, column in enumerate(columns):
         table.add_column(column, justify="right" if 2 < number < 8 else "left")

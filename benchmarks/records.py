@@ -17,6 +17,7 @@ from typing import Any
 from finllm.cpu import machine, processor
 from finllm.errors import UserError
 from finllm.files import read_json, write_json
+from finllm.threads import cores
 
 RESULTS = Path(__file__).resolve().parent / "results"
 PACKAGES = ("torch", "transformers", "trl", "peft", "accelerate", "lm-eval")
@@ -32,7 +33,7 @@ def record(benchmark: str, measured: Any, **more: Any) -> dict[str, Any]:
         "benchmark": benchmark,
         "date": time.strftime("%Y-%m-%d"),
         "processor": processor.name(),
-        "cores": processor.cores(),
+        "cores": cores(),
         "memory_gib": round(machine.memory_bytes() / 2**30),
         "python": platform.python_version(),
         "packages": versions(PACKAGES),

@@ -3,15 +3,16 @@
 import logging
 import os
 
-from finllm import deferred
+from finllm import deferred, threads
 
 __version__ = "0.1.0"
 
-# OpenMP's threads spin while they wait for each other, which is well on an idle machine and ruins a shared one: with
-# something else on one of 2 cores, a chain of small products ran at 4 % of its idle rate. A thread that sleeps after
-# 1,000 rounds keeps 40 % there and costs nothing measurable on an idle machine (16 to 20 rounds a second either way).
-# It is read when torch loads libgomp, so finllm is imported before torch; what the user has set stays.
-os.environ.setdefault("GOMP_SPINCOUNT", "1000")
+# OpenMP's threads spin while they wait for each other, which is well on an idle machine and ruins a shared one, where
+# torch's usual 300,000 rounds left a chain of small products 4 % of its idle rate. On 2 cores with AMX a step of GPT-2
+# under LoRA learns 911 tokens a second with 10,000 rounds and 729 with 1,000, after which a thread sleeps and has to be
+# woken; with something else on one of the cores some 400 and 503. So it is as the machine is now. It is read when torch
+# loads libgomp, so finllm is imported before torch; what the user has set stays.
+os.environ.setdefault("GOMP_SPINCOUNT", "1000" if threads.is_shared() else "10000")
 
 # A CPU's products are prepared anew for every shape, and batches of real rows hardly ever repeat one. What was prepared
 # is kept, 1,024 of them by oneDNN and as many again by the layer that torch has above it: some 550 MB of small blocks

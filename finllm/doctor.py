@@ -28,6 +28,7 @@ from finllm.cpu import processor
 from finllm.errors import UserError
 from finllm.files import SCHEMA_VERSION, cache_dir
 from finllm.terminal import say
+from finllm.threads import cores
 
 GIB = 2**30
 HUB_SECONDS = 3.0
@@ -123,7 +124,7 @@ def _machine() -> list[Finding]:
     else:
         memory = psutil.virtual_memory()
         findings.append(Finding("memory", f"{memory.total / GIB:.1f} GiB, {memory.available / GIB:.1f} GiB free"))
-    findings.insert(0, Finding("cores", str(processor.cores())))
+    findings.insert(0, Finding("cores", str(cores())))
     try:
         bf16_is_fast, gpus = _arithmetic()
     except (ImportError, OSError) as error:  # OSError: a library of CUDA that cannot be loaded

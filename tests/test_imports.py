@@ -18,7 +18,7 @@ ALLOWED = {
 }
 # Within finllm a module imports those of its own room, and of the floors below its own; never from beside or above.
 FLOORS = [
-    {"deferred"},
+    {"deferred", "threads"},
     {"finllm", "errors", "provenance"},
     {"bounded", "terminal"},
     {"text", "files"},
@@ -36,7 +36,7 @@ ROOMS = {
 ON_TOP = {
     "finllm": {
         *("__init__", "bounded", "cli", "deferred", "doctor", "errors", "files"),
-        *("provenance", "run_dir", "show", "terminal"),
+        *("provenance", "run_dir", "show", "terminal", "threads"),
     },
     "eval": {
         "__init__",

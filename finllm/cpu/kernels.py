@@ -12,32 +12,45 @@ from typing import Any
 
 import numpy as np
 import torch
+from peft import PeftModel
 from peft.tuners import lora
 from peft.tuners.lora.variants import DoraLinearVariant
+from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 from torch.nn.functional import gelu
+from transformers import PreTrainedModel
 from transformers.activations import NewGELUActivation
 from transformers.pytorch_utils import Conv1D
 
+from finllm.cpu import processor
+
+PIECE, WHOLE = 320, 768  # rows a core between which AMX's products are made in pieces, see `product`
 ALIGNED = 32  # rows and columns of an attention's products are padded to a multiple of it
+
+
+def kept(like: Tensor, share: float) -> Tensor:
+    """A mask in shape and dtype of `like`: 0 for a random `share` of its numbers and 1 for the others.
+
+    torch draws a CPU's Bernoulli numbers one by one, in 6 ns each. Sixteen random bits are enough for one, and SFC64
+    makes four of those in 2 ns. Its seed comes from torch's generator, so that a run resumes exactly.
+    """
+    seed = int(torch.randint(2**62, ()))
+    words = np.random.SFC64(seed).random_raw(-(-like.numel() // 4)).view(np.int16)[: like.numel()]
+    return torch.from_numpy(words >= round(share * 2**16) - 2**15).view(like.shape).to(like.dtype)
 
 
 class _Dropout(torch.autograd.Function):
     @staticmethod
     def forward(ctx, values, share):
-        # torch draws a CPU's Bernoulli numbers one by one, in 6 ns each. Sixteen random bits are enough for one, and
-        # SFC64 makes four of those in 2 ns. Its seed comes from torch's generator, so that a run resumes exactly.
-        seed = int(torch.randint(2**62, ()))
-        words = np.random.SFC64(seed).random_raw(-(-values.numel() // 4)).view(np.int16)[: values.numel()]
-        kept = torch.from_numpy(words >= round(share * 2**16) - 2**15).view(values.shape).to(values.dtype)
-        ctx.save_for_backward(kept)
+        mask = kept(values, share)
+        ctx.save_for_backward(mask)
         ctx.scale = 1 / (1 - share)
-        return (values * kept).mul_(ctx.scale)
+        return (values * mask).mul_(ctx.scale)
 
     @staticmethod
     def backward(ctx, grad):
-        (kept,) = ctx.saved_tensors
-        return (grad * kept).mul_(ctx.scale), None
+        (mask,) = ctx.saved_tensors
+        return (grad * mask).mul_(ctx.scale), None
 
 
 def dropout(values: Tensor, share: float) -> Tensor:
@@ -60,6 +73,39 @@ class GELU(NewGELUActivation):
         return gelu(input, approximate="tanh")
 
 
+def product(left_MK: Tensor, right_KN: Tensor, bias_N: Tensor | None = None) -> Tensor:
+    """left · right + bias, (M, N), outside autograd, in pieces where a whole one would keep one core of several busy.
+
+    That is how oneDNN (3.11) deals with AMX's bfloat16 products of few columns and some hundred rows a core: 1,100 rows
+    of 3,072 by 3,072 x 768 take 4.3 ms on two cores and on one, and 2.6 ms in two pieces.
+    """
+    rows, columns = len(left_MK), right_KN.shape[1]
+    size, threads = rows, torch.get_num_threads()
+    slow = columns <= 1024 and threads > 1 and PIECE * threads < rows < WHOLE * threads
+    if slow and left_MK.dtype == torch.bfloat16 and has_amx():
+        pieces = -(-rows // (PIECE * threads))
+        size = -(-rows // (pieces * ALIGNED)) * ALIGNED
+    result_MN = left_MK.new_empty(rows, columns)
+    for left, result in zip(left_MK.split(size), result_MN.split(size), strict=True):
+        if bias_N is None:
+            torch.mm(left, right_KN, out=result)
+        else:
+            torch.addmm(bias_N, left, right_KN, out=result)
+    return result_MN
+
+
+def dtype_of(x: Tensor) -> torch.dtype:
+    """The dtype that products with `x` are made in: autocast's where it is on, else its own."""
+    device = x.device.type
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
+
+
+@functools.cache
+def has_amx() -> bool:
+    """Whether products of bfloat16 are made by AMX, for which some things are worth it that nowhere else are."""
+    return processor.instructions() == "AMX"
+
+
 class _AdaptedProduct(torch.autograd.Function):
     """xW + b + scaling · (dropped x)AᵀBᵀ. T tokens, I inputs, O outputs, R rank. W is frozen, as is b."""
 
@@ -67,7 +113,7 @@ class _AdaptedProduct(torch.autograd.Function):
     def forward(ctx, x_TI, dropped_TI, weight_IO, bias_O, a_RI, b_OR, scaling, dtype):
         x, a, b = x_TI.to(dtype), a_RI.to(dtype), b_OR.to(dtype)
         weight = weight_IO.to(dtype)
-        result_TO = x @ weight if bias_O is None else torch.addmm(bias_O.to(dtype), x, weight)
+        result_TO = product(x, weight, None if bias_O is None else bias_O.to(dtype))
         adapted = x if dropped_TI is None else dropped_TI.to(dtype)
         inner_TR = adapted @ a.T
         result_TO.addmm_(inner_TR, b.T, alpha=scaling)
@@ -81,13 +127,35 @@ class _AdaptedProduct(torch.autograd.Function):
         wants_x, wants_dropped = ctx.needs_input_grad[:2]
         inner_grad_TR = (grad_TO @ b).mul_(ctx.scaling)
         grad_a, grad_b = inner_grad_TR.T @ adapted, (grad_TO.T @ inner_TR).mul_(ctx.scaling)
-        grad_x = grad_TO @ weight_IO.to(grad_TO.dtype).T if wants_x else None
+        grad_x = product(grad_TO, weight_IO.to(grad_TO.dtype).T) if wants_x else None
         if wants_x and not wants_dropped:  # then x itself went through the adapter
             grad_x.addmm_(inner_grad_TR, a)
         grad_dropped = inner_grad_TR @ a if wants_dropped else None
         inputs, adapter = ctx.dtypes
         grads = (grad_x, grad_dropped, None, None, grad_a, grad_b)
         return (*_in_dtypes(grads, (inputs, inputs, None, None, adapter, adapter)), None, None)
+
+
+class _Product(torch.autograd.Function):
+    """xW + b. T tokens, I inputs, O outputs."""
+
+    @staticmethod
+    def forward(ctx, x_TI, weight_IO, bias_O, dtype):
+        x, weight = x_TI.to(dtype), weight_IO.to(dtype)
+        ctx.save_for_backward(x if ctx.needs_input_grad[1] else None, weight if ctx.needs_input_grad[0] else None)
+        ctx.dtypes = x_TI.dtype, weight_IO.dtype, None if bias_O is None else bias_O.dtype
+        return product(x, weight, None if bias_O is None else bias_O.to(dtype))
+
+    @staticmethod
+    def backward(ctx, grad_TO):
+        x, weight = ctx.saved_tensors
+        wants_x, wants_weight, wants_bias, _ = ctx.needs_input_grad
+        grads = (
+            product(grad_TO, weight.T) if wants_x else None,
+            x.T @ grad_TO if wants_weight else None,
+            grad_TO.sum(0) if wants_bias else None,
+        )
+        return (*_in_dtypes(grads, ctx.dtypes), None)
 
 
 class _DirectedProduct(torch.autograd.Function):
@@ -101,13 +169,11 @@ class _DirectedProduct(torch.autograd.Function):
     def forward(ctx, x_TI, dropped_TI, weight_IO, bias_O, a_RI, b_OR, magnitude_O, norm_O, scaling, dtype):
         x, a, b, weight = x_TI.to(dtype), a_RI.to(dtype), b_OR.to(dtype), weight_IO.to(dtype)
         adapted = x if dropped_TI is None else dropped_TI.to(dtype)
-        plain_TO, inner_TR = adapted @ weight, adapted @ a.T
+        plain_TO, inner_TR = product(adapted, weight), adapted @ a.T
         z_TO = torch.addmm(plain_TO, inner_TR, b.T, alpha=scaling)
         gain_O = (magnitude_O / norm_O).to(dtype)
-        if dropped_TI is None:
-            result_TO = z_TO * gain_O
-        else:
-            result_TO = torch.addmm(plain_TO.neg_(), x, weight).addcmul_(z_TO, gain_O)
+        scaled = z_TO * gain_O
+        result_TO = scaled if dropped_TI is None else product(x, weight).sub_(plain_TO).add_(scaled)
         if bias_O is not None:
             result_TO += bias_O.to(dtype)
         ctx.save_for_backward(adapted, inner_TR, z_TO, weight_IO, a, b, gain_O, norm_O)
@@ -125,10 +191,10 @@ class _DirectedProduct(torch.autograd.Function):
         grad_a, grad_b = inner_grad_TR.T @ adapted, (scaled_TO.T @ inner_TR).mul_(ctx.scaling)
         grad_x = grad_dropped = None
         if wants_dropped:
-            grad_x = grad_TO @ weight_OI if wants_x else None
-            grad_dropped = torch.addmm((scaled_TO - grad_TO) @ weight_OI, inner_grad_TR, a)
+            grad_x = product(grad_TO, weight_OI) if wants_x else None
+            grad_dropped = product(scaled_TO - grad_TO, weight_OI).addmm_(inner_grad_TR, a)
         elif wants_x:
-            grad_x = (scaled_TO @ weight_OI).addmm_(inner_grad_TR, a)
+            grad_x = product(scaled_TO, weight_OI).addmm_(inner_grad_TR, a)
         inputs, adapter, of_magnitude = ctx.dtypes
         grads = (grad_x, grad_dropped, None, None, grad_a, grad_b, grad_magnitude)
         dtypes = (inputs, inputs, None, None, adapter, adapter, of_magnitude)
@@ -159,14 +225,12 @@ class AdaptedLinear(lora.Linear):
         variant = self.lora_variant.get(name)
         if variant is not None and type(variant) is not DoraLinearVariant:
             return super().forward(x, *args, **kwargs)
-        device = x.device.type
-        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
-        drop = self.lora_dropout[name]
+        dtype, drop = dtype_of(x), self.lora_dropout[name]
         x_TI = x.flatten(0, -2)
         dropped_TI = drop(x_TI) if self.training and getattr(drop, "p", 0) else None
         weight_IO = base.weight if isinstance(base, Conv1D) else base.weight.T
         adapter = self.lora_A[name].weight, self.lora_B[name].weight, self.scaling[name]
-        with torch.autocast(device, enabled=False):
+        with torch.autocast(x.device.type, enabled=False):
             if variant is None:
                 result_TO = _AdaptedProduct.apply(x_TI, dropped_TI, weight_IO, base.bias, *adapter, dtype)
             else:
@@ -194,6 +258,25 @@ class AdaptedLinear(lora.Linear):
         return torch.add(self._squares_O, added_OR.sum(1), alpha=scaling).clamp_(min=0).sqrt_()
 
 
+class Linear(nn.Linear):
+    def forward(self, input: Tensor) -> Tensor:
+        return _plain_product(self, input, self.weight.T, self.bias)
+
+
+class Projection(Conv1D):
+    def forward(self, x: Tensor) -> Tensor:
+        return _plain_product(self, x, self.weight, self.bias)
+
+
+def _plain_product(layer: nn.Module, x: Tensor, weight_IO: Tensor, bias_O: Tensor | None) -> Tensor:
+    x_TI = x.flatten(0, -2)
+    if len(x_TI) <= PIECE:  # as one token after another is written: then the plain layer is faster
+        return super(type(layer), layer).forward(x)
+    dtype = dtype_of(x)
+    with torch.autocast(x.device.type, enabled=False):
+        return _Product.apply(x_TI, weight_IO, bias_O, dtype).view(*x.shape[:-1], -1)
+
+
 STANDS_FOR = {nn.Dropout: Dropout, NewGELUActivation: GELU, lora.Linear: AdaptedLinear}
 
 
@@ -202,39 +285,9 @@ def use_in(model: nn.Module) -> None:
     for module in model.modules():
         if type(module) in STANDS_FOR:
             module.__class__ = STANDS_FOR[type(module)]
-
-
-def attention(
-    query_HQD: Tensor, keys: Sequence[Tensor], values: Sequence[Tensor], scale: float, share: float
-) -> Tensor:
-    """softmax(scale · QKᵀ)V for the last Q of K positions, each of which sees itself and what came before.
-
-    Vaswani et al. 2017, eq. 1, with dropout of a `share` of the weights. `keys` and `values` come in pieces (G, ·, D)
-    that are K long together; H query heads share G of them, H/G in a row each. Returns (H, Q, D). torch's own kernels
-    for a CPU take 3 to 5 times as long in bfloat16, and twice as long with dropout; this one holds the weights, H · Q ·
-    K numbers, for backward.
-    """
-    heads, queries, width = query_HQD.shape
-    groups, length = len(keys[0]), sum(key.shape[1] for key in keys)
-    # Zeros at the end, after all that counts: a product wants its rows to begin aligned, in bfloat16 above all.
-    query = _aligned([query_HQD * scale])
-    key_GKD, value_GKD = _aligned(keys), _aligned(values)
-    scores = torch.bmm(query.reshape(groups, -1, width), key_GKD.transpose(1, 2)).view(heads, query.shape[1], -1)
-    first, (_, rows, columns) = length - queries, scores.shape
-    size = 1 << max(first + rows, columns).bit_length()
-    scores += _causal_bias(size, scores.dtype)[first : first + rows, :columns]
-    weights = dropout(scores.softmax(-1), share).view(groups, -1, columns)
-    return torch.bmm(weights, value_GKD).view(heads, rows, width)[:, :queries]
-
-
-def _aligned(pieces: Sequence[Tensor]) -> Tensor:
-    """Pieces (·, n, D) end to end, and zeros up to a multiple of `ALIGNED`."""
-    heads, _, width = pieces[0].shape
-    added = -sum(piece.shape[1] for piece in pieces) % ALIGNED
-    return torch.cat([*pieces, pieces[0].new_zeros(heads, added, width)], 1)
-
-
-@functools.cache
-def _causal_bias(size: int, dtype: torch.dtype) -> Tensor:
-    """(size, size): −∞ above the diagonal, where a key comes after its query, and 0 elsewhere."""
-    return torch.full((size, size), -torch.inf, dtype=dtype).triu(1)
+    if has_amx():  # elsewhere the plain layers are as fast
+        head = model.get_output_embeddings() if isinstance(model, PreTrainedModel | PeftModel) else None
+        under = {id(module.base_layer) for module in model.modules() if isinstance(module, BaseTunerLayer)}
+        for module in model.modules():
+            if module is not head and id(module) not in under and type(module) in (nn.Linear, Conv1D):
+                module.__class__ = Linear if type(module) is nn.Linear else Projection

@@ -19,15 +19,17 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy, embedding, linear, pad
+from torch.nn.functional import cross_entropy, embedding, pad
+from torch.utils.weak import WeakIdKeyDictionary
 from transformers import PreTrainedModel
 from transformers.modeling_outputs import ModelOutput
 
+from finllm.cpu.kernels import product
 from finllm.text.tokens import IGNORED
 
 CHUNK = 2048  # positions a chunk: at V = 50,000 some 200 MB of bfloat16 logits, 400 of float32
 BLOCK = 16  # positions of a chunk whose logits are float32 at a time: some 3 MB, which stay in the cache
-ALIGNED = 64  # the vocabulary is padded to a multiple of it, for products whose rows begin aligned
+ALIGNED = 64  # vocabulary and positions are padded to a multiple of it, for products whose rows begin aligned
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
@@ -38,19 +40,26 @@ class _LinearCrossEntropy(torch.autograd.Function):
         needs_hidden, needs_weight, needs_bias = needed
         vocabulary = len(weight_VC)
         weight, bias = aligned_head(weight_VC, bias_V, dtype)
-        nll_N = torch.empty(len(labels_N), dtype=torch.float32, device=hidden_NC.device)
+        count, size = len(labels_N), _chunk(len(labels_N))
+        nll_N = torch.empty(count, dtype=torch.float32, device=hidden_NC.device)
         grad_hidden = torch.empty_like(hidden_NC) if needs_hidden else None
         grad_weight = grad_bias = None
-        for start in range(0, max(1, len(labels_N)), CHUNK):  # one empty chunk where nothing is supervised
-            rows = slice(start, start + CHUNK)
-            hidden, labels = hidden_NC[rows].to(dtype), labels_N[rows]
-            logits = linear(hidden, weight, bias)
+        logits_NV = weight.new_empty(size, len(weight))  # of one chunk after the other
+        for start in range(0, max(1, count), size):  # one empty chunk where nothing is supervised
+            rows = slice(start, start + size)
+            labels = labels_N[rows]
+            hidden = _padded_to(hidden_NC[rows].to(dtype), ALIGNED)
+            logits = logits_NV[: len(hidden)]
+            if bias is None:
+                torch.mm(hidden, weight.T, out=logits)
+            else:
+                torch.addmm(bias, hidden, weight.T, out=logits)
             _likelihood(logits, vocabulary, labels, nll_N[rows], with_gradient=any(needed))
             if needs_hidden:
-                grad_hidden[rows] = logits @ weight
+                grad_hidden[rows] = product(logits, weight)[: len(labels)]
             if needs_weight:
-                product = (logits.T @ hidden)[:vocabulary]
-                grad_weight = product.float() if grad_weight is None else grad_weight.add_(product)
+                added = (logits.T @ hidden)[:vocabulary]
+                grad_weight = added.float() if grad_weight is None else grad_weight.add_(added)
             if needs_bias:
                 summed = logits[:, :vocabulary].sum(0, dtype=torch.float32)
                 grad_bias = summed if grad_bias is None else grad_bias.add_(summed)
@@ -104,29 +113,59 @@ class _TiedLookup(torch.autograd.Function):
 
 
 def aligned_head(weight_VC: Tensor, bias_V: Tensor | None, dtype: torch.dtype) -> tuple[Tensor, Tensor | None]:
-    """Weight and bias in `dtype`, with zeros for entries of the vocabulary up to a multiple of `ALIGNED`."""
+    """Weight and bias in `dtype`, with zeros for entries of the vocabulary up to a multiple of `ALIGNED`.
+
+    Of a weight that does not train it is made once, and again when the weight has changed.
+    """
     vocabulary, width = weight_VC.shape
     added = -vocabulary % ALIGNED
-    weight = torch.empty(vocabulary + added, width, dtype=dtype, device=weight_VC.device)
-    weight[:vocabulary], weight[vocabulary:] = weight_VC, 0
-    return weight, None if bias_V is None else pad(bias_V.to(dtype), (0, added))
+    bias = None if bias_V is None else pad(bias_V.to(dtype), (0, added))
+    if not added and weight_VC.dtype == dtype:
+        return weight_VC, bias
+    state = (dtype, weight_VC.dtype, weight_VC.data_ptr(), weight_VC._version)
+    known, weight = _FROZEN.get(weight_VC, (None, None))
+    if known != state:
+        weight = torch.empty(vocabulary + added, width, dtype=dtype, device=weight_VC.device)
+        weight[:vocabulary], weight[vocabulary:] = weight_VC, 0
+        if not weight_VC.requires_grad:
+            _FROZEN[weight_VC] = state, weight
+    return weight, bias
+
+
+_FROZEN = WeakIdKeyDictionary()  # a head's weight: its state then, and what `aligned_head` made of it
+
+
+def _chunk(count: int) -> int:
+    """How many of `count` positions go through the head at a time, all but the last time."""
+    pieces = max(1, -(-count // CHUNK))
+    return -(-count // (pieces * ALIGNED)) * ALIGNED or ALIGNED
+
+
+def _padded_to(hidden_NC: Tensor, multiple: int) -> Tensor:
+    """With rows of zeros after it, up to a multiple of so many rows."""
+    return pad(hidden_NC, (0, 0, 0, -len(hidden_NC) % multiple))
 
 
 def _likelihood(logits_NV: Tensor, vocabulary: int, labels_N: Tensor, nll_N: Tensor, with_gradient: bool) -> None:
     """Write each position's negative log-likelihood into `nll_N`, and its gradient over the logits.
 
-    d nll / d logits = softmax(logits) − one_hot(label), and 0 in the columns that are padding.
+    d nll / d logits = softmax(logits) − one_hot(label), and 0 in the rows and columns that are padding. Softmax and
+    likelihood come of the same exponentials, in float32 and in one place in memory.
     """
     logits_NV[:, vocabulary:] = 0
+    logits_NV[len(labels_N) :] = 0
+    held = logits_NV.new_empty(min(BLOCK, len(labels_N)), vocabulary, dtype=torch.float32)
     for start in range(0, len(labels_N), BLOCK):
         rows = slice(start, start + BLOCK)
-        logits, labels = logits_NV[rows, :vocabulary], labels_N[rows]
-        exact = logits.float()
-        nll_N[rows] = cross_entropy(exact, labels, reduction="none")
+        labels = labels_N[rows, None]
+        logits = logits_NV[: len(labels_N)][rows, :vocabulary]
+        exact = held[: len(labels)].copy_(logits)
+        own, largest = exact.gather(1, labels), exact.amax(1, keepdim=True)
+        summed = exact.sub_(largest).exp_().sum(1, keepdim=True)
+        nll_N[rows] = (summed.log() + largest - own)[:, 0]
         if with_gradient:
-            probabilities = exact.softmax(-1)
-            probabilities[torch.arange(len(labels)), labels] -= 1
-            logits.copy_(probabilities)
+            exact.div_(summed)
+            logits.copy_(exact.scatter_add_(1, labels, exact.new_full((), -1.0).expand_as(labels)))
 
 
 def linear_cross_entropy(

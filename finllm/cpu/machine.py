@@ -16,10 +16,10 @@ import psutil
 import torch
 
 from finllm.cpu import processor
-from finllm.cpu.processor import cores
 from finllm.errors import UserError
 from finllm.terminal import say
 from finllm.text.credentials import without_credentials_of_flags
+from finllm.threads import cores
 
 # glibc's mallopt parameters, from malloc.h
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX, M_ARENA_MAX = -1, -2, -4, -8

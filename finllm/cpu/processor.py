@@ -8,11 +8,6 @@ import platform
 from pathlib import Path
 
 
-def cores() -> int:
-    """The cores this process may run on, which in a container are fewer than the machine's."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-
-
 def name() -> str:
     """The processor's own name, and which of the instructions that decide here it has: `AMD EPYC, AVX2`."""
     described, known = _described(), instructions()

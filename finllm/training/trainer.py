@@ -91,7 +91,7 @@ class SupervisedTrainer(ResumableTrainer):
         if joins != self.joins_rows:
             base_of(self.model).set_attn_implementation(joined.NAME if joins else self._own_attention)
         self.joins_rows, self.uses_own_logits = joins, loss == "logits"
-        self.data_collator = joined.join if joins else self._padding_collator
+        self.data_collator = joined.collate if joins else self._padding_collator
 
     def packed(self, rows: list[dict[str, list[int]]]) -> list[dict[str, list[int]]]:
         """Rows as the collator of this run takes them: under packing without joining, one row of all."""

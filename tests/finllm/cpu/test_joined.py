@@ -78,3 +78,13 @@ def test_a_window_over_the_past_is_not_joined(llama_dir):
     assert joined.can_join(model)
     model.config.sliding_window = 4
     assert not joined.can_join(model)
+
+
+def test_what_fills_up_is_seen_by_nobody_and_teaches_nothing(gpt2_dir):
+    rows = [{"input_ids": [7, 8, 9, 3], "labels": [-100, -100, 9, 3]}, {"input_ids": [5, 6], "labels": [-100, 6]}]
+    plain, filled = join(rows), join(rows, multiple=16)
+    assert filled["input_ids"].shape == (1, 16) and plain["input_ids"].shape == (1, 6)
+    assert filled["parts"].tolist() == [*plain["parts"].tolist(), [0, 0, 6, 16]]
+    assert filled["labels"][0, 6:].tolist() == [-100] * 10 and filled["rows"][0, 6:].tolist() == [-1] * 10
+    assert torch.equal(filled["lengths"], plain["lengths"])
+    assert torch.equal(join(rows, multiple=6)["input_ids"], plain["input_ids"])

@@ -7,9 +7,9 @@ import torch
 from peft import LoraConfig, get_peft_model
 from peft.tuners import lora
 from torch import nn
-from torch.nn.functional import scaled_dot_product_attention
 from transformers import AutoModelForCausalLM
 from transformers.activations import NewGELUActivation
+from transformers.pytorch_utils import Conv1D
 
 from finllm.cpu import kernels
 from finllm.models.dropout import set_dropout
@@ -49,41 +49,48 @@ def test_gelu_is_the_one_of_gpt2():
     torch.testing.assert_close(kernels.GELU()(values), NewGELUActivation()(values), rtol=1e-12, atol=1e-12)
 
 
-@pytest.mark.parametrize("groups", [4, 2, 1])
-@pytest.mark.parametrize(("prefix", "queries"), [(0, 1), (0, 33), (5, 28), (40, 64)])
-def test_attention_is_torchs(groups, prefix, queries):
-    generator = torch.Generator().manual_seed(1)
-    length = prefix + queries
-    query, key, value = (
-        torch.randn(heads, length, 8, dtype=torch.float64, generator=generator).requires_grad_()
-        for heads in (4, groups, groups)
-    )
-    expected = scaled_dot_product_attention(
-        query[None], key[None], value[None], is_causal=True, scale=0.3, enable_gqa=True
-    )[0, :, prefix:]
-    weight = torch.randn(expected.shape, dtype=torch.float64, generator=generator)
-    (expected * weight).sum().backward()
-    gradients = [tensor.grad.clone() for tensor in (query, key, value)]
-    for tensor in (query, key, value):
-        tensor.grad = None
-    parts = ([key[:, :prefix], key[:, prefix:]], [value[:, :prefix], value[:, prefix:]])
-    ours = kernels.attention(query[:, prefix:], *parts, 0.3, 0.0)
-    (ours * weight).sum().backward()
-    torch.testing.assert_close(ours, expected)
-    for tensor, gradient in zip((query, key, value), gradients, strict=True):
-        torch.testing.assert_close(tensor.grad, gradient)
+@pytest.fixture
+def as_on_amx(monkeypatch):
+    """Products in pieces of 8 rows, whatever the processor."""
+    monkeypatch.setattr(kernels, "has_amx", lambda: True)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    monkeypatch.setattr(kernels, "PIECE", 4)
+    monkeypatch.setattr(kernels, "ALIGNED", 8)
 
 
-def test_dropped_attention_weights_have_the_right_mean():
-    torch.manual_seed(2)
-    query, key, value = (torch.randn(2, 20, 4) for _ in range(3))
-    exact = kernels.attention(query, [key], [value], 0.5, 0.0)
-    many = [tensor.repeat(1000, 1, 1) for tensor in (query, key, value)]  # each head draws for itself
-    samples = torch.cat([kernels.attention(many[0], [many[1]], [many[2]], 0.5, 0.2) for _ in range(4)])
-    samples = samples.view(4000, *exact.shape)
-    error = samples.std(0) / 4000**0.5
-    assert ((samples.mean(0) - exact).abs() < 5 * error + 1e-6).all()
-    assert samples.std(0)[:, 1:].min() > 0.01
+@pytest.mark.parametrize("bias", [True, False])
+def test_a_product_in_pieces_is_the_product(bias, as_on_amx, monkeypatch):
+    left, right = torch.randn(53, 24).bfloat16(), torch.randn(24, 40).bfloat16()
+    added, pieces = torch.randn(40).bfloat16() if bias else None, []
+    made = torch.addmm if bias else torch.mm
+    monkeypatch.setattr(torch, made.__name__, lambda *given, out: pieces.append(len(out)) or made(*given, out=out))
+    found = kernels.product(left, right, added)
+    exact = left.double() @ right.double() + (added.double() if bias else 0)
+    assert pieces == [8] * 6 + [5] and (found - exact).abs().max() <= 2**-8 * exact.abs().max()
+
+
+@pytest.mark.parametrize("frozen", [True, False])
+@pytest.mark.parametrize("autocast", [True, False])
+@pytest.mark.parametrize("family", ["gpt2", "llama"])
+def test_on_amx_plain_layers_give_what_they_gave(family, autocast, frozen, as_on_amx, gpt2_dir, llama_dir):
+    plain = AutoModelForCausalLM.from_pretrained({"gpt2": gpt2_dir, "llama": llama_dir}[family]).eval()
+    first = next(layer for layer in plain.modules() if type(layer) in (nn.Linear, Conv1D))
+    first.weight.requires_grad_(not frozen)
+    ours = copy.deepcopy(plain)
+    kernels.use_in(ours)
+    kinds = [type(module) for module in ours.modules()]
+    assert (kernels.Linear in kinds) != (kernels.Projection in kinds)
+    assert type(ours.get_output_embeddings()) is nn.Linear  # which the loss asks whether it is one
+    found = []
+    for model in (plain, ours):
+        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+            logits = model(torch.arange(60).view(2, 30)).logits
+        logits.float().square().mean().backward()
+        found.append([logits] + [parameter.grad for parameter in model.parameters()])
+    assert all((ours is None) == (own is None) for own, ours in zip(*found, strict=True))
+    tolerance = 2e-2 if autocast else 1e-5
+    for own, each in zip(*([tensor for tensor in tensors if tensor is not None] for tensors in found), strict=True):
+        assert own.dtype == each.dtype and (own - each).norm() <= tolerance * own.norm()
 
 
 def adapted(folder, **settings):

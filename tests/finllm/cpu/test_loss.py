@@ -22,6 +22,7 @@ def inputs(dtype, seed=0, bias=True):
 @pytest.mark.parametrize("chunk", [5, 37, 1024])
 def test_loss_and_gradients_are_those_of_cross_entropy_in_float64(monkeypatch, chunk, bias):
     monkeypatch.setattr(loss, "CHUNK", chunk)
+    monkeypatch.setattr(loss, "ALIGNED", 4)
     hidden, weight, bias_V, labels = inputs(torch.float32, bias=bias)
     exact = [tensor.detach().double().requires_grad_() for tensor in (hidden, weight, bias_V) if tensor is not None]
     expected = cross_entropy(linear(*exact), labels, reduction="sum")
@@ -33,6 +34,30 @@ def test_loss_and_gradients_are_those_of_cross_entropy_in_float64(monkeypatch, c
     for tensor, reference in zip((hidden, weight, bias_V), exact, strict=False):
         error = (tensor.grad.double() - reference.grad).norm() / reference.grad.norm()
         assert error < 1e-4
+
+
+def test_what_is_all_but_impossible_costs_what_it_costs():
+    """Its probability is no number of float32 any more, its logarithm is."""
+    hidden, weight, bias_V, labels = inputs(torch.float32)
+    labels[0] = linear(100 * hidden[0], weight, bias_V).argmax()
+    expected = cross_entropy(linear(100 * hidden, weight, bias_V).double(), labels, reduction="none")
+    _, nll_N = linear_cross_entropy(100 * hidden, weight, labels, bias_V)
+    assert nll_N.max() > 200 and nll_N.min() < 1
+    torch.testing.assert_close(nll_N.double(), expected, rtol=1e-5, atol=1e-4)
+
+
+def test_a_head_that_does_not_train_is_cast_once_and_again_when_it_has_changed():
+    weight = torch.randn(V, C)
+    first, _ = loss.aligned_head(weight, None, torch.bfloat16)
+    assert loss.aligned_head(weight, None, torch.bfloat16)[0] is first
+    assert loss.aligned_head(weight, None, torch.float32)[0].dtype == torch.float32
+    weight += 1
+    changed, _ = loss.aligned_head(weight, None, torch.bfloat16)
+    assert torch.equal(changed[:V], weight.bfloat16()) and not changed[V:].any()
+    weight.data = weight.data * 2
+    assert torch.equal(loss.aligned_head(weight, None, torch.bfloat16)[0][:V], weight.bfloat16())
+    weight.requires_grad_()
+    assert loss.aligned_head(weight, None, torch.float32)[0] is not loss.aligned_head(weight, None, torch.float32)[0]
 
 
 def test_bfloat16_under_autocast_stays_within_one_percent():

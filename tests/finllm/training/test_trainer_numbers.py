@@ -52,8 +52,10 @@ def bases(tmp_path, tokenizer_dir):
 @pytest.fixture
 def trained(command, dataset_dir, tmp_path, monkeypatch):
     """Train, and note the rows of every batch that is trained on, in their order."""
-    joins, begins, rows, training = joined.join, SupervisedTrainer.train_run, [], []
-    monkeypatch.setattr(joined, "join", lambda batch: rows.append([row["input_ids"] for row in batch]) or joins(batch))
+    joins, begins, rows, training = joined.collate, SupervisedTrainer.train_run, [], []
+    monkeypatch.setattr(
+        joined, "collate", lambda batch: rows.append([row["input_ids"] for row in batch]) or joins(batch)
+    )
 
     def train_run(self, resume):
         rows.clear()

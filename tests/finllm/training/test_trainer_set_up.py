@@ -122,7 +122,7 @@ def test_a_way_is_the_models_attention_the_form_of_a_batch_and_the_kind_of_logit
     for rows, loss in steps:
         found.set_way(rows, loss)
         seen.append((found.joins_rows, found.uses_own_logits, found.data_collator))
-    join = module.joined.join
+    join = module.joined.collate
     assert seen == [(True, False, join), (True, True, join), (False, True, "padding"), (False, False, "padding"),
                     (True, False, join)]  # fmt: skip
     assert found.model.attention == [module.joined.NAME, "eager", module.joined.NAME]  # each change, and no other

@@ -1,0 +1,37 @@
+"""Whether the machine is shared decides how long threads wait for each other."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from finllm import threads
+
+ROUNDS = "import finllm, os; print(os.environ['GOMP_SPINCOUNT'])"
+
+
+@pytest.mark.parametrize(
+    ("said", "cores", "shared"),
+    [
+        ("0.00 0.01 0.00 1/300 77", 2, False), ("2.00 1.00 1.00 1/300 77", 2, False),  # what ran before does not count
+        ("0.10 0.10 0.10 2/300 77", 2, True), ("0.10 0.10 0.10 4/300 77", 8, False),
+        ("0.10 0.10 0.10 5/300 77", 8, True), ("", 2, True), (None, 2, True),
+    ],
+)  # fmt: skip
+def test_a_machine_is_shared_where_others_compute_on_half_of_it(said, cores, shared, tmp_path, monkeypatch):
+    place = tmp_path / "loadavg"
+    if said is not None:
+        place.write_text(said)
+    monkeypatch.setattr(threads, "Path", lambda path: place)
+    monkeypatch.setattr(threads, "cores", lambda: cores)
+    assert threads.is_shared() is shared
+
+
+def test_the_users_own_word_stays():
+    environment = {**os.environ, "GOMP_SPINCOUNT": "7"}
+    done = subprocess.run([sys.executable, "-c", ROUNDS], capture_output=True, text=True, env=environment, check=True)
+    assert done.stdout.strip() == "7"
+    del environment["GOMP_SPINCOUNT"]
+    done = subprocess.run([sys.executable, "-c", ROUNDS], capture_output=True, text=True, env=environment, check=True)
+    assert done.stdout.strip() in ("1000", "10000")
