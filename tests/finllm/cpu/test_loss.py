@@ -48,9 +48,10 @@ def test_what_is_all_but_impossible_costs_what_it_costs():
 
 def test_a_head_that_does_not_train_is_cast_once_and_again_when_it_has_changed():
     weight = torch.randn(V, C)
+    loss.aligned_head(weight, None, torch.bfloat16)
+    assert loss.aligned_head(weight, None, torch.float32)[0].dtype == torch.float32
     first, _ = loss.aligned_head(weight, None, torch.bfloat16)
     assert loss.aligned_head(weight, None, torch.bfloat16)[0] is first
-    assert loss.aligned_head(weight, None, torch.float32)[0].dtype == torch.float32
     weight += 1
     changed, _ = loss.aligned_head(weight, None, torch.bfloat16)
     assert torch.equal(changed[:V], weight.bfloat16()) and not changed[V:].any()
