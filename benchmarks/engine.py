@@ -95,21 +95,13 @@ def measure(arguments: argparse.Namespace) -> dict:
     # A frozen base is in bfloat16 where that is fast, as recipes/sft.py has it, for all alike
     dtype = "bfloat16" if variant.endswith("lora") and machine.bf16_is_fast() else "float32"
     model = AutoModelForCausalLM.from_pretrained(base, dtype=dtype, attn_implementation="sdpa", trust_remote_code=False)
-    head = model.config.vocab_size * model.config.hidden_size
-    body = model.num_parameters() - head
     with tempfile.TemporaryDirectory() as folder:
         trainer = trainer_for(variant, model, tokenizer, dataset_for(variant, split, rows, tokenizer), folder)
         products = [machine.matrix_product_rate(products_dtype())]
         measured = timed(trainer, arguments.warmup)
         products.append(machine.matrix_product_rate(products_dtype()))
-    # The operations that the task needs on any engine: no padding, and only supervised tokens through the head.
-    supervised = sum(sum(label != -100 for label in labels[1:]) for labels in rows["labels"])
-    lengths = [len(ids) for ids in rows["input_ids"]]
-    needed = (4 if variant.endswith("lora") else 6) * (body * sum(lengths) + head * supervised)
-    # Attention to what came before, forward and twice that backward, as Chowdhery et al. 2022, appendix B, but causal.
-    needed += 6 * model.config.num_hidden_layers * model.config.hidden_size * sum(length**2 for length in lengths)
-    if variant.endswith("lora"):
-        needed += 6 * count_parameters(trainer.model).trainable * sum(lengths)
+    needed = operations(model, rows, count_parameters(trainer.model).trainable if variant.endswith("lora") else None)
+    supervised = sum(supervised_of(rows))
     return {
         "seconds": measured["seconds"],
         "supervised": supervised * measured["share"],
@@ -117,6 +109,26 @@ def measure(arguments: argparse.Namespace) -> dict:
         "matrix_product_flops": statistics.mean(products),
         "peak_memory_bytes": measured["peak_memory_bytes"],
     }
+
+
+def supervised_of(rows) -> list[int]:
+    """Of each row how many of its tokens teach."""
+    return [sum(label != -100 for label in labels[1:]) for labels in rows["labels"]]
+
+
+def operations(model, rows, adapter: int | None) -> float:
+    """What training on the rows needs on any engine: no padding, and only supervised tokens through the head.
+
+    `adapter` is the number of numbers that train beside a frozen model; without it the model itself trains.
+    """
+    lengths = [len(ids) for ids in rows["input_ids"]]
+    head = model.config.vocab_size * model.config.hidden_size
+    body = model.get_base_model().num_parameters() if hasattr(model, "get_base_model") else model.num_parameters()
+    body -= head + (adapter or 0)
+    needed = (6 if adapter is None else 4) * (body * sum(lengths) + head * sum(supervised_of(rows)))
+    # Attention to what came before, forward and twice that backward, as Chowdhery et al. 2022, appendix B, but causal.
+    needed += 6 * model.config.num_hidden_layers * model.config.hidden_size * sum(length**2 for length in lengths)
+    return needed + 6 * (adapter or 0) * sum(lengths)
 
 
 def products_dtype():

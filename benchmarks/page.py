@@ -185,6 +185,7 @@ def text_of(records: Sequence[dict[str, Any]]) -> str:
 
     found = trainings(records)
     return environment.get_template("performance.md.j2").render(
+        METHODS=METHODS,
         only=only,
         trainings=found,
         beside=beside(found),

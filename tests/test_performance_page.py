@@ -66,7 +66,7 @@ def test_a_record_without_its_origin_is_refused(tmp_path):
     (tmp_path / "engine.json").write_text('{"schema_version": 1, "benchmark": "engine", "measured": {}}')
     with pytest.raises(UserError, match=r"engine\.json says nothing of command, cores, date, processor"):
         records.read_all(tmp_path)
-    with pytest.raises(UserError, match="the page tells of parts, and no record is of it"):
+    with pytest.raises(UserError, match="the page tells of caches, and no record is of it"):
         page.text_of([])
 
 

@@ -264,32 +264,3 @@ def nll_beside(model: PreTrainedModel, rows: Sequence[dict[str, list[int]]]) -> 
         mask = labels_T != IGNORED
         found.append(cross_entropy(logits_TV[: len(labels_T)][mask].float(), labels_T[mask], reduction="none"))
     return found
-
-
-def gradient_difference(model: torch.nn.Module, own: Tensor, ours: Tensor, least: float) -> tuple[float, str]:
-    """How far the gradients of two sums of nats are apart, as a share of the own one's; of which tensor.
-
-    Every trainable tensor is looked at. The difference is formed in place, so one gradient is held and no copy. A
-    tensor whose gradient is rounding (a key's bias under softmax has none) is measured by the share `least` of the norm
-    of all of them together.
-    """
-    parameters = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
-    held = [parameter.grad for _, parameter in parameters]
-    assert all(gradient is None for gradient in held), "before the first step"
-    try:
-        with torch.autocast(own.device.type, enabled=False):  # as in training, where hooks on gradients run outside it
-            own.sum().backward(retain_graph=True)
-            norms = {name: _norm(parameter.grad) for name, parameter in parameters}
-            ours.sum().neg().backward()
-        apart = {name: _norm(parameter.grad) for name, parameter in parameters}
-    finally:
-        for _, parameter in parameters:
-            parameter.grad = None
-    floor = max(least * math.sqrt(sum(norm**2 for norm in norms.values())), 1e-30)
-    apart = {name: norm / max(norms[name], floor) for name, norm in apart.items()}
-    name = max(apart, key=lambda name: math.inf if math.isnan(apart[name]) else apart[name])
-    return (math.inf if math.isnan(apart[name]) else apart[name]), name
-
-
-def _norm(gradient: Tensor | None) -> float:
-    return 0.0 if gradient is None else float(gradient.float().norm())

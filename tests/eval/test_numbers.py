@@ -92,7 +92,7 @@ def close(expected):
         return {key: close(value) for key, value in expected.items()}
     if isinstance(expected, (list, tuple)):
         return [close(value) for value in expected]
-    return pytest.approx(expected, rel=2e-6, abs=2e-6) if isinstance(expected, float) else expected
+    return pytest.approx(expected, rel=1e-5, abs=1e-5) if isinstance(expected, float) else expected
 
 
 def metrics_of(split):

@@ -10,6 +10,7 @@ from safetensors.torch import load_file, save_file
 from torch.nn.functional import cross_entropy
 from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2LMHeadModel, GPT2Model
 
+from finllm.cpu import kernels
 from finllm.data.dataset_dir import DatasetDir
 from finllm.data.prepare import prepare
 from finllm.models.base import load_run_model
@@ -246,3 +247,22 @@ def test_a_full_model_that_was_loaded_in_bfloat16_is_read_as_it_was_trained(sft)
     assert done.status == 0, done.err
     saved = proofs_of(run)
     assert saved["saved model"]["figure"] < 1e-5 and load_run_model(run)[0].dtype == torch.float32
+
+
+@pytest.mark.parametrize("wrong", [False, True], ids=["rounded", "wrong"])
+def test_coarse_gradients_that_nearly_cancel_may_be_as_far_off_as_the_models_own(wrong, sft, monkeypatch):
+    """IA3's are sums that nearly cancel: by a limit alone its runs in bfloat16 were refused."""
+    monkeypatch.setattr("finllm.training.config.bf16_is_fast", lambda gpu: True)
+    monkeypatch.setattr("finllm.training.proving.COARSE_GRADIENT", 1e-6)  # which no rounding keeps
+    if wrong:
+        product = kernels.product
+        monkeypatch.setattr(  # of the loss, in bfloat16
+            "finllm.cpu.loss.product", lambda left, right: product(left, right) * (1 + (left.dtype == torch.bfloat16))
+        )
+    done, run = sft("--bf16", "true", *ADAPTER, steps=1)
+    if wrong:
+        assert done.status == 2 and "precision that is not good enough" in done.err and "lora_B" in done.err
+        return
+    assert done.status == 0, done.err
+    proof = proofs_of(run)["gradients, joined · head, as it trains"]
+    assert 1e-6 < proof["figure"] <= proof["limit"] < 0.2 and "the model's own within" in proof["said"]

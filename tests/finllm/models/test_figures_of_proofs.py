@@ -11,10 +11,10 @@ from transformers import AutoModelForCausalLM
 
 from finllm.errors import UserError
 from finllm.models import proofs
+from finllm.models.gradients import farther_than_its_own, gradient_difference, gradients_of
 from finllm.models.proofs import (
     Proof,
     future_difference,
-    gradient_difference,
     head_difference,
     in_float32,
     is_exact,
@@ -236,3 +236,21 @@ def test_ids_beyond_the_embedding(model):
     tokenizer_fits(inside, model)
     assert inside.pad_token == "pad"
     assert proofs.LARGE == 60.0
+
+
+def test_a_gradient_may_be_twice_as_far_from_float32s_as_the_models_own():
+    model = nn.Module()
+    model.a, model.b = (nn.Parameter(torch.tensor([3.0, 4.0])) for _ in range(2))
+    exact = gradients_of(model, (model.a * torch.tensor([6.0, 8.0])).sum() + (0.001 * model.b).sum())
+    assert exact["a"].tolist() == [6, 8] and model.a.grad is None
+
+    def compared(own, ours, limit=0.2):
+        losses = [(model.a * torch.tensor([6.0, 8.0]) * factor).sum() + 0 * model.b.sum() for factor in (own, ours)]
+        return farther_than_its_own(exact, *losses, model, 0.1, limit)
+
+    assert compared(1.0, 1.1) == (pytest.approx(0.1), 0.2, "a")
+    assert compared(1.3, 1.5) == (pytest.approx(0.5), pytest.approx(0.6), "a")
+    apart, may, _ = compared(1.05, 1.5)
+    assert apart > may == pytest.approx(0.2)
+    apart, may, _ = compared(1.0, math.nan)
+    assert not apart <= may

@@ -314,16 +314,20 @@ def test_the_way_once_more_in_the_precision_of_the_run(given, monkeypatch, way, 
         seen.append((asked[1], asked[2].tolist(), *asked[3:], trainer.taken[-1]))
         return [Proof("a", 0.0, 0.5, True, "fine"), Proof("b", 1.0, 0.5, good, "rough")]
 
+    looked = lambda *asked: seen.append((asked[1], *asked[2:])) or Proof("b", 1.0, 0.5, False, "as rough")  # noqa: E731
     monkeypatch.setattr(proving, "_own_loss", own_loss)
+    monkeypatch.setattr(proving, "_as_coarse_as_its_own", looked)
     if good:
         assert [proof.name for proof in proving._coarsely(trainer, PROBE)] == ["a", "b"]
     else:
         with pytest.raises(
-            UserError, match=r"not good enough: rough \(limit 0.5\); set bf16: false and dtype: float32"
+            UserError, match=r"not good enough: as rough \(limit 0.5\); set bf16: false and dtype: float32"
         ):
             proving._coarsely(trainer, PROBE)
     rows, loss = way
-    assert seen == [(PROBE, ("padded", loss)), (PROBE, [1.0, 2.0, 4.0], f"{rows} · {loss}, as it trains", rows, way)]
+    again = [] if good else [(PROBE, "b", way)]  # the gradients, where they are farther apart than the limit
+    whole = (PROBE, [1.0, 2.0, 4.0], f"{rows} · {loss}, as it trains", rows, way)
+    assert seen == [(PROBE, ("padded", loss)), whole, *again]
 
 
 # All of it -----------------------------------------------------------------------------------------------------------
