@@ -28,6 +28,14 @@ def test_a_machine_is_shared_where_others_compute_on_half_of_it(said, cores, sha
     assert threads.is_shared() is shared
 
 
+def test_who_runs_for_a_moment_shares_nothing(monkeypatch):
+    """A spinner, or the shell that started this: seen at one look and not at the next."""
+    found = iter([3, 1, 0, 2, 2])
+    monkeypatch.setattr(threads, "_others_running", lambda: next(found))
+    monkeypatch.setattr(threads, "cores", lambda: 2)
+    assert not threads.is_shared() and next(found, None) is None
+
+
 def test_the_users_own_word_stays():
     environment = {**os.environ, "GOMP_SPINCOUNT": "7"}
     done = subprocess.run([sys.executable, "-c", ROUNDS], capture_output=True, text=True, env=environment, check=True)
