@@ -58,7 +58,7 @@ def test_a_newer_record_takes_the_place_of_an_older(tmp_path):
     }
     (tmp_path / "peers-newer.json").write_text(json.dumps(again), "utf-8")
     text = page.text_of(records.read_all(tmp_path))
-    assert "SmolLM2-135M, LoRA r=16 | TRL | 777 | **3.0**" in text and "LLaMA-Factory, SmolLM2" not in text
+    assert "SmolLM2-135M, LoRA r=16 | TRL | 777 | **3.0**" in text and "LLaMA-Factory, SmolLM2-135M, LoRA" not in text
     assert page.hash_of(found) != page.hash_of(records.read_all())
 
 
