@@ -1,4 +1,4 @@
-"""What a CPU computes in fewer passes over memory than the plain modules do: dropout, GELU, LoRA, DoRA, attention.
+"""What a CPU computes in fewer passes over memory than the plain modules do: dropout, GELU, LoRA, DoRA, products.
 
 On two cores a training step of GPT-2 is one half matrix products and one half passes over their results, so these are
 worth as much as the products. Functions and distributions are those of the modules they stand for.
@@ -76,7 +76,7 @@ class GELU(NewGELUActivation):
 def product(left_MK: Tensor, right_KN: Tensor, bias_N: Tensor | None = None) -> Tensor:
     """left · right + bias, (M, N), outside autograd, in pieces where a whole one would keep one core of several busy.
 
-    That is how oneDNN (3.11) deals with AMX's bfloat16 products of few columns and some hundred rows a core: 1,100 rows
+    That is how oneDNN (3.12) deals with AMX's bfloat16 products of few columns and some hundred rows a core: 1,100 rows
     of 3,072 by 3,072 x 768 take 4.3 ms on two cores and on one, and 2.6 ms in two pieces.
     """
     rows, columns = len(left_MK), right_KN.shape[1]
