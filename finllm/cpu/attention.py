@@ -34,13 +34,11 @@ class _Attention(torch.autograd.Function):
             _, rows, columns = scores.shape
             size = 1 << max(first + rows, columns).bit_length()
             scores += _causal_bias(size, scores.dtype)[first : first + rows, :columns]
-            weights = dropped = scores.softmax(-1).view(groups, -1, columns)
-            if share:
-                dropped = kept(weights, share).mul_(1 / (1 - share))  # first the factors, which backward needs
-                held += [dropped]
-                dropped = dropped * weights
-            result_QHD[own[0] : own[1]] = torch.bmm(dropped, value).view(heads, rows, width)[:, :count].transpose(0, 1)
-            held += [query, key, value, weights]
+            weights = scores.softmax(-1).view(groups, -1, columns)
+            mask = [kept(weights, share)] if share else []
+            result = torch.bmm(weights * mask[0] if share else weights, value).mul_(1 / (1 - share))
+            result_QHD[own[0] : own[1]] = result.view(heads, rows, width)[:, :count].transpose(0, 1)
+            held += [query, key, value, weights, *mask]
         ctx.save_for_backward(*held)
         ctx.parts, ctx.scale, ctx.share, ctx.shapes = parts, scale, share, (query_HQD.shape, key_GKD.shape)
         return result_QHD
@@ -53,14 +51,13 @@ class _Attention(torch.autograd.Function):
         grad_key, grad_value = (grad_QHD.new_zeros(keys, groups, width).transpose(0, 1) for _ in range(2))
         held = iter(ctx.saved_tensors)
         for own, seen in ctx.parts:
-            factors = next(held) if ctx.share else None
             query, key, value, weights = (next(held) for _ in range(4))
-            grad = _aligned(grad_QHD.transpose(0, 1), [own]).view(groups, -1, width)
-            grad_weights = torch.bmm(grad, value.transpose(1, 2))
-            dropped = weights
-            if factors is not None:
-                grad_weights *= factors
-                dropped = weights * factors
+            grad = _aligned(grad_QHD.transpose(0, 1), [own]).mul_(1 / (1 - ctx.share)).view(groups, -1, width)
+            grad_weights, dropped = torch.bmm(grad, value.transpose(1, 2)), weights
+            if ctx.share:
+                mask = next(held)
+                grad_weights *= mask
+                dropped = weights * mask
             _add_pieces(grad_value, seen, torch.bmm(dropped.transpose(1, 2), grad))
             grad_scores = torch._softmax_backward_data(grad_weights, weights, -1, weights.dtype)
             _add_pieces(grad_key, seen, torch.bmm(grad_scores.transpose(1, 2), query))

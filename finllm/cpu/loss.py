@@ -24,12 +24,12 @@ from torch.utils.weak import WeakIdKeyDictionary
 from transformers import PreTrainedModel
 from transformers.modeling_outputs import ModelOutput
 
-from finllm.cpu.kernels import product
+from finllm.cpu.kernels import has_amx, product
 from finllm.text.tokens import IGNORED
 
 CHUNK = 2048  # positions a chunk: at V = 50,000 some 200 MB of bfloat16 logits, 400 of float32
 BLOCK = 16  # positions of a chunk whose logits are float32 at a time: some 3 MB, which stay in the cache
-ALIGNED = 64  # vocabulary and positions are padded to a multiple of it, for products whose rows begin aligned
+ALIGNED = 64  # the vocabulary is padded to a multiple of it, for products whose rows begin aligned
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
@@ -48,7 +48,11 @@ class _LinearCrossEntropy(torch.autograd.Function):
         for start in range(0, max(1, count), size):  # one empty chunk where nothing is supervised
             rows = slice(start, start + size)
             labels = labels_N[rows]
-            hidden = _padded_to(hidden_NC[rows].to(dtype), ALIGNED)
+            hidden = hidden_NC[rows].to(dtype)
+            if (
+                needs_weight and has_amx()
+            ):  # its gradient is a product over all positions, see finllm.cpu.joined.collate
+                hidden = pad(hidden, (0, 0, 0, -len(hidden) % ALIGNED))
             logits = logits_NV[: len(hidden)]
             if bias is None:
                 torch.mm(hidden, weight.T, out=logits)
@@ -115,7 +119,8 @@ class _TiedLookup(torch.autograd.Function):
 def aligned_head(weight_VC: Tensor, bias_V: Tensor | None, dtype: torch.dtype) -> tuple[Tensor, Tensor | None]:
     """Weight and bias in `dtype`, with zeros for entries of the vocabulary up to a multiple of `ALIGNED`.
 
-    Of a weight that does not train it is made once, and again when the weight has changed.
+    Of a weight that does not train it is made once, and again when the weight has changed. One that trains may change
+    in ways that torch does not count.
     """
     vocabulary, width = weight_VC.shape
     added = -vocabulary % ALIGNED
@@ -123,7 +128,7 @@ def aligned_head(weight_VC: Tensor, bias_V: Tensor | None, dtype: torch.dtype) -
     if not added and weight_VC.dtype == dtype:
         return weight_VC, bias
     state = (dtype, weight_VC.dtype, weight_VC.data_ptr(), weight_VC._version)
-    known, weight = _FROZEN.get(weight_VC, (None, None))
+    known, weight = (None, None) if weight_VC.requires_grad else _FROZEN.get(weight_VC, (None, None))
     if known != state:
         weight = torch.empty(vocabulary + added, width, dtype=dtype, device=weight_VC.device)
         weight[:vocabulary], weight[vocabulary:] = weight_VC, 0
@@ -139,11 +144,6 @@ def _chunk(count: int) -> int:
     """How many of `count` positions go through the head at a time, all but the last time."""
     pieces = max(1, -(-count // CHUNK))
     return -(-count // (pieces * ALIGNED)) * ALIGNED or ALIGNED
-
-
-def _padded_to(hidden_NC: Tensor, multiple: int) -> Tensor:
-    """With rows of zeros after it, up to a multiple of so many rows."""
-    return pad(hidden_NC, (0, 0, 0, -len(hidden_NC) % multiple))
 
 
 def _likelihood(logits_NV: Tensor, vocabulary: int, labels_N: Tensor, nll_N: Tensor, with_gradient: bool) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
+from finllm.cpu.kernels import Linear
 from finllm.errors import UserError
 from finllm.files import read_json, write_json
 
@@ -35,8 +36,8 @@ def to_linear(model: nn.Module) -> None:
 def to_conv1d(model: nn.Module, like: nn.Module) -> None:
     """Turn those layers of `model` back that are `Conv1D` in `like`, another model of the same class."""
     for name, module in like.named_modules():
-        if isinstance(module, Conv1D) and type(model.get_submodule(name)) is nn.Linear:
-            linear = model.get_submodule(name)
+        linear = model.get_submodule(name) if isinstance(module, Conv1D) else None
+        if type(linear) in (nn.Linear, Linear):
             conv = Conv1D(1, 1)
             conv.nx, conv.nf = linear.in_features, linear.out_features
             _put(model, name, conv, linear.weight.data.T.contiguous(), linear)
