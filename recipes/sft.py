@@ -21,7 +21,7 @@ from finllm.models.base import base_model_hash, check_length, count_parameters, 
 from finllm.models.dropout import set_dropout
 from finllm.models.find import load_tokenizer, resolve_base_model
 from finllm.models.method_proofs import choose
-from finllm.models.proofs import template_proofs, tokenizer_fits
+from finllm.models.proofs import PROVING, template_proofs, tokenizer_fits
 from finllm.models.settings import name_of
 from finllm.provenance import provenance
 from finllm.run_dir import RunDir
@@ -47,6 +47,7 @@ def main() -> None:
         machine.keep_freed_memory()
     config, resume = resolved(recipe, training, model_arguments), recipe.resume is not None
     run.check_place(resume)
+    proving_before = PROVING.seconds
 
     # The data, prepared once a machine and mapped into the memory of each of its processes
     with process.local_main_process_first():
@@ -138,6 +139,7 @@ def main() -> None:
             "base_model": model_arguments.model_name_or_path,
             "trainable_parameters": parameters.trainable,
             "total_parameters": parameters.total,
+            "proof_seconds": PROVING.seconds - proving_before,
             **measured,
         }
         run.write_proofs(proof.as_json() for proof in trainer.proofs)

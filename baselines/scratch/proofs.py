@@ -13,13 +13,14 @@ from baselines.scratch.tokenizer import Tokenizer
 from eval.audits.causality import causality
 from eval.models.language_model import Pair
 from finllm.errors import UserError
-from finllm.models.proofs import Proof
+from finllm.models.proofs import PROVING, Proof
 from finllm.text.prompts import build_prompt
 
 EXAMPLES = 4  # validation rows that are looked at
 RELOADED = 1e-5  # nats a token: the same numbers in the same order
 
 
+@PROVING
 def prove_causality(model: Transformer, tokenizer: Tokenizer, rows: list[dict[str, str]]) -> Proof:
     """The audit of the evaluation before the first step. as_published fails it, and is trained to be studied."""
     lm = _language_model(model, tokenizer)
@@ -31,6 +32,7 @@ def prove_causality(model: Transformer, tokenizer: Tokenizer, rows: list[dict[st
     return Proof("sees no future", found["largest_difference"], found["tolerance"], found["passed"], found["summary"])
 
 
+@PROVING
 def prove_saved(model: Transformer, folder: Path, rows: list[dict[str, str]]) -> Proof:
     """The model loaded from `folder` gives validation rows the likelihoods of `model`; else a `UserError`."""
     tokenizer = Tokenizer.load(folder)

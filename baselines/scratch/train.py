@@ -32,6 +32,7 @@ from finllm.cpu import machine
 from finllm.data.dataset_dir import DatasetDir
 from finllm.errors import UserError, run_command
 from finllm.files import write_json, write_jsonl, write_text
+from finllm.models.proofs import PROVING
 from finllm.provenance import provenance
 from finllm.run_dir import RunDir
 from finllm.terminal import Terminal
@@ -109,6 +110,7 @@ def train(config: TrainConfig, resume: bool = False) -> None:
 
     # The model, from random weights or from the newest checkpoint
     model = Transformer(config.model(tokenizer.vocabulary_size)).to(accelerator.device)
+    proving_before = PROVING.seconds
     proofs = [prove_causality(model, tokenizer, rows["validation"])]
     if accelerator.is_main_process:
         run.write_proofs(proof.as_json() for proof in proofs)
@@ -146,6 +148,7 @@ def train(config: TrainConfig, resume: bool = False) -> None:
                 "base_model": None,
                 "trainable_parameters": parameters,
                 "total_parameters": parameters,
+                "proof_seconds": PROVING.seconds - proving_before,
                 "train_seconds": progress.train_seconds,
                 "tokens_per_second": progress.tokens / progress.train_seconds,
                 "peak_memory_bytes": progress.peak_memory_bytes,

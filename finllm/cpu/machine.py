@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import gc
+import mmap
 import os
 import resource
 import shlex
@@ -24,8 +25,8 @@ from finllm.threads import cores
 # glibc's mallopt parameters, from malloc.h
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX, M_ARENA_MAX = -1, -2, -4, -8
 LAUNCHED = "ACCELERATE_USE_CPU"  # a variable that `accelerate launch` sets, whatever its value
-MADV_HUGEPAGE = 14  # from sys/mman.h
 LARGE_PAGE = 2 * 2**20
+VIRTIO = Path("/sys/bus/virtio/devices")
 
 
 def uses_gpu() -> bool:
@@ -53,8 +54,8 @@ def keep_freed_memory() -> bool:
     By default every buffer above 32 MiB is mapped when allocated and unmapped when freed, so a training step on a CPU
     spends its time on page faults: the kernel must hand over zeroed pages again for each activation and gradient. Kept,
     they are used again, and half of the machine's memory is reserved, as addresses, in pages of 2 MiB where the kernel
-    has them, so that what is new costs fewer faults. The process holds its peak until it ends. Call it before torch
-    allocates; buffers that live now stay as they are.
+    has them and no host has to hand them over first, so that what is new costs fewer faults. The process holds its peak
+    until it ends. Call it before torch allocates; buffers that live now stay as they are.
     """
     try:
         mallopt = ctypes.CDLL(None).mallopt
@@ -63,9 +64,22 @@ def keep_freed_memory() -> bool:
     # One arena: backward runs in a thread of its own, and an arena of its own could not hold large buffers.
     settings = {M_MMAP_MAX: 0, M_TRIM_THRESHOLD: -1, M_TOP_PAD: 256 * 2**20, M_ARENA_MAX: 1}
     kept = all([mallopt(name, value) == 1 for name, value in settings.items()])
-    if kept:
+    if kept and not _gives_memory_back_to_a_host():
         _ask_for_large_pages(memory_bytes() // 2)
     return kept
+
+
+def _gives_memory_back_to_a_host() -> bool:
+    """Whether this is a virtual machine that reports its free memory to its host (virtio's balloon, feature 5).
+
+    The host takes it back in blocks of 2 MiB. A page of that size then has to come from the host again, in small pages
+    of the host's own, at 2 s a GiB where it was measured; small ones are mostly there still, at 0.4 to 0.8 s a GiB.
+    """
+    for device in VIRTIO.glob("*"):
+        balloon = (device / "device").read_text().strip() == "0x0005"
+        if balloon and (device / "features").read_text()[5] == "1":
+            return True
+    return False
 
 
 def _ask_for_large_pages(size: int) -> None:
@@ -81,7 +95,7 @@ def _ask_for_large_pages(size: int) -> None:
     if not block:
         return
     begin = -(-block // LARGE_PAGE) * LARGE_PAGE
-    library.madvise(begin, (block + size - begin) // LARGE_PAGE * LARGE_PAGE, MADV_HUGEPAGE)
+    library.madvise(begin, (block + size - begin) // LARGE_PAGE * LARGE_PAGE, mmap.MADV_HUGEPAGE)
     library.free(block)
 
 

@@ -22,7 +22,7 @@ from finllm.errors import UserError, at_most
 from finllm.models.adapters import add_adapter, base_of
 from finllm.models.methods import known_method
 from finllm.models.partial import choose_weights
-from finllm.models.proofs import Proof, in_float32, is_exact, nll_of
+from finllm.models.proofs import PROVING, Proof, in_float32, is_exact, nll_of
 from finllm.models.settings import MethodConfig
 from finllm.text.tokens import IGNORED
 
@@ -56,27 +56,34 @@ def adapt(
     first = [rows[index] for index in range(min(LOOKED_AT, len(rows)))]
     probe = [_clipped(max(first, key=lambda row: len(row["input_ids"])), length)]
     training = model.training
-    before = _likelihood(model.eval(), probe)
+    with PROVING:
+        before = _likelihood(model.eval(), probe)
     adapted = add_adapter(model, arguments, rows)
     proofs = []
     if getattr(base_of(adapted), "turned_conv1d", False):
         said = "Conv1D layers are linear ones with the same numbers, which this method needs; merged, they are Conv1D"
         proofs.append(Proof("linear layers", None, 0.0, True, said))
     proofs += _variant(adapted, _bits_of(arguments))
-    try:
-        after = _likelihood(adapted.eval(), probe)
-    except Exception as error:  # of a method and layers that do not go together, any
-        kind = str(adapted.active_peft_config.peft_type.value).lower()
-        bits = _bits_of(arguments)
-        raise UserError(
-            f"{kind} fails in the first pass through {type(base_of(adapted)).__name__}: {type(error).__name__}: "
-            f"{' '.join(str(error).split())[:200]}; "
-            + (f"load the base model without {bits}" if bits else "take other target_modules")
-        ) from error
-    proofs.append(_start(adapted, arguments, before, after))
-    adapted.train()  # some of a method's tensors have a part in training alone
-    proofs.append(_gradients(adapted, probe))
+    bits = _bits_of(arguments)
+    finer = f"set no {bits}" if bits else "set dtype: float32" if _has_coarse_numbers(adapted) else ""
+    with PROVING, in_float32(adapted):  # once for all of what follows: turning the weights takes as long as a pass
+        try:
+            after = _likelihood(adapted.eval(), probe)
+        except Exception as error:  # of a method and layers that do not go together, any
+            kind = str(adapted.active_peft_config.peft_type.value).lower()
+            raise UserError(
+                f"{kind} fails in the first pass through {type(base_of(adapted)).__name__}: {type(error).__name__}: "
+                f"{' '.join(str(error).split())[:200]}; "
+                + (f"load the base model without {bits}" if bits else "take other target_modules")
+            ) from error
+        proofs.append(_start(adapted, arguments, before, after, finer))
+        adapted.train()  # some of a method's tensors have a part in training alone
+        proofs.append(_gradients(adapted, probe))
     return adapted.train(training), proofs
+
+
+def _has_coarse_numbers(model: PreTrainedModel) -> bool:
+    return any(parameter.dtype != torch.float32 for parameter in model.parameters())
 
 
 def _bits_of(arguments: MethodConfig) -> str:
@@ -97,12 +104,14 @@ def _likelihood(model: PreTrainedModel, probe: list[dict[str, list[int]]]) -> to
         return nll_of(model, probe).double()
 
 
-def _start(adapted: PreTrainedModel, arguments: MethodConfig, before: torch.Tensor, after: torch.Tensor) -> Proof:
+def _start(
+    adapted: PreTrainedModel, arguments: MethodConfig, before: torch.Tensor, after: torch.Tensor, finer: str
+) -> Proof:
+    """Within `in_float32`; `finer` is what makes this run compute more precisely, where anything does."""
     config = adapted.active_peft_config
     kind = str(config.peft_type.value)
     apart = float((before - after).abs().max())
-    with in_float32(adapted):
-        limit = START if is_exact(adapted) else COARSE_START
+    limit = START if is_exact(adapted) else COARSE_START
     if apart <= limit:
         return Proof(
             "starts as the base",
@@ -120,12 +129,7 @@ def _start(adapted: PreTrainedModel, arguments: MethodConfig, before: torch.Tens
     elif given.get("kasa_config") is not None:
         why = "KaSA leaves the smallest singular values of the base out"
     if not why:
-        if bits := _bits_of(arguments):
-            fix = f"set no {bits}"
-        elif any(parameter.dtype != torch.float32 for parameter in adapted.parameters()):
-            fix = "set dtype: float32"
-        else:
-            fix = "take another beginning (init_weights, init_lora_weights)"
+        fix = finer or "take another beginning (init_weights, init_lora_weights)"
         raise UserError(
             f"peft_type {kind.lower()} should begin as the base model and is {apart:.3g} nats a token away from it "
             f"(limit {limit:g}): what it would learn first is to undo that; {fix}"
@@ -185,13 +189,16 @@ def nudged(model: torch.nn.Module) -> Iterator[None]:
 
 
 def _gradients(adapted: PreTrainedModel, probe: list[dict[str, list[int]]]) -> Proof:
-    """Every trainable tensor has a finite gradient that is not zero, beside the beginning; else a `UserError`."""
+    """Every trainable tensor has a finite gradient that is not zero, beside the beginning; else a `UserError`.
+
+    Within `in_float32`.
+    """
     trainable = {name: parameter for name, parameter in adapted.named_parameters() if parameter.requires_grad}
     method = known_method(str(adapted.active_peft_config.peft_type.value))
     if not trainable:
         raise UserError(f"{method.title} trains nothing in this model; take another method, or other target_modules")
     device = next(adapted.parameters()).device
-    with torch.random.fork_rng([device] if device.type == "cuda" else []), in_float32(adapted), nudged(adapted):
+    with torch.random.fork_rng([device] if device.type == "cuda" else []), nudged(adapted):
         try:
             nll_of(adapted, probe).sum().backward()
             norms = {name: 0.0 if p.grad is None else float(p.grad.float().norm()) for name, p in trainable.items()}

@@ -14,8 +14,9 @@ from __future__ import annotations
 
 import math
 import random
+import time
 from collections.abc import Collection, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ContextDecorator, contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -38,6 +39,22 @@ CHANGED = 16  # tokens, by which a row goes on otherwise where it is asked what 
 LARGE = 60.0  # the size of a logit at which soft caps, multipliers and clamps of a head show
 # Rounding of one computation done twice, as a share of what was computed: float32, and formats of 8 bits or so.
 ROUNDING, COARSE_ROUNDING = 1e-4, 2**-5
+
+
+class Stopwatch(ContextDecorator):
+    """Seconds that passed inside its `with` blocks and the functions it decorates, all together; not to be nested."""
+
+    def __init__(self):
+        self.seconds = 0.0
+
+    def __enter__(self):
+        self._start = time.perf_counter()
+
+    def __exit__(self, *_):
+        self.seconds += time.perf_counter() - self._start
+
+
+PROVING = Stopwatch()  # what this process has spent on proofs
 
 
 @dataclass(frozen=True)

@@ -31,6 +31,7 @@ from finllm.models.gradients import farther_than_its_own, gradient_difference, g
 from finllm.models.merge import merged_proof
 from finllm.models.method_proofs import nudged
 from finllm.models.proofs import (
+    PROVING,
     Proof,
     future_difference,
     head_difference,
@@ -54,6 +55,7 @@ GRADIENT, COARSE_GRADIENT = 1e-3, 0.2  # of a tensor's own gradient, or of so mu
 SMALL, COARSE_SMALL = 1e-3, 0.1
 
 
+@PROVING
 def prove(trainer: Any) -> list[Proof]:
     """Choose the trainer's way to the loss, and return what was proved; a `UserError` where a model cannot be trained.
 
@@ -256,6 +258,7 @@ def _nats_apart(trainer: Any, pair: list[dict[str, list[int]]]) -> float:
     return abs(nll[0] - sum(nll[1:])) / max(1, tokens[0])
 
 
+@PROVING
 def prove_dropout_of(trainer: Any, share: float) -> Proof:
     """The base model's dropout is `share` on two of the run's rows (see finllm.models.dropout); nothing is learned.
 
@@ -282,6 +285,7 @@ def prove_dropout_of(trainer: Any, share: float) -> Proof:
     return Proof("dropout", moved, limit, True, said if not share else f"{said}, with {share:g} they differ")
 
 
+@PROVING
 @torch.no_grad()
 def prove_saved(trainer: Any, saved: Path, load_saved: Callable[[Path], PreTrainedModel]) -> list[Proof]:
     """The model loaded anew from `saved`, on a freshly loaded base, gives validation rows the loss of the trained one.
@@ -294,22 +298,22 @@ def prove_saved(trainer: Any, saved: Path, load_saved: Callable[[Path], PreTrain
     trainer.set_way("padded", way[1])
     # As it is without accelerate: no autocast in its forward, not compiled. It is asked nothing after this.
     bare = {"keep_fp32_wrapper": False, "keep_torch_compile": False}
-    trained, nll = trainer.accelerator.unwrap_model(trainer.model, **bare).eval(), []
+    trained = trainer.accelerator.unwrap_model(trainer.model, **bare).eval()
     loaded = load_saved(saved)
     if not getattr(loaded, "quantization_method", None):
         loaded.to(trainer.args.device)
-    for model in (trained, loaded.eval()):
-        with in_float32(model):
-            nll.append(nll_of(model, rows).double())
-            limit = LOSS if is_exact(model) else RELOADED_COARSE
-    trainer.set_way(*way)
-    before, after = (float(each.mean()) for each in nll)
-    apart = float((nll[0] - nll[1]).abs().mean())
-    if not apart <= limit:
-        raise UserError(
-            f"the model just saved to {saved} is not the one that was trained: a validation row has "
-            f"{after:.6f} nats a token when it is loaded anew and {before:.6f} before saving (limit {limit:.0e} a "
-            "token); its checkpoints are kept. A start that is drawn anew at every load cannot be saved so"
-        )
-    proof = Proof("saved model", apart, limit, True, f"loaded anew, a token's loss is within {apart:.1g} nats")
-    return [proof, merged_proof(loaded, rows, nll[1])] if isinstance(loaded, PeftModel) else [proof]
+    with in_float32(trained):
+        before_N = nll_of(trained, rows).double()
+    with in_float32(loaded.eval()):
+        after_N, limit = nll_of(loaded, rows).double(), LOSS if is_exact(loaded) else RELOADED_COARSE
+        trainer.set_way(*way)
+        apart = float((before_N - after_N).abs().mean())
+        if not apart <= limit:
+            raise UserError(
+                f"the model just saved to {saved} is not the one that was trained: a validation row has "
+                f"{float(after_N.mean()):.6f} nats a token when it is loaded anew and {float(before_N.mean()):.6f} "
+                f"before saving (limit {limit:.0e} a token); its checkpoints are kept. A start that is drawn anew at "
+                "every load cannot be saved so"
+            )
+        proof = Proof("saved model", apart, limit, True, f"loaded anew, a token's loss is within {apart:.1g} nats")
+        return [proof, merged_proof(loaded, rows, after_N)] if isinstance(loaded, PeftModel) else [proof]

@@ -60,6 +60,7 @@ def print_summary(run: RunDir) -> None:
         ("best validation loss", _nats(summary["best_validation_loss"])),
         ("training time", beside("train_seconds", f"{summary['train_seconds']:,.0f} s")),
         ("rate", beside("tokens_per_second", f"{summary['tokens_per_second']:,.0f} tokens/s")),
+        ("proofs, before and after", f"{summary['proof_seconds']:,.1f} s"),
         ("peak memory", beside("peak_memory_bytes", f"{summary['peak_memory_bytes'] / 2**30:.1f} GiB")),
         ("trainable", f"{summary['trainable_parameters']:,} of {summary['total_parameters']:,} ({share:.2%})"),
     ):

@@ -1,8 +1,10 @@
 """What recipes/sft.py proves of a model before the first step and after the last, by its command line."""
 
+import itertools
 import json
 import re
 import shutil
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -266,3 +268,17 @@ def test_coarse_gradients_that_nearly_cancel_may_be_as_far_off_as_the_models_own
     assert done.status == 0, done.err
     proof = proofs_of(run)["gradients, joined · head, as it trains"]
     assert 1e-6 < proof["figure"] <= proof["limit"] < 0.2 and "the model's own within" in proof["said"]
+
+
+@pytest.mark.parametrize(("method", "blocks"), [
+    ((), 2),  # the model and its way to the loss, and what was saved
+    (("--base_dropout", "0.5"), 3),  # its dropout, where one was asked for
+    (("--use_peft", "true", "--lora_target_modules", "all-linear"), 5),  # and before and after the adapter was put in
+])  # fmt: skip
+def test_what_proofs_take_is_counted_and_shown(sft, monkeypatch, method, blocks):
+    """By a clock that goes on by one second whenever it is looked at: one for each block, where nothing is nested."""
+    monkeypatch.setattr("finllm.models.proofs.time", SimpleNamespace(perf_counter=itertools.count().__next__))
+    done, run = sft(*method)
+    assert done.status == 0, done.err
+    assert run.summary()["proof_seconds"] == blocks
+    assert re.search(rf"proofs, before and after +│ +{blocks}\.0 s", done.out)

@@ -4,6 +4,7 @@ import ctypes
 import json
 import resource
 import sys
+from types import SimpleNamespace
 
 import pytest
 from accelerate.commands.launch import launch_command_parser
@@ -95,6 +96,29 @@ def test_freed_memory_is_used_again_without_page_faults(shell):
         return
     assert default["faults"] > FAULTS_OF_A_STEP / 2
     assert kept["faults"] < default["faults"] / 20
+
+
+BALLOON, DISK, REPORTS = "0x0005", "0x0002", "0110010110000000"
+
+
+@pytest.mark.parametrize(("devices", "gives"), [
+    ([], False),
+    ([(DISK, REPORTS)], False),  # feature 5 of another device means something else
+    ([(BALLOON, REPORTS.replace("001011", "000011"))], False),  # a balloon that reports nothing
+    ([(DISK, "0" * 16), (BALLOON, REPORTS)], True),
+])  # fmt: skip
+def test_large_pages_are_asked_for_unless_a_host_would_have_to_hand_them_over(tmp_path, monkeypatch, devices, gives):
+    for number, (kind, features) in enumerate(devices):
+        folder = tmp_path / f"virtio{number}"
+        folder.mkdir()
+        (folder / "device").write_text(f"{kind}\n")
+        (folder / "features").write_text(f"{features}\n")
+    monkeypatch.setattr(machine, "VIRTIO", tmp_path)
+    monkeypatch.setattr(machine.ctypes, "CDLL", lambda _: SimpleNamespace(mallopt=lambda name, value: 1))
+    asked = []
+    monkeypatch.setattr(machine, "_ask_for_large_pages", asked.append)
+    assert machine.keep_freed_memory()
+    assert asked == ([] if gives else [machine.memory_bytes() // 2])
 
 
 def test_one_process_on_several_gpus_is_told_the_command_for_all(monkeypatch):
