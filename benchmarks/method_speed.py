@@ -106,7 +106,7 @@ def measure(arguments: argparse.Namespace, kind: str) -> dict:
     from finllm.models.find import load_tokenizer
     from finllm.models.fit import fit
     from finllm.models.method_proofs import adapt
-    from finllm.models.settings import MethodConfig
+    from finllm.models.settings import MethodConfig, float32_base
     from finllm.run_dir import RunDir
     from finllm.text.tokens import tokenize
     from finllm.training.config import TrainingConfig
@@ -117,11 +117,14 @@ def measure(arguments: argparse.Namespace, kind: str) -> dict:
     split = split.select(range(BATCH * (arguments.warmup + arguments.steps)))
     rows, _ = tokenize(tokenizer, split, LENGTH)
     set_seed(0)
-    model = AutoModelForCausalLM.from_pretrained(
-        arguments.model_name_or_path, dtype="float32", attn_implementation="sdpa", trust_remote_code=False
-    )
     name, _, variant = kind.partition(", ")
     asked = MethodConfig(peft_type=name, peft={variant: True} if variant else None)
+    # As recipes/sft.py loads a base that is frozen; TRL's own is float32.
+    coarse = arguments.child == "ours" and machine.bf16_is_fast() and not float32_base(asked)
+    model = AutoModelForCausalLM.from_pretrained(
+        arguments.model_name_or_path, dtype="bfloat16" if coarse else "float32", attn_implementation="sdpa",
+        trust_remote_code=False,
+    )  # fmt: skip
     common = {
         "per_device_train_batch_size": BATCH, "num_train_epochs": 1, "report_to": "none", "save_strategy": "no",
         "logging_steps": 1, "use_cpu": True, "disable_tqdm": True, "bf16": machine.bf16_is_fast(), "max_length": LENGTH,
