@@ -8,15 +8,18 @@ from typing import IO, Any
 from finllm.data.parts import BadRow, Part, RawRow
 from finllm.errors import UserError
 
-BATCH = 4096  # rows
+BATCH = 1024  # rows
+PIECE = 2**20  # bytes of a column
 
 
 def read_parquet(stream: IO[bytes], file: str, place: str) -> Iterator[RawRow]:
     """The rows of a Parquet file."""
     import pyarrow.parquet
 
-    def batches() -> Iterator[pyarrow.RecordBatch]:  # threads would hold several columns of a row group at once
-        return pyarrow.parquet.ParquetFile(stream).iter_batches(BATCH, use_threads=False)
+    def batches() -> Iterator[pyarrow.RecordBatch]:
+        # A row group may be the whole file: its columns are read in pieces, and not by threads that hold several.
+        table = pyarrow.parquet.ParquetFile(stream, buffer_size=PIECE, pre_buffer=False)
+        return table.iter_batches(BATCH, use_threads=False)
 
     yield from _rows(batches, file, place, "Parquet")
 

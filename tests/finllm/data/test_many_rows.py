@@ -1,8 +1,16 @@
 """Memory does not grow with the rows."""
 
 import json
+import random
 import subprocess
 import sys
+import tracemalloc
+
+import pyarrow
+import pyarrow.parquet
+
+from finllm.data.rows import read_rows
+from finllm.data.sources import find_source
 
 MEASURE = """
 import resource, sys
@@ -28,3 +36,25 @@ def test_four_times_the_rows_take_hardly_more_memory(tmp_path):
         peaks.append(int(done.stdout.splitlines()[-1]))  # MiB
     held = 45_000 * 0.35 / 1024  # MiB of text that came to it; as Python objects it was five times that
     assert peaks[1] - peaks[0] < 2 * held, peaks
+
+
+def test_a_row_group_that_is_the_whole_file_is_read_in_pieces(tmp_path):
+    """By what Python and pyarrow hold at most. Texts of random letters are made no smaller by packing."""
+    draw, rows = random.Random(0), 50_000
+    text = "".join(map(chr, draw.choices(range(33, 127), k=1_000_000)))
+    places = [draw.randrange(len(text) - 200) for _ in range(rows)]
+    table = pyarrow.table({"instruction": ["Why?"] * rows, "output": [text[at : at + 200] for at in places]})
+    pyarrow.parquet.write_table(table, tmp_path / "rows.parquet", row_group_size=rows, compression="none")
+    del table
+    usual = pyarrow.default_memory_pool()
+    counted = pyarrow.proxy_memory_pool(usual)
+    pyarrow.set_memory_pool(counted)
+    tracemalloc.start()
+    try:
+        for place, row in zip(places, read_rows(find_source(tmp_path / "rows.parquet")), strict=True):
+            assert row.fields["output"] == text[place : place + 200]
+        held = tracemalloc.get_traced_memory()[1] + counted.max_memory()
+    finally:
+        tracemalloc.stop()
+        pyarrow.set_memory_pool(usual)
+    assert held < (tmp_path / "rows.parquet").stat().st_size / 2
