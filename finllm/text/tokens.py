@@ -285,16 +285,21 @@ def tokenizer_hash(tokenizer: PreTrainedTokenizerBase) -> str:
     """SHA-256 of what decides the ids of a text and of its end, wherever the tokenizer was loaded from."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is not None:
-        content = json.loads(backend.to_str())
-        for state in ("truncation", "padding"):  # as they were last used
-            content.pop(state, None)
-    else:  # one that is written in Python: its vocabulary, and the files that it saves it as
-        with tempfile.TemporaryDirectory() as folder:
-            tokenizer.save_vocabulary(folder)
-            saved = [hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(Path(folder).iterdir())]
-        content = [type(tokenizer).__name__, tokenizer.get_vocab(), saved]
-    described = json.dumps([content, tokenizer.eos_token_id], sort_keys=True)
-    return hashlib.sha256(described.encode()).hexdigest()
+        return _hash_of(backend.to_str(), tokenizer.eos_token_id)
+    with tempfile.TemporaryDirectory() as folder:  # one that is written in Python: its vocabulary, and its files
+        tokenizer.save_vocabulary(folder)
+        saved = [hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(Path(folder).iterdir())]
+    return _sha256([[type(tokenizer).__name__, tokenizer.get_vocab(), saved], tokenizer.eos_token_id])
+
+
+@functools.lru_cache(maxsize=2)  # a command asks several times, and megabytes of JSON are read each time
+def _hash_of(backend: str, eos_token_id: int | None) -> str:
+    as_last_used = ("truncation", "padding")
+    return _sha256([{k: v for k, v in json.loads(backend).items() if k not in as_last_used}, eos_token_id])
+
+
+def _sha256(content: Any) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def lengths_of(tokenized: Dataset) -> list[int]:
