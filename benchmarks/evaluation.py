@@ -6,6 +6,9 @@
 Both score the same responses after the same prompts, in float32 and batches of 16; both write the same greedy tokens.
 The peers load the model themselves, as it comes. Every turn is a process of its own, and the ways go by turns. Loading
 is not counted, and neither is a first small batch.
+
+A fifth way writes 32 answers in one batch, in bfloat16 where the machine is fast at that. Its floor is the time in which
+the weights are read from memory once for each token of an answer.
 """
 
 import finllm  # isort: skip  # noqa: F401  before torch: it sets how threads wait
@@ -34,7 +37,9 @@ WAYS = {
     "ours": ("scoring", "this suite"),
     "one_by_one": ("answering", "model.generate, one by one"),
     "batched": ("answering", "this suite"),
+    "together": ("answering, 32 in a batch", "this suite"),
 }
+TOGETHER = 32
 BATCH = 16
 WARMUP = 2  # texts before the clock starts
 
@@ -83,15 +88,16 @@ def measure(arguments: argparse.Namespace) -> dict:
     from finllm.data.prepare import resolve
     from finllm.text.prompts import build_prompt
 
-    set_up(ours=arguments.child in ("ours", "batched"))
+    set_up(ours=arguments.child in ("ours", "batched", "together"))
     rows = resolve(arguments.dataset_name, cache_dir() / "datasets").split("test").shuffle(0)
     count = max(arguments.texts, arguments.answers)
     rows = rows.select(range(min(count, len(rows)))).to_list()
     # lm-eval moves white space between prompt and response, so the prompt ends without any for both.
     prompts = [build_prompt(row["instruction"], row["input"]).rstrip() for row in rows]
-    work = {"lm_eval": lm_eval_scoring, "ours": scoring, "one_by_one": one_by_one, "batched": batched}[arguments.child]
-    seconds, result = work(prompts, [row["output"] for row in rows], arguments)
-    return {"seconds": seconds, "result": result, "peak_memory_bytes": machine.peak_memory_bytes()}
+    work = {"lm_eval": lm_eval_scoring, "ours": scoring, "one_by_one": one_by_one, "batched": batched,
+            "together": together}[arguments.child]  # fmt: skip
+    seconds, result, *more = work(prompts, [row["output"] for row in rows], arguments)
+    return {"seconds": seconds, "result": result, "peak_memory_bytes": machine.peak_memory_bytes(), **dict(*more)}
 
 
 def clocked(work: Callable, *arguments) -> tuple[float, object]:
@@ -139,6 +145,30 @@ def batched(prompts: list[str], responses: list[str], arguments) -> tuple[float,
     model.generate(prompts[:WARMUP], 2)
     seconds, answers = clocked(model.generate, prompts, arguments.new_tokens)
     return seconds, sum(answer.tokens for answer in answers) / (arguments.answers * arguments.new_tokens)
+
+
+def together(prompts: list[str], responses: list[str], arguments) -> tuple[float, float, dict]:
+    """As `batched`, no answer ending early; with the number format and the floor of reading the weights, in seconds."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    from finllm.models.find import load_tokenizer
+    from finllm.models.generate import answer_all, decoding
+
+    dtype = "bfloat16" if machine.bf16_is_fast() else "float32"
+    model = AutoModelForCausalLM.from_pretrained(arguments.model_name_or_path, dtype=dtype, trust_remote_code=False)
+    tokenizer = load_tokenizer(arguments.model_name_or_path)
+    prompts = (prompts * TOGETHER)[:TOGETHER]
+    config = decoding(tokenizer, arguments.new_tokens)
+    config.min_new_tokens = arguments.new_tokens
+    answer_all(model.eval(), tokenizer, prompts[:WARMUP], config, TOGETHER)
+    seconds, answers = clocked(answer_all, model, tokenizer, prompts, config, TOGETHER)
+    size = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
+    much = torch.ones(2**28)  # 1 GiB, more than any cache
+    read = min(clocked(much.sum)[0] for _ in range(5))
+    floor = size * read / (much.numel() * much.element_size()) * arguments.new_tokens
+    written = sum(answer.tokens for answer in answers)
+    return seconds, written / (TOGETHER * arguments.new_tokens), {"dtype": dtype, "floor_seconds": floor}
 
 
 def one_by_one(prompts: list[str], responses: list[str], arguments) -> tuple[float, float]:

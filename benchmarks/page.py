@@ -93,6 +93,9 @@ def figures_of_evaluation(record: dict[str, Any]) -> dict[str, dict[str, float]]
         seconds = [run["seconds"] for run in runs]
         found[way] = {"seconds": statistics.median(seconds), "low": min(seconds), "high": max(seconds),
                       "memory_gib": statistics.median(run["peak_memory_bytes"] for run in runs) / GIB}  # fmt: skip
+        if "floor_seconds" in runs[0]:
+            floor = statistics.median(run["floor_seconds"] for run in runs)
+            found[way] |= {"dtype": runs[0]["dtype"], "floor_seconds": floor}
     return found
 
 
