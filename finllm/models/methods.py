@@ -58,7 +58,7 @@ METHODS = {
     "CARTRIDGE": Method("Cartridge", "2 · P · layers · width of the keys", "arXiv 2506.06266", (1e-3, 1e-2),
                         "as prefix tuning", {"num_virtual_tokens": 20}, PROMPT),
     "CPT": Method("CPT", "P · C", "arXiv 2410.17222", (1e-4, 1e-3), "peft's example", {"cpt_token_ids": None}, PROMPT),
-    "DEFT": Method("DEFT", "r(in + out)", "peft's docs", (1e-4, 3e-4), settings=LINEAR),
+    "DEFT": Method("DEFT", "r(in + out)", "peft's docs", (1e-4, 3e-4), settings=LINEAR, float32_base=True),
     "DELORA": Method("DeLoRA", "r(in + out) + 1", "arXiv 2503.18225", (1e-3, 1e-2), settings=LINEAR),
     "FOURIERFT": Method("FourierFT", "n_frequency", "arXiv 2405.03003", (1e-3, 1e-1),
                         "its paper; peft's benchmark did not tune it", {**LINEAR, "init_weights": True}),
