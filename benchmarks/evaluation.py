@@ -7,8 +7,8 @@ Both score the same responses after the same prompts, in float32 and batches of 
 The peers load the model themselves, as it comes. Every turn is a process of its own, and the ways go by turns. Loading
 is not counted, and neither is a first small batch.
 
-A fifth way writes 32 answers in one batch, in bfloat16 where the machine is fast at that. Its floor is the time in which
-the weights are read from memory once for each token of an answer.
+A fifth way writes 32 answers in one batch, in bfloat16 where the machine is fast at that. Its floor is the time in
+which the weights are read from memory once for each token of an answer.
 """
 
 import finllm  # isort: skip  # noqa: F401  before torch: it sets how threads wait
