@@ -15,6 +15,7 @@ import copy
 import dataclasses
 import sys
 import tempfile
+import time
 import warnings
 from pathlib import Path
 
@@ -77,12 +78,14 @@ source is named it is peft's method_comparison of July 2026. Where no `learning_
 the geometric middle of the two, and the command says so. C is the model's width, r the rank, in and out the sides of a
 layer, P virtual tokens. *Starts* is whether the adapted model begins as the base, *bits* whether it trains on a base in
 4 bits (nf4) and in 8, all tried on a tiny Llama. All run on GPT-2 and Llama. Made by `python benchmarks/methods.py` on
-2026-11-26, with the defaults of `finllm/models/methods.py`.
+{today}, with the defaults of `finllm/models/methods.py`.
 
 *Speed* is how many times as fast as TRL with peft a step is, then its time in steps of LoRA, then the peak memory in
 GiB: GPT-2 124M with random weights, 8 rows of the bundled data, processor time by
-`python benchmarks/method_speed.py` on {machine}, 2026-11-26. *fails* is
-where TRL with peft does not take GPT-2's layers. LoRA with `use_dora` has {dora}. – was not measured.
+`python benchmarks/method_speed.py` on {machine}, {measured}. *fails* is
+where TRL with peft ends in an error: it does not take GPT-2's layers, or counts no virtual tokens. LoRA with
+`use_dora` has {dora}. What takes long takes it in peft's own products, which both sides have: OSF's are of whole
+weights, HRA and BOFT multiply square matrices as wide as a layer, and HRA keeps each of them for backward.
 
 | `peft_type` | trains, a layer | SmolLM2-135M | GPT-2 | its layers | starts | merges | bits | speed | rates | paper |
 |---|---|--:|--:|---|---|---|---|---|---|---|
@@ -186,7 +189,8 @@ def main() -> None:
             )
             print(rows[-1])
     dora = speed_of(speed["measured"], "LORA, use_dora")
-    print(PAGE.format(rows="\n".join(rows), refused="\n".join(refused), dora=dora, machine=speed.get("machine", "–")))
+    print(PAGE.format(rows="\n".join(rows), refused="\n".join(refused), dora=dora, machine=speed.get("machine", "–"),
+                      today=time.strftime("%Y-%m-%d"), measured=speed.get("date", "–")))  # fmt: skip
     print(arguments.study.read_text(encoding="utf-8") if arguments.study else "", end="")
 
 
