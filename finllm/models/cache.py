@@ -69,7 +69,9 @@ def head_of_last_positions(model: PreTrainedModel) -> Iterator[None]:
     if head is None:
         yield
         return
-    hook = head.register_forward_pre_hook(lambda _, given: (given[0].contiguous(), *given[1:]))
+    hook = head.register_forward_pre_hook(
+        lambda _, given: tuple(each.contiguous() if isinstance(each, Tensor) else each for each in given)
+    )
     try:
         yield
     finally:
