@@ -9,28 +9,33 @@ from finllm.cpu.kernels import kept
 
 
 @pytest.mark.parametrize("groups", [4, 2, 1])
-@pytest.mark.parametrize(("prefix", "queries"), [(0, 1), (0, 33), (5, 28), (40, 64)])
-def test_attention_is_torchs(groups, prefix, queries):
+@pytest.mark.parametrize(("before", "prefix", "queries"), [
+    (0, 0, 1), (0, 0, 33), (0, 5, 28), (0, 40, 64), (9, 5, 28), (3, 0, 7),
+])  # fmt: skip
+def test_attention_is_torchs(groups, before, prefix, queries):
+    """Positions `before` the first key are of others, as those of the group of rows before it are."""
     generator = torch.Generator().manual_seed(1)
-    length = prefix + queries
+    first, end = before + prefix, before + prefix + queries
     query, key, value = (
-        torch.randn(heads, length, 8, dtype=torch.float64, generator=generator).requires_grad_()
+        torch.randn(heads, end, 8, dtype=torch.float64, generator=generator).requires_grad_()
         for heads in (4, groups, groups)
     )
     expected = scaled_dot_product_attention(
-        query[None], key[None], value[None], is_causal=True, scale=0.3, enable_gqa=True
+        *(each[None, :, before:] for each in (query, key, value)), is_causal=True, scale=0.3, enable_gqa=True
     )[0, :, prefix:]
     weight = torch.randn(expected.shape, dtype=torch.float64, generator=generator)
     (expected * weight).sum().backward()
     gradients = [tensor.grad.clone() for tensor in (query, key, value)]
     for tensor in (query, key, value):
         tensor.grad = None
-    seen = ((0, prefix), (prefix, length)) if prefix else ((0, length),)
-    ours = attention_of_parts(query, key, value, [((prefix, length), seen)], 0.3, 0.0)[prefix:].transpose(0, 1)
+    middle = before + prefix // 2  # what they see may be in three pieces
+    seen = ((before, middle), (middle, first), (first, end)) if prefix else ((first, end),)
+    ours = attention_of_parts(query, key, value, [((first, end), seen)], 0.3, 0.0)[first:].transpose(0, 1)
     (ours * weight).sum().backward()
     torch.testing.assert_close(ours, expected)
     for tensor, gradient in zip((query, key, value), gradients, strict=True):
         torch.testing.assert_close(tensor.grad, gradient)
+        assert not tensor.grad[:, :before].any()
 
 
 def test_dropped_attention_weights_have_the_right_mean():
