@@ -1,13 +1,14 @@
 """Is the number right: pairs of an answer and a reference with their verdict, and where a reference has no number."""
 
 import json
+from decimal import Decimal
 from pathlib import Path
 
 import pytest
 
 from eval.metrics.number import Wanted, floors, looked_at, wanted_of
 from finllm.data.number_columns import shown
-from finllm.text.number import final_number, numbers, sure_number
+from finllm.text.number import Number, final_number, numbers, sure_number
 
 ROOT = Path(__file__).parents[3]
 RIGHT, WRONG, CLOSE, BARE, NONE = "right", "wrong", "close", "bare", "none"
@@ -153,6 +154,25 @@ def test_a_reference_whose_number_cannot_be_told_for_sure_asks_for_none(text: st
 ])  # fmt: skip
 def test_a_reference_that_ends_in_a_number_for_sure_asks_for_it(text: str, wanted: tuple[str, str, str]) -> None:
     assert wanted_of({"output": text}) == Wanted(*wanted)
+
+
+@pytest.mark.parametrize(("text", "value", "unit"), [
+    ("3 yrs", 3, "years"), ("1 year", 1, "years"), ("4 installments", 4, "instalments"), ("18 months", 18, "months"),
+    ("2 instalments", 2, "instalments"), ("5-day", 5, "days"),
+])  # fmt: skip
+def test_times_are_counted_in_words_of_one_spelling(text: str, value: int, unit: str) -> None:
+    assert numbers(text) == [Number(Decimal(value), unit, Decimal(1), 0, len(text))] and numbers(text)[0].is_time
+
+
+def test_a_number_says_where_it_stands_whatever_stands_before_it() -> None:
+    text = "Since 1998 the S&P 500 rose; on 12/31/2024 it was $1,500, not 3 %."
+    assert [text[number.start : number.end] for number in numbers(text)] == ["$1,500", "3 %"]
+
+
+def test_the_ends_of_a_range_have_a_place_and_a_unit_and_no_value() -> None:
+    assert numbers("From $40.5–500 it is") == [
+        Number(None, "$", Decimal("0.1"), 5, 10), Number(None, "", Decimal(1), 11, 14)
+    ]  # fmt: skip
 
 
 def test_a_dataset_that_says_which_numbers_it_asks_for_is_not_read_for_others() -> None:
