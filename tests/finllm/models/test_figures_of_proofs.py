@@ -167,6 +167,61 @@ def test_how_far_gradients_are_apart():
     assert gradient_difference(model, (model.a * 0).sum(), model.a.sum(), 1e-3)[0] > 1e20
 
 
+class Three(nn.Module):
+    """`b` stands between the others, so that the first and the last both have a share in the norm of all."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b, self.c = (nn.Parameter(torch.ones(2)) for _ in range(3))
+
+    def loss(self, a, b, c):
+        """One whose gradients are (a, 0), (b, 0) and (c, 0)."""
+        return a * self.a[0] + b * self.b[0] + c * self.c[0]
+
+
+def test_a_gradient_that_is_rounding_is_measured_by_the_norm_of_all():
+    """Of (3, 0, 4) the norm is 5, of which a tenth is 0.5."""
+    model = Three()
+    exact = gradients_of(model, model.loss(3.0, 0.0, 4.0))
+    own, ours = (3.0, 0.0, 4.0), (3.0, 2.0, 4.0)
+    found = farther_than_its_own(exact, model.loss(*own), model.loss(*ours), model, 0.1, 0.25)
+    assert found == (pytest.approx(4.0, rel=1e-6), 0.25, "b")
+    assert [type(figure) for figure in found[:2]] == [float, float]
+    nothing = gradients_of(model, model.loss(0.0, 0.0, 0.0))
+    found = farther_than_its_own(nothing, model.loss(0.0, 0.0, 0.0), model.loss(0.0, 0.0, 2.0), model, 0.1, 0.25)
+    assert found == (pytest.approx(2e30, rel=1e-6), 0.25, "c")
+
+
+def test_the_farthest_gradient_is_the_one_farthest_beyond_what_it_may_be():
+    """The own one of `a` is once its size away, so that ours may be twice, and is 1.5 times; `b` is 0.75 away."""
+    model = Three()
+    exact = gradients_of(model, model.loss(2.0, 4.0, 4.0))
+    found = farther_than_its_own(exact, model.loss(4.0, 4.0, 4.0), model.loss(5.0, 7.0, 4.0), model, 0.1, 0.25)
+    assert found == (0.75, 0.25, "b")
+
+
+@pytest.mark.parametrize("name", ["a", "b", "c"])
+def test_a_gradient_that_is_no_number_is_the_farthest_wherever_it_stands(name):
+    model = Three()
+    exact = gradients_of(model, model.loss(3.0, 1.0, 4.0))
+    ours = model.loss(**{"a": 9.0, "b": 9.0, "c": 9.0, name: math.nan})
+    apart, may, found = farther_than_its_own(exact, model.loss(3.0, 1.0, 4.0), ours, model, 0.1, 0.25)
+    assert math.isnan(apart) and (may, found) == (0.25, name)
+
+
+def test_what_no_loss_reaches_has_a_gradient_of_zeros():
+    model = Three()
+    model.c.data = model.c.data.bfloat16()
+    model.b.requires_grad_(False)
+    found = gradients_of(model, 2 * model.c.sum())
+    assert {name: gradient.tolist() for name, gradient in found.items()} == {"a": [0, 0], "c": [2, 2]}
+    assert found["c"].dtype == torch.float32 and model.c.grad is None
+    share, name = gradient_difference(model, 2 * model.c.sum(), 2 * model.c.sum(), 0.1)
+    assert (str(share), name) == ("0.0", "a")  # the first of those that are equally far, and no −0.0, which is shown
+    share, name = gradient_difference(model, 2 * model.c.sum(), 2 * model.c.sum() + model.a.sum(), 0.1)
+    assert (share, name) == (pytest.approx(math.sqrt(2) / (0.1 * math.sqrt(8)), rel=1e-6), "a")
+
+
 def test_precision_and_what_it_is_turned_back_into(model):
     assert is_exact(model) and rounding_of(model) == 1e-4
     with torch.autocast("cpu", torch.bfloat16):
