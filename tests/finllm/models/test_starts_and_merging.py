@@ -6,11 +6,12 @@ those of the adapter. The models have one layer.
 
 import copy
 import json
+import math
 from types import SimpleNamespace
 
 import pytest
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import EvaConfig, LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file
 from torch import nn
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
@@ -30,9 +31,10 @@ def moved(model):
     return model.eval()
 
 
-def base():
+def base(vocabulary=20):
     torch.manual_seed(1)
-    config = GPT2Config(vocab_size=20, n_positions=16, n_embd=8, n_layer=1, n_head=2, bos_token_id=0, eos_token_id=0)
+    tokens = {"vocab_size": vocabulary, "bos_token_id": 0, "eos_token_id": 0}
+    config = GPT2Config(n_positions=16, n_embd=8, n_layer=1, n_head=2, **tokens)
     return moved(GPT2LMHeadModel(config))
 
 
@@ -74,6 +76,14 @@ def test_what_was_taken_out_of_the_base_is_saved_as_a_plain_adapter_of_it(tmp_pa
     again = PeftModel.from_pretrained(llama(), tmp_path).eval()
     assert (logits(adapted) - logits(llama())).abs().max() > 0.1
     assert logits(again) == pytest.approx(logits(adapted), abs=1e-4)
+
+
+def test_what_is_saved_as_a_plain_adapter_keeps_the_precision_that_it_was_saved_in(tmp_path):
+    adapted = get_peft_model(llama(), LoraConfig(r=2, target_modules=["q_proj"], init_lora_weights="pissa"))
+    starts.finish(adapted, [])
+    adapted.bfloat16().save_pretrained(tmp_path)
+    starts.save_as_plain_lora(adapted, tmp_path)
+    assert {tensor.dtype for tensor in load_file(tmp_path / "adapter_model.safetensors").values()} == {torch.bfloat16}
 
 
 def test_an_adapter_that_took_nothing_out_is_saved_as_it_is(tmp_path):
@@ -139,11 +149,26 @@ def test_the_rows_that_a_beginning_reads():
         read([])
 
 
+def test_eva_begins_with_directions_of_the_inputs_and_is_the_base():
+    torch.manual_seed(2)
+    rows = [{"input_ids": IDS[number].tolist(), "labels": IDS[number].tolist()} for number in range(2)]
+    config = LoraConfig(r=2, target_modules=["q_proj", "up_proj"], init_lora_weights="eva", eva_config=EvaConfig(rho=1))
+    adapted = get_peft_model(llama(), config).train()
+    starts.finish(adapted, rows)
+    firsts = [parameter for name, parameter in adapted.named_parameters() if "lora_A" in name]
+    assert [first.shape for first in firsts] == [(2, 8), (2, 8)]
+    for first in firsts:
+        torch.testing.assert_close(first @ first.T, torch.eye(2), atol=1e-5, rtol=0)
+    assert adapted.training and not hasattr(adapted, "taken_out")
+    assert logits(adapted) == pytest.approx(logits(llama()), abs=1e-5)
+
+
 # Merging -------------------------------------------------------------------------------------------------------------
 
 
-def adapter():
-    adapted = get_peft_model(base(), LoraConfig(r=2, target_modules=["attn.c_attn"], fan_in_fan_out=True)).eval()
+def adapter(vocabulary=20):
+    config = LoraConfig(r=2, target_modules=["attn.c_attn"], fan_in_fan_out=True)
+    adapted = get_peft_model(base(vocabulary), config).eval()
     with torch.no_grad():
         for name, parameter in adapted.named_parameters():
             if "lora_B" in name:
@@ -205,7 +230,17 @@ def test_how_far_a_merged_model_may_be_from_its_adapter(apart, passed):
     proof = merged_proof(adapted, ROWS, own_N)
     assert (proof.name, proof.limit, proof.passed) == ("merged model", 1e-4, passed)
     assert proof.figure == pytest.approx(apart, abs=2e-6)
-    assert merged_proof(adapter(), [], torch.zeros(0)).figure == 0.0
+    nothing = merged_proof(adapter(), [], torch.zeros(0))
+    assert nothing.figure == 0.0 and nothing.said == "merged into the base model, a token's loss is within 0 nats"
+
+
+def test_a_merged_model_may_be_as_far_as_the_limit_and_no_farther():
+    """Of a vocabulary of one token every model is sure: its loss is 0 exactly. It is the mean that counts."""
+    row = {"input_ids": [0] * 5, "labels": [-100, 0, 0, 0, 0]}
+    for apart, passed in ((1e-4, True), (math.nextafter(1e-4, 1), False)):
+        own_N = torch.tensor([0.0, 0.0, 0.0, 4 * apart], dtype=torch.float64)
+        proof = merged_proof(adapter(vocabulary=1), [row], own_N)
+        assert (proof.figure, proof.passed) == (apart, passed) and type(proof.figure) is float
 
 
 @pytest.mark.parametrize(("of", "said"), [
