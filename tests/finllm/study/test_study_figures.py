@@ -2,18 +2,20 @@
 
 import math
 from types import SimpleNamespace
+from typing import ClassVar
 
 import numpy as np
 import pytest
 import yaml
 
 from finllm.files import write_json, write_jsonl
-from finllm.study.conduct import Found, failure_of
+from finllm.study.conduct import Conduct, Found, failure_of
 from finllm.study.equal import losses_at_equal_seconds
 from finllm.study.results import difference_error, results_of
 from finllm.study.search import FAILED, Job, Rules, edge_of, next_jobs, place_of, rate_at, width_of
 from finllm.study.settings import expected_steps, read_study
-from finllm.study.storage import Outcome, Task
+from finllm.study.storage import Outcome, Storage, Task
+from finllm.study.trial import Ended
 
 # Equal seconds -------------------------------------------------------------------------------------------------------
 
@@ -38,6 +40,21 @@ def test_losses_after_as_many_seconds_as_the_quickest_took():
     assert found["slow"] == pytest.approx({"seconds": 5.0, "step": step, "validation_loss": slow})
     assert found["quick"] == {"seconds": 5.0, "step": 10.0, "validation_loss": 3.0}
     assert losses_at_equal_seconds({"methods": {"failed": methods["failed"]}}) == {}
+
+
+def test_paces_and_losses_of_three_seeds_are_means_and_no_medians():
+    """Seeds of 1, 1 and 4 s a step take 2 s a step, so 5 s are two and a half of its steps."""
+    methods = {
+        "slow": {"finals": [final(10, 10, (0, 9.0), (10, 9.0)), final(10, 10, (0, 3.0), (10, 3.0)),
+                            final(40, 10, (0, 0.0), (10, 0.0))]},
+        "quick": {"finals": [final(5, 10, (0, 9.0), (10, 3.0))]},
+    }  # fmt: skip
+    found = losses_at_equal_seconds({"methods": methods})
+    assert found == {
+        "slow": {"seconds": 5.0, "step": 2.5, "validation_loss": 4.0},
+        "quick": {"seconds": 5.0, "step": 10.0, "validation_loss": 3.0},
+    }
+    assert {type(number) for each in found.values() for number in each.values()} == {float}
 
 
 # One standard error --------------------------------------------------------------------------------------------------
@@ -234,6 +251,63 @@ def test_what_a_final_run_cost_is_read_from_its_own_files(studied):
     }  # fmt: skip
 
 
+# Under way -----------------------------------------------------------------------------------------------------------
+
+
+class Told(Conduct):
+    """A study whose trainings end at once, each as `ends` says of its candidate, and leave an empty run dir."""
+
+    ends: ClassVar = {
+        "a": Ended(1.25, None, 1234.0), "b": Ended(None, "nan at step 3", 0.75),
+        "c": Ended(None, "no layers", 2.0, refused=True),
+    }  # fmt: skip
+
+    def _train(self, task, device):
+        self.run_dir(task).path.mkdir()
+        return self.ends[task.candidate]
+
+
+@pytest.fixture
+def conduct(tmp_path):
+    """One of the rates 0.0001 and of one seed."""
+
+    def call(*methods):
+        path = tmp_path / "study.yaml"
+        content = {"shared": {"lora_r": 8}, "methods": {name: {} for name in methods}, "budget": {"steps": 1200},
+                   "search": {"learning_rate": [1e-4]}, "seeds": [7]}  # fmt: skip
+        path.write_text(yaml.safe_dump(content, sort_keys=False))
+        study = read_study(path, lambda settings: (1e-4, 1e-3))
+        return Told(study, Storage(tmp_path), tmp_path, tmp_path)
+
+    return call
+
+
+def test_a_worker_tells_what_it_trains_and_how_it_ended(conduct):
+    lines = []
+    conducting = conduct("a", "b", "c")
+    conducting.work(None, lines.append)
+    assert lines == [
+        "a-0.0001-seed7: training to step 1,200",
+        "a-0.0001-seed7: validation loss 1.2500 at step 1,200, 1,234 s",
+        "b-0.0001-seed7: training to step 1,200", "b-0.0001-seed7: failed: nan at step 3 at step 1,200, 1 s",
+        "c-0.0001-seed7: training to step 1,200", "c-0.0001-seed7: failed: no layers at step 1,200, 2 s",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("held", ["a", "b"])
+def test_a_worker_waits_for_what_another_is_at_whichever_method_it_is_of(conduct, held):
+    conducting = conduct("a", "b")
+    due = {each.name: Task(each.name, Job(-16, 1200), 7) for each in conducting.study.candidates}
+    claim = conducting.storage.begin(due[held])
+    (other,) = {"a", "b"} - {held}
+    assert conducting._next() == (due[other], True)
+    task = conducting.storage.begin(due[other])
+    conducting.storage.end(due[other], task, None, "nan at step 3", 1.0)
+    assert conducting._next() == (None, True)
+    conducting.storage.end(due[held], claim, None, "nan at step 3", 1.0)
+    assert conducting._next() == (None, False)
+
+
 # What is due ---------------------------------------------------------------------------------------------------------
 
 GRID = [0, 2, 4, 6, 8]
@@ -268,6 +342,10 @@ PARTS = {0: 5.0, 2: 4.0, 4: 3.0, 6: 3.5, 8: 6.0}
     (PARTS, {4: FAILED, 6: FAILED, 2: FAILED}, {}, []),
     (PARTS | {8: 3.25}, {4: 2.0, 6: 1.5, 8: 1.0}, {}, [(10, 9)]),
     (PARTS | {8: 3.25}, {4: 2.0, 6: 1.5, 8: 1.0}, {"widenings": 0}, [(7, 9), (9, 9)]),
+    (dict.fromkeys(GRID, FAILED) | {4: 3.0}, {}, {}, [(4, 9)]),  # what failed does not go on, though two would
+    # the room for widening is used up by what was tried beyond the grid, in part alone or whole alone
+    (PARTS | {-2: FAILED, 0: 1.0}, {0: 4.0, 4: 3.0, 6: 2.0, 8: 1.0}, {"widenings": 1}, [(7, 9), (9, 9)]),
+    (PARTS | {8: 3.25}, {4: 2.0, 6: 1.5, 8: 1.0, 10: 0.5}, {"widenings": 1}, [(9, 9), (11, 9)]),
 ])  # fmt: skip
 def test_what_is_trained_next(tried, whole, rules, expected):
     assert due(tried, whole, **rules) == expected
