@@ -4,8 +4,8 @@ import pytest
 import yaml
 
 from finllm.errors import UserError
-from finllm.study.search import rate_at
-from finllm.study.settings import read_study
+from finllm.study.search import Rules, rate_at
+from finllm.study.settings import Budget, Evaluation, Search, read_study
 
 GOOD = {
     "shared": {"max_length": 64},
@@ -60,6 +60,71 @@ def test_all_problems_are_told_at_once(tmp_path):
     wrong["shared"] = {"max_length": 64}
     with pytest.raises(UserError, match=r"methods\.x: 1 problem: unknown key 'lora_rnk'"):
         read(tmp_path, wrong, check)
+
+
+def test_what_is_left_out_has_its_defaults(tmp_path):
+    study = read(tmp_path, GOOD)
+    assert (study.budget, study.search) == (Budget(60, None), Search(None, 5, 2, 6, True))
+    assert study.evaluation == Evaluation("test", None, None, 128, 16, 200, [0.0, 0.2, 0.4, 0.6, 0.8, 1.0, 1.2])
+    assert study.seeds == (42, 43, 44) and study.rules == Rules(60, 20, 2, 6, True, False)
+
+
+@pytest.mark.parametrize(("scales", "good"), [
+    ([0, 4], True), ([0.0, 4.0], True), ([], True), ([1.0, -0.01], False), ([-1, 1.0], False), ([4.01, 1.0], False),
+    ([1.0, 4.01], False), ([True, 1.0], False), ([1.0, "1"], False),
+])  # fmt: skip
+def test_scales_are_numbers_from_nothing_to_four_times(tmp_path, scales, good):
+    content = {**GOOD, "evaluation": {"scales": scales}}
+    if good:
+        assert read(tmp_path, content).evaluation.scales == scales
+    else:
+        with pytest.raises(UserError, match=r"evaluation\.scales is .*; it is a list of numbers from 0 to 4"):
+            read(tmp_path, content)
+
+
+def searching(value):
+    return {**GOOD, "methods": {"lora": {"search": {"lora_r": value}}}}
+
+
+@pytest.mark.parametrize(("low", "high", "points", "values"), [
+    (4, 64, 3, [4, 16, 64]), (4, 64, 2, [4, 64]), (0.5, 2.0, 3, [0.5, 1.0, 2.0]), (1, 2, 4, [1, 2]),
+    (1, 2.0, 3, [1.0, 1.41, 2.0]),
+])  # fmt: skip
+def test_points_of_a_range_are_equal_factors_apart(tmp_path, low, high, points, values):
+    study = read(tmp_path, searching({"from": low, "to": high, "points": points}))
+    assert [candidate.settings["lora_r"] for candidate in study.candidates] == values
+
+
+@pytest.mark.parametrize("value", [
+    {"from": True, "to": 64, "points": 3}, {"from": 0.5, "to": True, "points": 3}, {"from": "4", "to": 64, "points": 3},
+    {"from": 4, "to": "64", "points": 3}, {"from": 0, "to": 64, "points": 3}, {"from": -4, "to": 64, "points": 3},
+    {"from": 64, "to": 4, "points": 3}, {"from": 4, "to": 4, "points": 3}, {"from": 4, "to": 64, "points": 1},
+    {"from": 4, "to": 64, "points": 2.5}, {"from": 4, "to": 64}, [], "4",
+], ids=str)  # fmt: skip
+def test_what_is_neither_a_list_nor_a_range_is_refused(tmp_path, value):
+    with pytest.raises(UserError, match=r"methods\.lora\.search\.lora_r is .*; it is a list, or \{from: 4"):
+        read(tmp_path, searching(value))
+
+
+def test_a_method_is_searched_around_its_own_rates_and_another_around_the_usual_ones(tmp_path):
+    study = read(tmp_path, {**GOOD, "methods": {"lora": {"rates": [1e-3, 1e-1]}, "full": {}}})
+    assert {candidate.name: candidate.grid for candidate in study.candidates} == {
+        "lora": (-12, -10, -8, -6, -4), "full": (-18, -16, -14, -12, -10),
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(("rates", "good"), [
+    ([1e-8, 100], True), ([1e-3, 1e-3], True), ([1, 100.0], True), ([0.99e-8, 1e-3], False), ([1e-3, 100.5], False),
+    ([1e-3, 0.99e-3], False), ([1e-3], False), ([1e-4, 1e-3, 1e-2], False), ([True, 1.0], False), ([0.5, True], False),
+    (1e-3, False), (["a", "b"], False),
+], ids=str)  # fmt: skip
+def test_the_rates_of_a_method_are_a_lowest_and_a_highest(tmp_path, rates, good):
+    content = {**GOOD, "methods": {"full": {"rates": rates}}}
+    if good:
+        assert len(read(tmp_path, content).candidates[0].grid) == 5
+    else:
+        with pytest.raises(UserError, match=r"methods\.full\.rates is .*; it is the lowest and the highest rate"):
+            read(tmp_path, content)
 
 
 @pytest.mark.parametrize(
