@@ -73,6 +73,17 @@ def test_where_nothing_moves_in_three_steps_a_run_is_refused(rates, said):
     assert Learning().proof(Model()) == []
 
 
+@pytest.mark.parametrize(("rates", "counted"), [
+    ((0.5, 0.0), 1), ((0.0, 0.5), 1), ((0.5, 0.5), 1), ((0.0, 0.0), 0), ((0.0, 1e-9), 1),
+])  # fmt: skip
+def test_a_step_counts_where_any_group_of_the_optimizer_has_a_rate(rates, counted):
+    model, callback = Model(2), Learning()
+    optimizer = SGD([{"params": [weight], "lr": rate} for weight, rate in zip(model.weights, rates, strict=True)])
+    callback.on_train_begin(None, SimpleNamespace(max_steps=3), None, model=model)
+    callback.on_pre_optimizer_step(None, None, None, model=model, optimizer=optimizer)
+    assert callback.steps == counted
+
+
 @pytest.mark.parametrize(("silent", "gradients", "left_out", "refused"), [
     (None, [1.0, 1.0, 1.0, 0.0], (), True), (None, [1.0] * 4, (3,), True),
     (r"weights\.3", [1.0, 1.0, 1.0, 0.0], (), False), (r"weights\.2", [1.0, 1.0, 1.0, 0.0], (), True),
@@ -159,7 +170,7 @@ def test_what_became_of_ranks():
 def test_what_a_method_adds_to_the_loss():
     model = adalora()
     a, b = torch.tensor([[1.0, 2.0], [0.0, 1.0]]), torch.tensor([[3.0], [4.0]])
-    model.named_parameters = lambda: [("x.lora_A.default", a), ("x.lora_B.default", b), ("x.weight", a)]
+    model.named_parameters = lambda: [("x.lora_A.default", a), ("x.weight", a), ("x.lora_B.default", b)]
     # AAᵀ − I is [[4, 2], [2, 0]], BᵀB − I is [[24]]
     assert own_term(model).item() == pytest.approx(0.5 * ((16 + 4 + 4) ** 0.5 + 24) / 2)
     for key, name, term in (("kasa_config", "_get_kasa_loss", 3.0), ("monteclora_config", "_get_monteclora_loss", 4.0)):
@@ -168,7 +179,7 @@ def test_what_a_method_adds_to_the_loss():
         assert own_term(model) == term
         model.active_peft_config.peft_type.value = "OTHER"
         assert own_term(model) == 0.0
-    assert own_term(adalora("LORA")) == 0.0 == own_term(SimpleNamespace())
+    assert [str(own_term(model)) for model in (adalora("LORA"), SimpleNamespace())] == ["0.0", "0.0"]
 
 
 @pytest.mark.parametrize(("labels", "weight", "loss", "term"), [
