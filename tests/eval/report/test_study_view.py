@@ -15,7 +15,7 @@ from finllm.files import write_json
 METHODS = {  # bits per byte of two seeds, seconds, memory, parameters, edge
     "lora": ((1.0, 1.5), (60.0, 80.0), (4, 6), 100, "inside"),
     "full": ((1.0, 1.0), (90.0, 90.0), (9, 8), 4000, "highest"),
-    "one": ((2.0,), (5.0,), (1,), 5, "lowest"),
+    "one": ((1.5,), (5.0,), (1,), 5, "lowest"),
 }
 
 
@@ -67,7 +67,7 @@ def made(monkeypatch, tmp_path):
     )
 
     def ranks(ranked, told):
-        seen["ranked"], seen["told"] = [row.name for row in ranked], told
+        seen["ranked"], seen["told"] = [row.name for row in ranked if row.ranked], told
         return {row.name: SimpleNamespace(low=number, high=number + 1, may_be_best=number == 1)
                 for number, row in enumerate(ranked, 1)}  # fmt: skip
 
@@ -82,14 +82,15 @@ def test_rows_are_of_methods_and_of_the_base_the_best_first(made):
     study, runs, seen = made
     content = view(study, runs)
     rows = {row["name"]: row for row in content["rows"]}
-    assert [*rows] == ["full", "lora", "base", "one"]
+    assert [*rows] == ["full", "lora", "one", "base"]
     assert rows["lora"] == {
         "name": "lora", "base_model": "gpt2", "seeds": 2, "bits_per_byte": 1.25, "interval": [0.5, 1.75], "spread": 0.4,
         "rate": 1e-3, "width": [1e-4, 1e-3], "edge": "inside", "trainable_parameters": 100, "train_seconds": 70.0,
         "peak_memory_bytes": 6, "forgetting": None, "low": 2, "high": 3, "may_be_best": False,
     }  # fmt: skip
     one, base = rows["one"], rows["base"]
-    assert (one["bits_per_byte"], one["interval"], one["spread"], one["seeds"]) == (2.0, [1.9, 2.1], None, 1)
+    assert (rows["full"]["bits_per_byte"], rows["full"]["interval"], rows["full"]["spread"]) == (1.0, [0.5, 1.75], 0.4)
+    assert (one["bits_per_byte"], one["interval"], one["spread"], one["seeds"]) == (1.5, [1.4, 1.6], None, 1)
     assert (one["low"], one["high"], one["may_be_best"]) == (None, None, False)  # of one seed nothing is said
     assert (base["seeds"], base["bits_per_byte"], base["interval"]) == (0, 1.75, [1.65, 1.85])
     assert (base["trainable_parameters"], base["rate"], base["low"], base["base_model"]) == (0, None, 3, "gpt2")
@@ -152,6 +153,20 @@ def test_scales_are_of_the_first_seed_and_of_these_weights(made):
     assert view(study, runs)["scaled"] == []
     write_json(first.path / "eval" / "scaling.json", {"weights": "other", **held})
     assert view(study, runs)["scaled"] == []
+
+
+@pytest.mark.parametrize(("place", "wrong"), [
+    ("scales", ["all"]), ("nats_per_token", [1.0, None]), ("best", "1"), ("split", 3), ("gain", None), ("gain", 0.5),
+    ("gain", {"low": 0.0, "high": 0.0}), ("gain", {"nats_per_token": 0.0, "high": 0.0}),
+    ("gain", {"nats_per_token": 0.0, "low": 0.0}),
+])  # fmt: skip
+def test_scales_that_are_not_what_eval_scaling_writes_are_refused_with_their_place(made, place, wrong):
+    study, runs, _ = made
+    held = {"scales": [0.0, 1.0], "nats_per_token": [2.0, 1.0], "best": 1.0, "split": "validation",
+            "gain": {"nats_per_token": 0.0, "low": 0.0, "high": 0.0}}  # fmt: skip
+    wrote(study["runs"]["lora"][0], "scaling.json", **{**held, place: wrong})
+    with pytest.raises(UserError, match=rf"scaling\.json: .*{place}"):
+        view(study, runs)
 
 
 # Sentences -----------------------------------------------------------------------------------------------------------
