@@ -66,11 +66,11 @@ def view(study: dict[str, Any], runs: list[Run]) -> dict[str, Any]:
     own = [run for group in study["runs"].values() for run in group]
     bases = [run for run in runs if run.results.model.method == "base"]
     names = {run.name: method for method, group in study["runs"].items() for run in group}
-    pooled = {names[recipe["runs"][0]]: recipe for recipe in recipes(own)}
+    pooled = {names[recipe["runs"][0]]: recipe for recipe in recipes(own, names)}
     told = [
         {"a": names.get(each["a"][0], each["a"][0]), "b": names.get(each["b"][0], each["b"][0]), **{
             key: each[key] for key in ("difference", "low", "high", "p_adjusted")}}
-        for each in compare_recipes([*own, *bases])
+        for each in compare_recipes([*own, *bases], names)
     ]  # fmt: skip
     rows = [_row(study, name, group, pooled.get(name)) for name, group in study["runs"].items() if group]
     rows += [_base_row(base) for base in bases]

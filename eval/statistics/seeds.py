@@ -12,7 +12,9 @@ import itertools
 import json
 import math
 from collections import defaultdict
+from collections.abc import Mapping
 from statistics import mean, stdev
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -27,20 +29,21 @@ NAMED_BY = {"dataset_name": "dataset_hash", "model_name_or_path": "base_model_ha
 SEED_KEYS = {"seed", "data_seed", "output_dir", "run_name", "logging_dir", "resume"}
 
 
-def recipes(runs: list[Run]) -> list[dict[str, Any]]:
+def recipes(runs: list[Run], method_of: Mapping[str, str] = MappingProxyType({})) -> list[dict[str, Any]]:
     """Runs that differ in their seed alone, pooled: each metric's mean over seeds and its spread (standard deviation).
 
-    The interval of bits per byte is of the mean over seeds, other seeds and other questions drawn.
+    The interval of bits per byte is of the mean over seeds, other seeds and other questions drawn. `method_of` names a
+    study's method by a run's name: two methods may have chosen the same settings, and stay two.
     """
-    return [_pooled(group) for group in _groups(runs)]
+    return [_pooled(group) for group in _groups(runs, method_of)]
 
 
-def compare_recipes(runs: list[Run]) -> list[dict[str, Any]]:
+def compare_recipes(runs: list[Run], method_of: Mapping[str, str] = MappingProxyType({})) -> list[dict[str, Any]]:
     """Every two of the recipes that were run with several seeds and of the base models, which have none: the difference
     of their means in bits per byte. Interval and adjusted p-value are Bonferroni's for these pairs. Pairs of two base
     models are left to the comparison of runs, and so is a recipe of one seed, whose spread over seeds is not known.
     """
-    groups = _groups([run for run in runs if run.ranked])
+    groups = _groups([run for run in runs if run.ranked], method_of)
     bases = [[run] for run in runs if run.ranked and run.results.model.method == "base"]
     pairs = [*itertools.combinations(groups, 2), *itertools.product(groups, bases)]
     found = []
@@ -66,7 +69,7 @@ def compare_recipes(runs: list[Run]) -> list[dict[str, Any]]:
     return found
 
 
-def _groups(runs: list[Run]) -> list[list[Run]]:
+def _groups(runs: list[Run], method_of: Mapping[str, str]) -> list[list[Run]]:
     groups: dict[str, list[Run]] = defaultdict(list)
     for run in runs:
         if run.config:
@@ -74,7 +77,7 @@ def _groups(runs: list[Run]) -> list[list[Run]]:
             named = {key for key, known in NAMED_BY.items() if origin.get(known)}  # content tells them, not the place
             recipe = {key: value for key, value in run.config.items() if key not in SEED_KEYS | named}
             data = [origin.get(key) for key in ("dataset_hash", "base_model_hash", "tokenizer_hash", "extended")]
-            groups[json.dumps([recipe, data], sort_keys=True, default=str)].append(run)
+            groups[json.dumps([recipe, data, method_of.get(run.name)], sort_keys=True, default=str)].append(run)
     return [group for group in groups.values() if len({run.config.get("seed") for run in group}) > 1]
 
 

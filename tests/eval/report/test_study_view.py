@@ -17,6 +17,7 @@ METHODS = {  # bits per byte of two seeds, seconds, memory, parameters, edge
     "full": ((1.0, 1.0), (90.0, 90.0), (9, 8), 4000, "highest"),
     "one": ((1.5,), (5.0,), (1,), 5, "lowest"),
 }
+METHOD_OF = {f"{name}-{seed}": name for name, (bits, *_) in METHODS.items() for seed in range(len(bits))}
 
 
 def run(path, bits, method="lora", parameters=0, **summary):
@@ -48,7 +49,8 @@ def made(monkeypatch, tmp_path):
     study = {"runs": {**groups, "odd": []}, "methods": methods, "budget": {"steps": 60, "search_steps": 20},
              "seeds": [1, 2], "seconds": 99.0, "trainings": 7}  # fmt: skip
 
-    def recipes(own):
+    def recipes(own, method_of):
+        assert method_of == METHOD_OF
         by = {}
         for each in own:
             by.setdefault(each.name.rpartition("-")[0], []).append(each)
@@ -63,7 +65,9 @@ def made(monkeypatch, tmp_path):
     seen = {}
     monkeypatch.setattr(module, "recipes", recipes)
     monkeypatch.setattr(
-        module, "compare_recipes", lambda runs: seen.update(compared=[r.name for r in runs]) or compared
+        module,
+        "compare_recipes",
+        lambda runs, of: seen.update(compared=[r.name for r in runs], method_of=of) or compared,
     )
 
     def ranks(ranked, told):
@@ -95,6 +99,7 @@ def test_rows_are_of_methods_and_of_the_base_the_best_first(made):
     assert (base["seeds"], base["bits_per_byte"], base["interval"]) == (0, 1.75, [1.65, 1.85])
     assert (base["trainable_parameters"], base["rate"], base["low"], base["base_model"]) == (0, None, 3, "gpt2")
     assert seen["ranked"] == ["full", "lora", "base"]
+    assert seen["method_of"] == METHOD_OF
     assert seen["compared"] == ["lora-0", "lora-1", "full-0", "full-1", "one-0", "base"]
     told = {"a": "lora", "b": "base", "difference": -1.0, "low": -2.0, "high": -0.5, "p_adjusted": 0.01}
     assert seen["told"] == content["comparisons"] == [told]

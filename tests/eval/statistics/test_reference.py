@@ -273,8 +273,8 @@ def seeded(name, seed, nll, provenance=None, **config):
 def test_which_runs_are_seeds_of_one_recipe():
     nll = [1.0, 2.0, 3.0]
 
-    def groups(*runs):
-        return [[run.name for run in group] for group in seeds._groups(list(runs))]
+    def groups(*runs, **method_of):
+        return [[run.name for run in group] for group in seeds._groups(list(runs), method_of)]
 
     first, second = seeded("a", 1, nll), seeded("b", 2, nll, run_name="x", data_seed=3, logging_dir="l", resume="auto")
     assert groups(first, second) == [["a", "b"]]
@@ -284,11 +284,25 @@ def test_which_runs_are_seeds_of_one_recipe():
         assert groups(first, seeded("b", 2, nll, {**DATA, key: "other"})) == [], key
     assert groups(first, seeded("b", 2, nll, {**DATA, "extended": [1]})) == []
     assert groups(first, made("base", nll, config={})) == []
+    # Two methods of a study that chose the same settings
+    same = [first, second, seeded("c", 1, nll), seeded("d", 2, nll)]
+    assert groups(*same) == [["a", "b", "c", "d"]]
+    assert groups(*same, a="lora", b="lora", c="searched", d="searched") == [["a", "b"], ["c", "d"]]
     # without hashes the names must be the same
     nameless = [seeded("a", 1, nll, {}), seeded("b", 2, nll, {})]
     assert groups(*nameless) == []
     assert groups(seeded("a", 1, nll, {}, model_name_or_path="m", dataset_name="d"),
                   seeded("b", 2, nll, {}, model_name_or_path="m", dataset_name="d")) == [["a", "b"]]  # fmt: skip
+
+
+def test_two_methods_of_a_study_that_chose_the_same_settings_are_two():
+    nll = [[1.0, 2.0, 3.0, 2.5], [1.5, 2.0, 2.0, 2.0], [2.0, 3.0, 3.0, 3.5], [2.5, 3.5, 3.0, 3.0]]
+    runs = [seeded(name, seed, each) for name, seed, each in zip("abcd", (1, 2, 1, 2), nll, strict=True)]
+    of = {"a": "lora", "b": "lora", "c": "searched", "d": "searched"}
+    assert [found["runs"] for found in recipes(runs, of)] == [["a", "b"], ["c", "d"]]
+    (found,) = compare_recipes(runs, of)
+    assert (found["a"], found["b"]) == (["a", "b"], ["c", "d"]) and found["difference"] < 0
+    assert compare_recipes(runs) == []
 
 
 def test_a_mean_over_seeds_by_a_second_computation():
