@@ -58,8 +58,8 @@ def gradients_of(model: torch.nn.Module, loss: Tensor) -> dict[str, Tensor]:
     try:
         with torch.autocast(loss.device.type, enabled=False):
             loss.sum().backward()
-        return {name: torch.zeros_like(parameter) if parameter.grad is None else parameter.grad.float()
-                for name, parameter in parameters.items()}  # fmt: skip
+        return {name: torch.zeros(each.shape, device=each.device) if each.grad is None else each.grad.float()
+                for name, each in parameters.items()}  # fmt: skip
     finally:
         for parameter in parameters.values():
             parameter.grad = None
