@@ -1,5 +1,5 @@
-# make demo   set everything up and run the whole comparison on the bundled data: some 10 minutes on 2 CPU cores with
-#             bfloat16, some 18 without
+# make demo   set everything up and run the whole comparison on the bundled data: some 6 minutes on 2 CPU cores with
+#             AMX, and up to half an hour without fast bfloat16
 # make study  compare four ways to train on the bundled data, each at its own rate and with two seeds
 # make test   set everything up and run the tests
 # make mutants   put small faults into the source, one at a time, and see which of them the tests notice: SAMPLE=60 takes
