@@ -50,7 +50,7 @@ def test_a_newer_record_takes_the_place_of_an_older(tmp_path):
     text = page.text_of(found)
     assert "| AMX | GPT-2 124M, full | TRL | 777 | **3.0** | 2.0 GiB, 2.0 GiB |" in text
     assert "| LitGPT, GPT-2 124M, full | cannot: 'gpt2' is not a supported config name |" in text
-    assert "Another Xeon" in text and "SmolLM2-135M, LoRA r=16 | LLaMA-Factory" in text  # which was not measured anew
+    assert "Another Xeon" in text and "LLaMA-Factory, SmolLM2-135M, LoRA" in text  # which was not measured anew
     again = {
         **new,
         "date": "2099-01-02",
