@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 from torch import Tensor
-from transformers import DynamicCache, PreTrainedModel
+from transformers import DynamicCache, GenerationConfig, PreTrainedModel
 from transformers.cache_utils import DynamicLayer
 
 from finllm.models.adapters import base_of
-from finllm.models.virtual import virtual_tokens
 
 LEAST_ROOM = 32  # tokens
 
@@ -45,17 +45,29 @@ class RoomyLayer(DynamicLayer):
         return room[..., :after, :]
 
 
-def roomy_cache(model: PreTrainedModel) -> dict[str, DynamicCache]:
-    """`past_key_values` for `generate`; nothing where the model keeps another cache, or its method fills it first."""
+@contextmanager
+def roomy_cache(model: PreTrainedModel) -> Iterator[None]:
+    """Inside, the cache that `generate` makes for the model has room, where it is transformers' plain one.
+
+    Which cache a model has, and whether it takes any, is for transformers to say: what it has made is changed, and only
+    where each of its layers keeps all keys and values, as yet none.
+    """
     base = base_of(model)
-    plain = getattr(base, "_supports_default_dynamic_cache", None)
-    if plain is None or not plain() or base.config.is_encoder_decoder or virtual_tokens(model):
-        return {}
-    cache = DynamicCache(config=base.config.get_text_config(decoder=True))
-    if not cache.layers or any(type(layer) is not DynamicLayer for layer in cache.layers):
-        return {}
-    cache.layers = [RoomyLayer() for _ in cache.layers]
-    return {"past_key_values": cache}
+    own = base._prepare_cache_for_generation
+
+    def prepare(generation_config: GenerationConfig, given: dict[str, Any], *others: Any, **more: Any) -> None:
+        own(generation_config, given, *others, **more)
+        cache = given.get("past_key_values")
+        if type(cache) is DynamicCache and all(
+            type(layer) is DynamicLayer and not layer.is_initialized for layer in cache.layers
+        ):
+            cache.layers = [RoomyLayer() for _ in cache.layers]
+
+    base._prepare_cache_for_generation = prepare
+    try:
+        yield
+    finally:
+        del base._prepare_cache_for_generation
 
 
 @contextmanager

@@ -113,8 +113,8 @@ def _written(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, config:
     plain = copy.deepcopy(config)
     plain.stop_strings = None
     criteria = StoppingCriteriaList([_StopsAt(tokenizer, prompt_tokens, texts)] if texts else [])
-    with nothing_of_its_own(model), head_of_last_positions(model):
-        return model.generate(**given, **roomy_cache(model), generation_config=plain, stopping_criteria=criteria)
+    with nothing_of_its_own(model), roomy_cache(model), head_of_last_positions(model):
+        return model.generate(**given, generation_config=plain, stopping_criteria=criteria)
 
 
 def _answer(tokenizer: PreTrainedTokenizerBase, template: Template, ids: list[int], config: GenerationConfig) -> Answer:

@@ -5,14 +5,15 @@ import torch
 from transformers import (
     AutoModelForCausalLM,
     DynamicCache,
+    GenerationConfig,
     GPT2Config,
     GPT2LMHeadModel,
     MambaConfig,
     MambaForCausalLM,
     MistralConfig,
     MistralForCausalLM,
-    T5Config,
-    T5ForConditionalGeneration,
+    OpenAIGPTConfig,
+    OpenAIGPTLMHeadModel,
 )
 from transformers.cache_utils import DynamicLayer
 
@@ -73,20 +74,35 @@ SMALL |= {"num_key_value_heads": 2, "head_dim": 4}
     (lambda: MistralForCausalLM(MistralConfig(**SMALL, sliding_window=None)), True),
     (lambda: MistralForCausalLM(MistralConfig(**SMALL, sliding_window=4)), False),  # it forgets what is too far back
     (lambda: MambaForCausalLM(MambaConfig(vocab_size=50, hidden_size=8, num_hidden_layers=2)), False),
-    (lambda: T5ForConditionalGeneration(T5Config(vocab_size=50, d_model=8, d_ff=8, num_layers=1, num_heads=2)), False),
+    (lambda: OpenAIGPTLMHeadModel(OpenAIGPTConfig(vocab_size=50, n_embd=8, n_layer=2, n_head=2)), False),  # it has none
 ])  # fmt: skip
-def test_models_with_another_cache_keep_theirs(make, roomy):
-    found = roomy_cache(make())
-    assert bool(found) is roomy
-    if roomy:
-        assert [type(layer) for layer in found["past_key_values"].layers] == [RoomyLayer, RoomyLayer]
+def test_models_with_another_cache_or_none_keep_theirs(monkeypatch, make, roomy):
+    torch.manual_seed(0)
+    model, ids, layers = make().eval(), torch.arange(1, 13).view(2, 6), []
+    update = RoomyLayer.update
+    monkeypatch.setattr(
+        RoomyLayer, "update", lambda layer, *given, **more: layers.append(layer) or update(layer, *given)
+    )
+    config = GenerationConfig(max_new_tokens=8, do_sample=False, pad_token_id=0, eos_token_id=49)
+    wanted = model.generate(ids, generation_config=config)
+    assert not layers
+    with roomy_cache(model):
+        found = model.generate(ids, generation_config=config)
+    assert torch.equal(found, wanted)
+    assert (len({*map(id, layers)}), "_prepare_cache_for_generation" in vars(model)) == (2 * roomy, False)
 
 
-def test_virtual_tokens_fill_the_cache_first(gpt2_dir):
+def test_what_virtual_tokens_filled_stays_in_the_cache(gpt2_dir, monkeypatch):
     from peft import PrefixTuningConfig, get_peft_model
 
     model = AutoModelForCausalLM.from_pretrained(gpt2_dir)
-    assert roomy_cache(get_peft_model(model, PrefixTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=3))) == {}
+    model = get_peft_model(model, PrefixTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=3)).eval()
+    ids = torch.arange(1, 7)[None]
+    given = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "max_new_tokens": 8, "do_sample": False}
+    wanted = model.generate(**given)
+    monkeypatch.setattr(RoomyLayer, "update", lambda *_, **__: pytest.fail("its cache was taken away"))
+    with roomy_cache(model):
+        assert torch.equal(model.generate(**given), wanted)
 
 
 @pytest.mark.parametrize("family", ["gpt2_dir", "llama_dir"])
@@ -100,7 +116,7 @@ def test_answers_are_those_of_a_cache_that_is_joined_anew(request, monkeypatch, 
     monkeypatch.setattr(RoomyLayer, "update", lambda layer, *given, **more: seen.append(1) or update(layer, *given))
     texts = []
     for layer in (RoomyLayer, DynamicLayer):
-        monkeypatch.setattr(cache, "RoomyLayer", layer)
+        monkeypatch.setattr(cache, "RoomyLayer", layer)  # as it is made for each batch
         torch.manual_seed(0)
         texts.append([answer.text for answer in answer_all(model, tokenizer, prompts, config)])
     assert texts[0] == texts[1] and seen
