@@ -105,6 +105,19 @@ def test_what_virtual_tokens_filled_stays_in_the_cache(gpt2_dir, monkeypatch):
         assert torch.equal(model.generate(**given), wanted)
 
 
+def test_a_cache_that_holds_something_is_left_as_it_is(gpt2_dir):
+    model = AutoModelForCausalLM.from_pretrained(gpt2_dir).eval()
+    ids = torch.arange(1, 11)[None]
+    config = GenerationConfig(max_new_tokens=8, do_sample=False, pad_token_id=0, eos_token_id=599)
+    wanted = model.generate(ids, generation_config=config)
+    held = DynamicCache(config=model.config)
+    model(ids[:, :6], past_key_values=held)
+    layers = list(held.layers)
+    with roomy_cache(model):
+        assert torch.equal(model.generate(ids, past_key_values=held, generation_config=config), wanted)
+    assert held.layers == layers
+
+
 @pytest.mark.parametrize("family", ["gpt2_dir", "llama_dir"])
 def test_answers_are_those_of_a_cache_that_is_joined_anew(request, monkeypatch, family):
     folder = request.getfixturevalue(family)
