@@ -164,6 +164,42 @@ def test_times_are_counted_in_words_of_one_spelling(text: str, value: int, unit:
     assert numbers(text) == [Number(Decimal(value), unit, Decimal(1), 0, len(text))] and numbers(text)[0].is_time
 
 
+# What stands before an amount, and the currency that it is
+CURRENCY_OF = {
+    "$": "$", "US$": "$", "€": "€", "£": "£", "¥": "¥", "₹": "₹", "C$": "CAD", "CA$": "CAD", "A$": "AUD",
+    "AU$": "AUD", "NZ$": "NZD", "HK$": "HKD", "S$": "SGD", "R$": "BRL", "USD": "$", "EUR": "€", "GBP": "£",
+    "JPY": "¥", "INR": "₹", "Rs": "₹", "RMB": "CNY", "CNY": "CNY", "CAD": "CAD", "AUD": "AUD", "NZD": "NZD",
+    "HKD": "HKD", "SGD": "SGD", "BRL": "BRL", "CHF": "CHF", "SEK": "SEK", "NOK": "NOK", "DKK": "DKK", "PLN": "PLN",
+    "MXN": "MXN", "ZAR": "ZAR", "KRW": "KRW", "TRY": "TRY",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("written", "unit"), CURRENCY_OF.items())
+def test_a_currency_has_one_name_before_an_amount_and_after_it(written: str, unit: str) -> None:
+    for text in (f"{written} 5", f"5 {written}"):
+        assert numbers(text) == [Number(Decimal(5), unit, Decimal(1), 0, len(text))], text
+
+
+def test_what_cannot_be_read_begins_at_its_sign() -> None:
+    assert numbers("It is -1.234,50 now") == [Number(None, "", Decimal(0), 6, 15)]
+
+
+@pytest.mark.parametrize(("text", "value", "start"), [
+    ("It was negative 5", -5, 7), ("negative      5", -5, 0), ("negative       5", 5, 15), ("minus         5", -5, 0),
+    ("minus          5", 5, 15), ("It is 8 minus 5", 5, 14), ("Terminus 5", 5, 9),
+])  # fmt: skip
+def test_minus_in_a_word_stands_up_to_fourteen_characters_before_its_number(text: str, value: int, start: int) -> None:
+    assert final_number(text, "") == Number(Decimal(value), "", Decimal(1), start, len(text))
+
+
+@pytest.mark.parametrize(("text", "value"), [
+    ("Net loss (1,234)", -1234), ("Net loss 7,000 (1,234)", 1234), ("a loss of one thousand (1,234)", 1234),
+    ("Net loss (5 %)", 5), ("Net loss: (5 %)", -5),
+])  # fmt: skip
+def test_a_number_alone_in_brackets_is_negative_unless_it_says_a_thing_once_more(text: str, value: int) -> None:
+    assert final_number(text, "").value == value
+
+
 def test_a_number_says_where_it_stands_whatever_stands_before_it() -> None:
     text = "Since 1998 the S&P 500 rose; on 12/31/2024 it was $1,500, not 3 %."
     assert [text[number.start : number.end] for number in numbers(text)] == ["$1,500", "3 %"]
