@@ -52,6 +52,13 @@ def test_the_gain_of_the_best_scale_is_that_of_its_rows():
         assert gain == pytest.approx(expected)
 
 
+def test_a_gain_has_a_width_where_one_of_its_rows_gains_nothing():
+    losses, sizes = np.array([[1.0, 2.0, 5.0], [3.0, 2.0, 8.0]]), [4.0, 2.0, 6.0]
+    gain = scaling.best_of([0.0, 1.0], losses, np.array(sizes))["gain"]
+    assert [gain[key] for key in ("nats_per_token", "low", "high")] == pytest.approx(ratio([2.0, 0.0, 3.0], sizes))
+    assert gain["low"] < gain["nats_per_token"] < gain["high"]
+
+
 def test_of_one_row_a_gain_has_no_width():
     found = scaling.best_of([0.0, 1.0], np.array([[1.0], [3.0]]), np.array([4.0]))
     assert found["gain"] == {"nats_per_token": 0.5, "low": 0.5, "high": 0.5} and found["best"] == 0.0
@@ -77,6 +84,7 @@ class Language:
 
     def log_probs(self, pairs):
         assert not self.model.training
+        assert (self.tokenizer, self.description.base_model, self.batch_size) == ("bytes", "gpt2", 7)
         return [np.full(len(response), -float(self.model.moved) * len(response)) for _, response in pairs]
 
 
@@ -175,6 +183,7 @@ def test_what_scaling_is_asked(monkeypatch, tmp_path, flags, said):
     written.clear()
     scaling.main()
     assert written == [[run]]
+    assert repr(scaling.SCALES) == "(0.0, 0.2, 0.4, 0.6, 0.8, 1.0, 1.2)"
 
 
 # Forgetting ----------------------------------------------------------------------------------------------------------
@@ -255,6 +264,7 @@ def test_texts_are_written_once_for_what_is_wanted(base, tmp_path):
     first = forgetting._texts(base(), tmp_path, wanted)
     again = base()
     assert forgetting._texts(again, tmp_path, wanted) == first and not again.model.asked
+    assert json.loads((tmp_path / "eval/own_texts.json").read_text())["wanted"] == wanted
     other = base()
     assert len(forgetting._texts(other, tmp_path, {**wanted, "texts": 2})) == 2 and other.model.asked
     assert forgetting.TOKENS == 48 and forgetting.SEED == 0 and len({*forgetting.OPENINGS}) == 20

@@ -372,6 +372,12 @@ def test_the_nearest_training_question_is_that_with_the_rarest_words_in_common()
     assert overlap.nearest_answers(asked_for, training)[:2] == ["2", "1"]
 
 
+def test_a_question_of_nothing_but_a_word_that_all_have_is_near_to_none():
+    """The weight of that word is zero, and so is the row's length."""
+    training = [example("u", "what", "1"), example("u", "what tax", "2"), example("u", "what gold", "3")]
+    assert overlap.nearest_answers([example("a", "what gold", "x")], training) == ["3"]
+
+
 # Where a text ends ---------------------------------------------------------------------------------------------------
 
 

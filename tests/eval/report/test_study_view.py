@@ -96,8 +96,11 @@ def test_rows_are_of_methods_and_of_the_base_the_best_first(made):
     assert (rows["full"]["bits_per_byte"], rows["full"]["interval"], rows["full"]["spread"]) == (1.0, [0.5, 1.75], 0.4)
     assert (one["bits_per_byte"], one["interval"], one["spread"], one["seeds"]) == (1.5, [1.4, 1.6], None, 1)
     assert (one["low"], one["high"], one["may_be_best"]) == (None, None, False)  # of one seed nothing is said
-    assert (base["seeds"], base["bits_per_byte"], base["interval"]) == (0, 1.75, [1.65, 1.85])
-    assert (base["trainable_parameters"], base["rate"], base["low"], base["base_model"]) == (0, None, 3, "gpt2")
+    assert base == {
+        "name": "base", "base_model": "gpt2", "seeds": 0, "bits_per_byte": 1.75, "interval": [1.65, 1.85],
+        "trainable_parameters": 0, "spread": None, "rate": None, "width": None, "edge": None, "train_seconds": None,
+        "peak_memory_bytes": None, "forgetting": None, "low": 3, "high": 4, "may_be_best": False,
+    }  # fmt: skip
     assert seen["ranked"] == ["full", "lora", "base"]
     assert seen["method_of"] == METHOD_OF
     assert seen["compared"] == ["lora-0", "lora-1", "full-0", "full-1", "one-0", "base"]
@@ -229,6 +232,12 @@ def test_much_of_the_gain_with_few_parameters(change, comparisons, told):
     assert said({**A, "bits_per_byte": 2.5}, {**B, "trainable_parameters": 1}, BASE, comparisons=SURE)[1:] == [WORSE]
 
 
+def test_a_share_is_of_all_that_the_best_gains():
+    few, farther = {**B, "trainable_parameters": 50}, {**BASE, "bits_per_byte": 3.0}
+    sentence = "b gives 75 % of a's gain over the base model with 0.05 of its trainable parameters."
+    assert said(A, few, farther, comparisons=SURE) == [BEST, WORSE, sentence]  # 1.5 of 2 bits
+
+
 @pytest.mark.parametrize(("seconds", "sentence"), [
     (73.0, "b takes 1.2 times the training time of a"), (71.9, None), (60.0, None), (50.1, None),
     (49.0, "a takes 1.2 times the training time of b"), (240.0, "b takes 4.0 times the training time of a"),
@@ -291,13 +300,16 @@ def test_a_study_and_its_runs(tmp_path):
     write_json(tmp_path / "study.json", content)
     (tmp_path / "trials" / "a-1").mkdir(parents=True)
     given = [SimpleNamespace(path=tmp_path / "trials" / name) for name in ("a-1", "a-2")]
-    assert module.read_study(tmp_path, given)["runs"] == {"a": [given[0]], "b": []}
+    read = {"schema_version": 1, **content, "runs": {"a": [given[0]], "b": []}}
+    assert module.read_study(tmp_path, given) == read
     with pytest.raises(UserError, match=r"trials/a-1 is a final run of the study and was not given"):
         module.read_study(tmp_path, given[1:])
     write_json(tmp_path / "study.json", {**content, "methods": {"b": content["methods"]["b"]}})
     with pytest.raises(UserError, match="has no final runs yet"):
         module.read_study(tmp_path, given)
-    for wrong in ({"seeds": ["x"]}, {"methods": {"a": {**method, "chosen": {**method["chosen"], "rate": "x"}}}}):
+    lacking = [{key: value for key, value in chosen.items() if key != left_out} for left_out in chosen]
+    methods = [{**method, "chosen": each} for each in (*lacking, {**chosen, "rate": "x"}, 3)]
+    for wrong in ({"seeds": ["x"]}, *({"methods": {"a": each}} for each in methods)):
         write_json(tmp_path / "study.json", {**content, **wrong})
         with pytest.raises(UserError, match=r"study.json; write it again"):
             module.read_study(tmp_path, given)
