@@ -57,6 +57,8 @@ def test_a_gain_has_a_width_where_one_of_its_rows_gains_nothing():
     gain = scaling.best_of([0.0, 1.0], losses, np.array(sizes))["gain"]
     assert [gain[key] for key in ("nats_per_token", "low", "high")] == pytest.approx(ratio([2.0, 0.0, 3.0], sizes))
     assert gain["low"] < gain["nats_per_token"] < gain["high"]
+    two = scaling.best_of([0.0, 1.0], np.array([[1.0, 2.0], [3.0, 9.0]]), np.array([4.0, 3.0]))["gain"]
+    assert two["low"] < 9 / 7 < two["high"]
 
 
 def test_of_one_row_a_gain_has_no_width():
