@@ -1,6 +1,7 @@
 """Rows end to end: what is joined, and that losses and gradients are those of each row alone."""
 
 import copy
+import itertools
 
 import pytest
 import torch
@@ -34,6 +35,13 @@ def test_the_token_that_predicts_the_first_supervised_one_is_never_shared():
     learned = {"input_ids": PROMPT, "labels": PROMPT}  # the prompt is learned too: each row keeps its own
     assert join([learned, learned])["parts"].tolist() == [[0, 0, 0, 10], [0, 0, 10, 20]]
     assert join([learned])["labels"].tolist() == [[IGNORED, *PROMPT[1:]]]
+
+
+@pytest.mark.parametrize("order", [*itertools.permutations([[5, 1, 3], [5, 2, 3], [6, 3, 3], [4, 3, 3]], 3)])
+def test_in_whatever_order_rows_come_what_all_of_them_share_stands_once(order):
+    """Two rows share the 5; any other two or three share the ten tokens before it and no more."""
+    batch = join([row([*PROMPT, *more], [7]) for more in order])
+    assert batch["parts"].tolist() == [[0, 0, 0, 10], [0, 10, 10, 14], [0, 10, 14, 18], [0, 10, 18, 22]]
 
 
 def test_documents_of_a_packed_row_are_parts_of_one_row():

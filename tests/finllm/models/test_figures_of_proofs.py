@@ -285,6 +285,12 @@ def test_ids_beyond_the_embedding(model):
                                         "embedding has 257 rows"):  # fmt: skip
         tokenizer_fits(tokenizer(258, [300]), model)
     assert tokenizer_fits(tokenizer(257, [257, 258], special=[257, 258]), model) is None
+    with pytest.raises(UserError, match="has 1 tokens beyond the model's embedding, up to 't258' with id 258"):
+        tokenizer_fits(tokenizer(257, [257, 258], special=[257, 258]), model, written=[258])
+    added = tokenizer(257, [257], special=[257])
+    added.added_tokens_decoder[257].special = False
+    with pytest.raises(UserError, match="up to 't257' with id 257"):
+        tokenizer_fits(added, model)
     padded = tokenizer(257, pad=257)
     tokenizer_fits(padded, model)
     assert padded.pad_token == "end"

@@ -63,6 +63,10 @@ def test_an_end_that_is_not_eos_ends_answers_besides_it(chat, tokenizer):
     assert chat.hash != TEMPLATE_HASH and Alpaca(tokenizer).hash == TEMPLATE_HASH
 
 
+def test_what_a_model_must_know_is_the_control_tokens_that_are_written_and_no_text(chat):
+    assert chat.ids == [0, 1, 2]  # the end of a text, which stops an answer too, and the two of ChatML
+
+
 def test_an_input_stands_below_its_question(chat):
     (prompt,) = chat.prompts([{"instruction": "Sum up.", "input": "A, B"}])
     assert prompt == "<|im_start|>user\nSum up.\n\nA, B<|im_end|>\n<|im_start|>assistant\n"

@@ -9,7 +9,13 @@ import pytest
 
 from finllm.errors import UserError
 from finllm.training import batches
-from finllm.training.batches import LengthGroupedSampler, TokenBudgetSampler, batches_of_epoch, check_budget
+from finllm.training.batches import (
+    LengthGroupedSampler,
+    TokenBudgetSampler,
+    batches_of_epoch,
+    by_falling_length,
+    check_budget,
+)
 
 DRAW = random.Random(0)
 LENGTHS = [DRAW.choice(range(10, 500)) for _ in range(3000)]
@@ -71,6 +77,10 @@ def test_batches_by_hand(monkeypatch):
     assert seeds[0] == [0, 1, 2, 3, 4, 5] and len(seeds) == 6  # rows, then batches
     monkeypatch.setattr(batches, "BUCKET", 1)  # of two rows: 10 · 6 / 32, rounded up
     assert batches_of_epoch(lengths, 10, 7, 2) == [[1, 0], [2], [3], [4], [5]]
+
+
+def test_the_longest_row_comes_first_and_rows_of_one_length_stay_in_their_order():
+    assert by_falling_length([3, 7, 5, 7, 3, 9]) == [5, 1, 3, 2, 0, 4]
 
 
 def test_order_is_of_seed_and_epoch_alone():

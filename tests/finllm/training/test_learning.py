@@ -106,6 +106,29 @@ def test_a_methods_tensor_without_a_gradient_is_refused_but_where_it_is_known_to
     assert ("they are silent" in proof.said) is known and ("weights.3" in proof.said) is not known
 
 
+def test_every_tensor_of_every_group_of_the_optimizer_is_touched_by_a_gradient():
+    model, callback = Model(7), Learning()
+    callback.on_train_begin(None, SimpleNamespace(max_steps=3), None, model=model)
+    groups = [[*model.weights[:2]], [*model.weights[2:4]], [*model.weights[4:6]]]
+    optimizer = SGD([{"params": group} for group in groups], lr=0.5)
+    for weight in model.weights:
+        weight.grad = torch.ones(2)
+    callback.on_pre_optimizer_step(None, None, None, model=model, optimizer=optimizer)
+    assert callback.untouched == {"weights.6"}  # it is in no group
+
+
+def test_what_has_moved_without_a_gradient_is_not_refused(monkeypatch):
+    model = Model()
+    monkeypatch.setattr(learning, "known_method", lambda name: adapted(model))
+    adapted(model)
+    callback = trained(model, [0.5] * 3, [1.0, 1.0, 1.0, 0.0])
+    with torch.no_grad():
+        model.weights[3].mul_(0.5)  # as weight decay does
+    callback.on_optimizer_step(None, SimpleNamespace(global_step=3), None, model=model)
+    (proof,) = callback.proof(model)
+    assert (callback.untouched, proof.figure, proof.passed) == ({"weights.3"}, 0.0, True)
+
+
 # AdaLoRA -------------------------------------------------------------------------------------------------------------
 
 

@@ -38,8 +38,9 @@ def test_the_seed_and_batch_of_each_sampler(data_seed, seed):
 
 @pytest.mark.parametrize(
     ("steps", "accumulated", "processes", "epochs"),
-    [(-1, 3, 1, 2), (4, 3, 1, 1 + math.ceil(4 * 3 * 20 / 44)), (1, 1, 1, 2), (4, 3, 2, 1 + math.ceil(4 * 6 * 20 / 44))],
-)
+    [(-1, 3, 1, 2), (0, 3, 1, 2), (4, 3, 1, 1 + math.ceil(4 * 3 * 20 / 44)), (1, 1, 1, 2),
+     (1, 3, 1, 1 + math.ceil(1 * 3 * 20 / 44)), (4, 3, 2, 1 + math.ceil(4 * 6 * 20 / 44))],
+)  # fmt: skip
 def test_so_many_epochs_of_batches_are_cut(monkeypatch, steps, accumulated, processes, epochs):
     asked = []
 
