@@ -82,6 +82,43 @@ def test_scales_are_numbers_from_nothing_to_four_times(tmp_path, scales, good):
             read(tmp_path, content)
 
 
+@pytest.mark.parametrize("key", [
+    "output_dir", "resume", "stop_at_step", "seed", "max_steps", "num_train_epochs", "learning_rate", "eval_strategy",
+    "eval_steps",
+])  # fmt: skip
+def test_what_the_study_sets_is_no_setting_of_a_method(tmp_path, key):
+    with pytest.raises(UserError, match=rf"methods\.full: {key} is set by the study; remove it"):
+        read(tmp_path, {**GOOD, "methods": {"full": {key: 1}}})
+
+
+@pytest.mark.parametrize(("steps", "part"), [(1, 1), (2, 1), (5, 1), (6, 2), (10, 3), (12, 4)])
+def test_the_part_of_a_run_is_a_third_in_whole_steps(tmp_path, steps, part):
+    assert read(tmp_path, {**GOOD, "budget": {"steps": steps}}).rules.part == part
+
+
+@pytest.mark.parametrize(("seeds", "good"), [
+    ([0, 1], True), ([4294967295], True), ([7, 4294967295], True), ([-1, 7], False), ([7, -1], False),
+    ([4294967296, 7], False), ([7, 4294967296], False), ([True, 7], False), ([7, True], False), ([1.0, 7], False),
+    ([7, "8"], False), ([], False), ("7", False), (7, False), ({"7": 8}, False), ({7: 8}, False),
+], ids=str)  # fmt: skip
+def test_seeds_are_whole_numbers_of_32_bits(tmp_path, seeds, good):
+    if good:
+        assert read(tmp_path, {**GOOD, "seeds": seeds}).seeds == tuple(seeds)
+    else:
+        with pytest.raises(UserError, match=r"seeds is .*; it is a list of whole numbers, such as \[42, 43, 44\]"):
+            read(tmp_path, {**GOOD, "seeds": seeds})
+
+
+@pytest.mark.parametrize(("name", "content"), [
+    ("shared", {**GOOD, "shared": [1]}), ("methods", {**GOOD, "methods": ["full"]}),
+    ("budget", {**GOOD, "budget": 60}), ("methods.full", {**GOOD, "methods": {"full": "lora"}}),
+    ("methods.full.search", {**GOOD, "methods": {"full": {"search": [4, 16]}}}),
+])  # fmt: skip
+def test_what_holds_keys_is_a_mapping(tmp_path, name, content):
+    with pytest.raises(UserError, match=rf"{name} is .*; it is a mapping of keys"):
+        read(tmp_path, content)
+
+
 def searching(value):
     return {**GOOD, "methods": {"lora": {"search": {"lora_r": value}}}}
 
@@ -93,6 +130,15 @@ def searching(value):
 def test_points_of_a_range_are_equal_factors_apart(tmp_path, low, high, points, values):
     study = read(tmp_path, searching({"from": low, "to": high, "points": points}))
     assert [candidate.settings["lora_r"] for candidate in study.candidates] == values
+
+
+@pytest.mark.parametrize(("value", "short"), [
+    ("a, b/c", "a_b_c"), ("-x-", "_x_"), (True, "True"), (0.1 + 0.2, "0.3"), (1e-5, "1e_05"), (1000000, "1000000"),
+    ("an answer of 24 letters, ", "an_answer_of_24_letters_"), ("a" * 30, "a" * 24),
+], ids=str)  # fmt: skip
+def test_a_candidate_is_named_by_its_settings_in_short(tmp_path, value, short):
+    (candidate,) = read(tmp_path, searching([value])).candidates
+    assert (candidate.name, candidate.settings["lora_r"]) == (f"lora-r{short}", value)
 
 
 @pytest.mark.parametrize("value", [

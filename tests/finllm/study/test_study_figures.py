@@ -24,7 +24,8 @@ def final(seconds, steps, *losses):
     return {"train_seconds": seconds, "steps": steps, "curve": [[step, loss] for step, loss in losses]}
 
 
-def test_losses_after_as_many_seconds_as_the_quickest_took():
+@pytest.mark.parametrize("order", [("slow", "quick"), ("quick", "slow")])
+def test_losses_after_as_many_seconds_as_the_quickest_took(order):
     methods = {
         # 3 s a step on the mean of its seeds: 30 s in all
         "slow": {"finals": [final(20, 10, (0, 9.0), (4, 5.0), (10, 2.0)), final(40, 10, (0, 8.0), (10, 4.0)),
@@ -33,8 +34,8 @@ def test_losses_after_as_many_seconds_as_the_quickest_took():
         "quick": {"finals": [final(5, 10, (0, 9.0), (10, 3.0))]},
         "failed": {"finals": [{"seed": 1}]}, "none": {"finals": []},
     }  # fmt: skip
-    found = losses_at_equal_seconds({"methods": methods})
-    assert list(found) == ["slow", "quick"]
+    found = losses_at_equal_seconds({"methods": {name: methods[name] for name in (*order, "failed", "none")}})
+    assert tuple(found) == order
     step = 5 / 3
     slow = ((9 - 4 * step / 4) + (8 - 4 * step / 10)) / 2  # a straight line between two validations
     assert found["slow"] == pytest.approx({"seconds": 5.0, "step": step, "validation_loss": slow})
@@ -196,6 +197,7 @@ def test_a_width_in_decades(studied):
     chosen = content["methods"]["full"]["chosen"]
     assert (chosen["rate"], chosen["width"]) == (3.16e-4, [1e-4, 1e-3]) and chosen["edge"] == "inside"
     assert chosen["width_decades"] == pytest.approx(1, abs=1e-3)
+    assert [(each["rate"], each["difference"]) for each in chosen["neighbours"]] == [(1e-4, 0.5), (1e-3, 0.125)]
 
 
 def test_a_study_is_complete_where_every_method_has_its_runs_or_its_reason(studied):
@@ -221,6 +223,9 @@ def test_why_a_method_has_no_settings(studied):
     found = Found(study, storage)
     assert failure_of(found, "lora") is None and failure_of(found, "odd") == "no layers"
     assert found.refused(study.of("odd")[0]) == "no layers" and found.due(study.of("odd")[0]) == []
+    interrupted = searched("odd", "refused: no layers", "refused: no layers", "interrupted")
+    assert studied({**WHOLE, **interrupted})[0]["methods"]["odd"]["failed"] == "no layers"
+    assert failure_of(Found(study, SimpleNamespace(outcomes=lambda name: {})), "full") is None  # nothing has ended yet
 
 
 def test_which_final_runs_are_due(studied):
@@ -269,12 +274,12 @@ class Told(Conduct):
 
 @pytest.fixture
 def conduct(tmp_path):
-    """One of the rates 0.0001 and of one seed."""
+    """One of the rate 0.0001, and of one seed if no others are named."""
 
-    def call(*methods):
+    def call(*methods, seeds=(7,)):
         path = tmp_path / "study.yaml"
         content = {"shared": {"lora_r": 8}, "methods": {name: {} for name in methods}, "budget": {"steps": 1200},
-                   "search": {"learning_rate": [1e-4]}, "seeds": [7]}  # fmt: skip
+                   "search": {"learning_rate": [1e-4]}, "seeds": [*seeds]}  # fmt: skip
         path.write_text(yaml.safe_dump(content, sort_keys=False))
         study = read_study(path, lambda settings: (1e-4, 1e-3))
         return Told(study, Storage(tmp_path), tmp_path, tmp_path)
@@ -306,6 +311,25 @@ def test_a_worker_waits_for_what_another_is_at_whichever_method_it_is_of(conduct
     assert conducting._next() == (None, True)
     conducting.storage.end(due[held], claim, None, "nan at step 3", 1.0)
     assert conducting._next() == (None, False)
+
+
+def test_checkpoints_of_a_method_stay_until_nothing_of_it_is_due(conduct):
+    conducting = conduct("a", seeds=[7, 8])
+    done, other = (Task("a", Job(-16, 1200), seed) for seed in (7, 8))
+    conducting.storage.end(done, conducting.storage.begin(done), 1.25, None, 1.0)
+    checkpoints = conducting.run_dir(done).checkpoints
+    checkpoints.mkdir(parents=True)
+    claim = conducting.storage.begin(other)
+    assert conducting._next() == (None, True) and checkpoints.exists()
+    conducting.storage.end(other, claim, None, "nan at step 3", 1.0)
+    assert conducting._next() == (None, False) and not checkpoints.exists()
+
+
+def test_a_study_begins_in_a_folder_that_is_not_there_and_goes_on_in_it(conduct, tmp_path):
+    study = conduct("a").study
+    for _ in range(2):
+        Conduct(study, None, tmp_path / "a folder" / "of studies", tmp_path)
+        assert (tmp_path / "a folder" / "of studies" / "trials").is_dir()
 
 
 # What is due ---------------------------------------------------------------------------------------------------------
