@@ -9,15 +9,18 @@ import json
 import math
 from types import SimpleNamespace
 
+import peft
 import pytest
 import torch
 from peft import EvaConfig, LoraConfig, PeftModel, get_peft_model
+from peft.tuners.lora import corda, loraga
+from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import nn
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
 from finllm.errors import UserError
-from finllm.models import merge, starts
+from finllm.models import adapters, merge, starts
 from finllm.models.merge import CannotMerge, merged, merged_proof
 
 IDS = torch.tensor([[3, 1, 4, 1, 5, 9, 2, 6], [2, 7, 1, 8, 2, 8, 1, 8]])
@@ -84,6 +87,8 @@ def test_what_is_saved_as_a_plain_adapter_keeps_the_precision_that_it_was_saved_
     adapted.bfloat16().save_pretrained(tmp_path)
     starts.save_as_plain_lora(adapted, tmp_path)
     assert {tensor.dtype for tensor in load_file(tmp_path / "adapter_model.safetensors").values()} == {torch.bfloat16}
+    with safe_open(tmp_path / "adapter_model.safetensors", "pt") as saved:
+        assert saved.metadata() == {"format": "pt"}  # by which transformers knows whose tensors they are
 
 
 def test_an_adapter_that_took_nothing_out_is_saved_as_it_is(tmp_path):
@@ -105,8 +110,9 @@ def test_which_beginnings_take_something_out(start, takes):
     assert starts.takes_out(SimpleNamespace()) is False
 
 
+@pytest.mark.parametrize("half", [(), ("A",), ("B",), ("A", "B")], ids=str)
 @pytest.mark.parametrize("fan", [True, False])
-def test_doras_magnitudes_are_the_norms_of_its_weights_in_float32(fan):
+def test_doras_magnitudes_are_the_norms_of_its_weights_in_float32(fan, half):
     torch.manual_seed(0)
     whole = nn.Sequential(nn.Linear(6, 5, bias=False)) if not fan else base().transformer.h[0].attn
     name = "0" if not fan else "c_attn"
@@ -116,12 +122,66 @@ def test_doras_magnitudes_are_the_norms_of_its_weights_in_float32(fan):
     with torch.no_grad():
         layer.lora_B["default"].weight.normal_(std=0.5)
         layer.lora_magnitude_vector["default"].weight.zero_()
+    for side in half:
+        getattr(layer, f"lora_{side}")["default"].bfloat16()
     starts._measure_magnitudes(model)
     weight = layer.get_base_layer().weight.detach().float()
     weight = weight.T if fan else weight
-    weight = weight + layer.scaling["default"] * layer.lora_B["default"].weight @ layer.lora_A["default"].weight
+    first, second = (getattr(layer, f"lora_{side}")["default"].weight.detach().float() for side in "AB")
+    weight = weight + layer.scaling["default"] * second @ first
     found = layer.lora_magnitude_vector["default"].weight
     assert found.flatten().detach() == pytest.approx((weight**2).sum(1).sqrt().detach(), rel=1e-6)
+
+
+@pytest.mark.parametrize(("start", "tried"), [
+    ("eva", "True"), ("corda", "True"), ("lora_ga", "True"), ("pissa", "pissa"), ("gaussian", "gaussian"),
+])  # fmt: skip
+def test_a_beginning_that_reads_rows_is_tried_without_them(monkeypatch, start, tried):
+    def refuses(model, config):
+        raise ValueError(config.init_lora_weights)
+
+    monkeypatch.setattr(peft, "get_peft_model", refuses)
+    config = SimpleNamespace(init_lora_weights=start)
+    assert (adapters._wrong_on(llama(), config), config.init_lora_weights) == (tried, start)
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize(("start", "told"), [
+    ("corda", ["corda", 1, False, False]), ("lora_ga", ["lora_ga", 1, False, True]), ("eva", []), (True, []),
+])  # fmt: skip
+def test_rows_go_through_the_model_before_the_adapter_is_built(monkeypatch, start, told, training):
+    """Of LoRA-GA forward and back, of CorDA forward alone; without dropout, and without a trace."""
+    found, forwards = [], []
+
+    def looks(name, run):
+        run()
+        found.extend([name, len(forwards), model.training, model.lm_head.weight.grad is not None])
+
+    monkeypatch.setattr(corda, "preprocess_corda", lambda model, config, run_model: looks("corda", run_model))
+    monkeypatch.setattr(loraga, "preprocess_loraga", lambda model, config, run: looks("lora_ga", run))
+    model = llama().train(training)
+    model.register_forward_hook(lambda *given: forwards.append(given))
+    config = SimpleNamespace(init_lora_weights=start, target_modules=["q_proj"])
+    starts.look_at(model, config, [{"input_ids": IDS[0].tolist(), "labels": IDS[0].tolist()}])
+    assert found == told and model.training is training
+    assert all(parameter.grad is None for parameter in model.parameters())
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_eva_reads_whole_rows_without_dropout(monkeypatch, training):
+    found = []
+
+    def looks(model, batches, **given):
+        whole = [{key: held.tolist() for key, held in batch.items()} for batch in batches]
+        found.append((model.training, whole, given))
+
+    monkeypatch.setattr(peft, "initialize_lora_eva_weights", looks)
+    config = LoraConfig(r=2, target_modules=["q_proj"], init_lora_weights="eva", eva_config=EvaConfig(rho=1))
+    adapted = get_peft_model(llama(), config).train(training)
+    starts.finish(adapted, [row(3), row(2)])
+    read = [{"input_ids": [[0, 1, 2]], "attention_mask": [[1, 1, 1]]},
+            {"input_ids": [[0, 1]], "attention_mask": [[1, 1]]}]  # fmt: skip
+    assert found == [(False, read, {"show_progress_bar": False})] and adapted.training is training
 
 
 def row(length, supervised=True):
@@ -207,11 +267,13 @@ def test_what_cannot_be_merged_says_why(monkeypatch):
         merged(Refuses(ValueError()))
 
 
-@pytest.mark.parametrize("turned", [True, False])
+@pytest.mark.parametrize("turned", [True, False, None])
 def test_layers_that_were_turned_are_turned_back(monkeypatch, turned):
     told = []
     plain = SimpleNamespace(config="config")
-    adapted = SimpleNamespace(merge_and_unload=lambda: plain, turned_conv1d=turned)
+    adapted = SimpleNamespace(merge_and_unload=lambda: plain)
+    if turned is not None:  # of most models nothing says whether they were
+        adapted.turned_conv1d = turned
     monkeypatch.setattr(merge, "virtual_tokens", lambda model: 0)
     monkeypatch.setattr(merge, "base_of", lambda model: model)
     monkeypatch.setattr(merge, "skeleton", lambda config: f"skeleton of {config}")
