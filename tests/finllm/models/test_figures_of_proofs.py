@@ -209,6 +209,27 @@ def test_a_gradient_that_is_no_number_is_the_farthest_wherever_it_stands(name):
     assert math.isnan(apart) and (may, found) == (0.25, name)
 
 
+@pytest.mark.parametrize("name", ["a", "b", "c"])
+def test_a_model_that_holds_a_gradient_already_is_refused_whichever_it_is_of(name):
+    model = Three()
+    getattr(model, name).grad = torch.ones(2)
+    with pytest.raises(AssertionError, match="before the first step"):
+        gradient_difference(model, model.loss(3.0, 1.0, 4.0), model.loss(3.0, 1.0, 4.0), 0.1)
+    with pytest.raises(AssertionError, match="before the first step"):
+        gradients_of(model, model.loss(3.0, 1.0, 4.0))
+    assert getattr(model, name).grad.tolist() == [1, 1]
+
+
+def test_gradients_are_of_sums_of_nats_and_their_norms_are_taken_in_float32():
+    """The own one is (1, 1), whose norm would be 1.4141 in bfloat16; ours is (1, 2), so they are (0, 1) apart."""
+    model = nn.Module()
+    model.a = nn.Parameter(torch.ones(2, dtype=torch.bfloat16))
+    own, ours = model.a * torch.tensor([1.0, 1.0]), model.a * torch.tensor([1.0, 2.0])
+    share, name = gradient_difference(model, own, ours, 0.1)
+    assert (share, name) == (pytest.approx(1 / math.sqrt(2), rel=1e-6), "a") and type(share) is float
+    assert gradients_of(model, model.a * torch.tensor([1.0, 2.0]))["a"].tolist() == [1, 2]
+
+
 def test_what_no_loss_reaches_has_a_gradient_of_zeros():
     model = Three()
     for each in (model.a, model.c):
