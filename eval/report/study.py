@@ -30,10 +30,13 @@ SHAPE = {"budget": {"steps": COUNT, "search_steps": COUNT}, "seeds": Each(int), 
          "trainings": COUNT}  # fmt: skip
 METHOD = {
     "tried": dict,
-    "chosen": Maybe({"rate": float, "validation_loss": float, "edge": str, "width": Each(float), "settings": dict}),
+    "chosen": Maybe(
+        {"candidate": str, "rate": float, "validation_loss": float, "edge": str, "width": Each(float), "settings": dict}
+    ),
     "finals": Each({"run": str, "seed": int}),
     "failed": Maybe(str),
 }
+TRIED = Each({"rate": float, "losses": dict})
 SCALED = {"scales": Each(float), "nats_per_token": Each(float), "best": float, "split": str,
           "gain": {"nats_per_token": float, "low": float, "high": float}}  # fmt: skip
 FEW = 0.1  # of the best method's trainable parameters: a method with fewer is worth a sentence
@@ -45,11 +48,12 @@ def read_study(folder: Path, runs: list[Run]) -> dict[str, Any]:
     content = read_json(path)
     problems = list(shapes.problems(content, SHAPE, ""))
     for name, method in (content.get("methods") or {}).items() if not problems else ():
-        problems += shapes.problems(method, METHOD, f"methods.{name}")
+        problems += [*shapes.problems(method, METHOD, f"methods.{name}")] or _not_chosen(method, f"methods.{name}")
     raise_problems(at_most(problems), f"{path}; write it again: python recipes/compare.py … --resume auto")
+    methods = {name: {"chosen": None, "failed": None, **method} for name, method in content["methods"].items()}
     by_place = {run.path.resolve(): run for run in runs}
     found, missing = {}, []
-    for name, method in content["methods"].items():
+    for name, method in methods.items():
         places = [(folder / "trials" / final["run"]).resolve() for final in method["finals"] if "curve" in final]
         missing += [str(place) for place in places if place not in by_place]
         found[name] = [by_place[place] for place in places if place in by_place]
@@ -58,7 +62,16 @@ def read_study(folder: Path, runs: list[Run]) -> dict[str, Any]:
     )
     if not any(found.values()):
         raise UserError(f"{path} has no final runs yet; finish it: python recipes/compare.py … --resume auto")
-    return {**content, "runs": found}
+    return {**content, "methods": methods, "runs": found}
+
+
+def _not_chosen(method: dict[str, Any], place: str) -> list[str]:
+    """What is missing of the settings with which a method's final runs were made."""
+    chosen = method.get("chosen")
+    if chosen is None:
+        made = any("curve" in final for final in method["finals"])
+        return [f"{place} has final runs, and chosen says nothing of their settings"] if made else []
+    return [*shapes.problems(method["tried"].get(chosen["candidate"]), TRIED, f"{place}.tried.{chosen['candidate']}")]
 
 
 def view(study: dict[str, Any], runs: list[Run]) -> dict[str, Any]:

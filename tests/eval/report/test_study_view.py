@@ -293,8 +293,13 @@ def test_the_table_in_markdown():
 
 def test_a_study_and_its_runs(tmp_path):
     final = {"run": "a-1", "seed": 1, "curve": []}
-    chosen = {"rate": 1e-3, "validation_loss": 1.0, "edge": "inside", "width": [1.0], "settings": {}}
-    method = {"tried": {}, "finals": [final, {"run": "a-2", "seed": 2}], "failed": None, "chosen": chosen}
+    chosen = {"candidate": "c", "rate": 1e-3, "validation_loss": 1.0, "edge": "inside", "width": [1.0], "settings": {}}
+    method = {
+        "tried": {"c": [{"rate": 1e-3, "losses": {}}]},
+        "finals": [final, {"run": "a-2", "seed": 2}],
+        "failed": None,
+        "chosen": chosen,
+    }
     content = {"budget": {"steps": 6, "search_steps": 2}, "seeds": [1], "seconds": 1.0, "trainings": 1,
                "methods": {"a": method, "b": {**method, "finals": [], "chosen": None, "failed": "why"}}}  # fmt: skip
     write_json(tmp_path / "study.json", content)
@@ -308,8 +313,13 @@ def test_a_study_and_its_runs(tmp_path):
     with pytest.raises(UserError, match="has no final runs yet"):
         module.read_study(tmp_path, given)
     lacking = [{key: value for key, value in chosen.items() if key != left_out} for left_out in chosen]
-    methods = [{**method, "chosen": each} for each in (*lacking, {**chosen, "rate": "x"}, 3)]
+    methods = [{**method, "chosen": each} for each in (*lacking, {**chosen, "rate": "x"}, 3, None)]
+    methods += [{**method, "tried": each} for each in ({}, {"c": 3}, {"c": [{"rate": 1.0}]}, {"c": [{"losses": {}}]})]
+    methods += [{name: each for name, each in method.items() if name != "chosen"}]
     for wrong in ({"seeds": ["x"]}, *({"methods": {"a": each}} for each in methods)):
         write_json(tmp_path / "study.json", {**content, **wrong})
         with pytest.raises(UserError, match=r"study.json; write it again"):
             module.read_study(tmp_path, given)
+    short = {"b": {"tried": {}, "finals": []}, "a": {**method, "finals": [final]}}  # what is null may be absent
+    write_json(tmp_path / "study.json", {**content, "methods": short})
+    assert module.read_study(tmp_path, given)["methods"]["b"] == {**short["b"], "chosen": None, "failed": None}
