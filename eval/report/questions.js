@@ -194,7 +194,10 @@ field("words").addEventListener("change", () => wish(render));
 field("tools").addEventListener("submit", (event) => event.preventDefault());
 field("open-all").addEventListener("click", () => {
   const open = field("open-all").textContent === "Open all";
-  for (const card of field("questions").children) card.open = open;
+  for (const card of field("questions").children) {
+    card.open = open;
+    card.dispatchEvent(new Event("toggle")); // the browser's own comes later, when these cards may have been replaced
+  }
 });
 if (!duplicated.size) field("filter").querySelector("[value=duplicated]").remove();
 opened.add(0);

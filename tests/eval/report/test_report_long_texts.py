@@ -47,6 +47,20 @@ def test_a_megabyte_without_a_blank_does_not_stop_the_page(browser, page_of):  #
     assert took < MOST_SECONDS, f"{took:.1f} s"
 
 
+def test_what_was_opened_stays_open_when_words_are_chosen_at_once(browser, page_of):  # noqa: F811
+    """Before the browser has told the page of the cards that opened, as it may be on a busy machine."""
+    page = opened(browser, page_of)
+    page.evaluate("""() => {
+        document.getElementById("open-all").click();
+        const words = document.getElementById("words");
+        words.value = "shared";
+        words.dispatchEvent(new Event("change"));
+    }""")
+    expect(page.locator("#questions .question mark").first).to_be_attached(timeout=20_000)
+    expect(page.locator("#questions .question[open]")).to_have_count(4, timeout=20_000)
+    assert page.text_content("#open-all") == "Close all" and page.wrong == []
+
+
 def test_words_are_characters_where_a_script_has_no_blanks_and_long_texts_are_compared_at_their_beginning(
     browser,  # noqa: F811
     page_of,
