@@ -20,6 +20,10 @@ LAYERS = ("layerdrop", "drop_path", "stochastic_depth")  # of whole layers: anot
 PASSES = 8  # in training mode, at most, until dropout shows: a small share drops nothing in some of them
 
 
+class StaysRandom(UserError):
+    """A model that, with all its dropout at 0, gives the same rows another loss each time."""
+
+
 def set_dropout(model: torch.nn.Module, share: float) -> None:
     """Give every dropout of the model, its attention's included, the same share (0 to 1) of dropped values.
 
@@ -67,7 +71,7 @@ def _numbers(holder: object) -> list[tuple[object, str]]:
 
 
 def prove_dropout(model: torch.nn.Module, share: float, loss: Callable[[], float], tolerance: float) -> float:
-    """Refuse a model that does not do what `set_dropout(model, share)` asked of it.
+    """Refuse a model that does not do what `set_dropout(model, share)` asked of it; `StaysRandom` where 0 is not none.
 
     `loss()` is a pass through the model in training mode, without gradients: the loss of a few of the run's own rows,
     in nats a token. Passes under a share of 0 must be equal (within `tolerance`), for then all that is random has been
@@ -80,7 +84,7 @@ def prove_dropout(model: torch.nn.Module, share: float, loss: Callable[[], float
         moved = abs(loss() - without)
         set_dropout(model, share)
         if moved > tolerance:
-            raise UserError(
+            raise StaysRandom(
                 f"base_dropout is {share:g}, and with all its dropout at 0 this model stays random in training: the "
                 f"losses of the same rows differ by {moved:.2g} nats a token (limit {tolerance:.0e}); take another "
                 "base model, or train all weights without base_dropout"

@@ -22,9 +22,8 @@ from finllm.errors import UserError, at_most
 from finllm.models.adapters import add_adapter, base_of
 from finllm.models.methods import known_method
 from finllm.models.partial import choose_weights
-from finllm.models.proofs import PROVING, Proof, in_float32, is_exact, nll_of
+from finllm.models.proofs import PROVING, Proof, clipped, in_float32, is_exact, nll_of
 from finllm.models.settings import MethodConfig
-from finllm.text.tokens import IGNORED
 
 TOKENS, WHOLE = 24, 384  # of the row that is asked; of one that must hold what calls an adapter
 LOOKED_AT = 8  # rows among which a long one is looked for
@@ -54,7 +53,7 @@ def adapt(
     """
     length = WHOLE if (arguments.peft or {}).get("alora_invocation_tokens") else TOKENS
     first = [rows[index] for index in range(min(LOOKED_AT, len(rows)))]
-    probe = [_clipped(max(first, key=lambda row: len(row["input_ids"])), length)]
+    probe = [clipped(max(first, key=lambda row: len(row["input_ids"])), length)]
     training = model.training
     with PROVING:
         before = _likelihood(model.eval(), probe)
@@ -89,12 +88,6 @@ def _has_coarse_numbers(model: PreTrainedModel) -> bool:
 def _bits_of(arguments: MethodConfig) -> str:
     """The key by which the base model's weights are in few bits, or nothing."""
     return "load_in_4bit" if arguments.load_in_4bit else "load_in_8bit" if arguments.load_in_8bit else ""
-
-
-def _clipped(row: Mapping[str, Any], length: int) -> dict[str, list[int]]:
-    """A row's first tokens, the second half of them supervised."""
-    ids = list(row["input_ids"][:length])
-    return {"input_ids": ids, "labels": [IGNORED] * (len(ids) // 2) + ids[len(ids) // 2 :]}
 
 
 @torch.no_grad()

@@ -15,7 +15,7 @@ from __future__ import annotations
 import math
 import random
 import time
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import ContextDecorator, contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -78,13 +78,13 @@ def is_exact(model: torch.nn.Module) -> bool:
 
     Weights in 4 bits are read as what they stand for, so of them it is the numbers that they become.
     """
-    parameters = list(model.parameters())
+    parameters, _, told = _numbers_of(model)
     autocast = torch.is_autocast_enabled(parameters[0].device.type)
     fine = (torch.float32, torch.float64)
     return (
         not autocast
         and all(parameter.dtype in fine or _in_4_bits(parameter) for parameter in parameters)
-        and all(module.compute_dtype in fine for module in _computing_as_told(model))
+        and all(module.compute_dtype in fine for module in told)
     )
 
 
@@ -92,34 +92,44 @@ def _in_4_bits(parameter: Tensor) -> bool:
     return hasattr(parameter, "quant_state")  # of bitsandbytes; its storage may be of any type
 
 
-def _computing_as_told(model: torch.nn.Module) -> list[torch.nn.Module]:
-    """bitsandbytes' layers of 4 bits, which turn them into numbers of their `compute_dtype`."""
-    return [module for module in model.modules() if isinstance(getattr(module, "compute_dtype", None), torch.dtype)]
+def _numbers_of(model: torch.nn.Module) -> tuple[list[Tensor], list[Tensor], list[torch.nn.Module]]:
+    """A model's parameters and its buffers, each once, and bitsandbytes' layers of 4 bits among its modules.
+
+    These turn their weights into numbers of their `compute_dtype`. All in one walk: an adapted model has thousands of
+    modules, and a walk through them takes as long as a tenth of a short pass.
+    """
+    parameters, buffers, told = {}, {}, []
+    for module in model.modules():
+        parameters.update((id(each), each) for each in module._parameters.values() if each is not None)
+        buffers.update((id(each), each) for each in module._buffers.values() if each is not None)
+        if isinstance(vars(module).get("compute_dtype"), torch.dtype):
+            told.append(module)
+    return list(parameters.values()), list(buffers.values()), told
 
 
 @contextmanager
-def in_float32(model: torch.nn.Module) -> Iterator[None]:
+def in_float32(model: torch.nn.Module, used_up: bool = False) -> Iterator[None]:
     """Inside, the model computes in float32: no autocast, and coarser weights as what they stand for, exactly.
 
-    Afterwards they are what they were, since every number of bfloat16 and float16 is one of float32. Weights in 8 bits
-    stay as they are, see `is_exact`.
+    Afterwards they are what they were, since every number of bfloat16 and float16 is one of float32; not of a model
+    that is `used_up` then, which saves the time. Weights in 8 bits stay as they are, see `is_exact`.
     """
-    tensors = [*model.parameters(), *model.buffers()]
+    parameters, buffers, all_told = _numbers_of(model)
     coarse = [
         (tensor, tensor.dtype)
-        for tensor in tensors
+        for tensor in (*parameters, *buffers)
         if tensor.dtype in (torch.bfloat16, torch.float16) and not _in_4_bits(tensor)
     ]
-    told = [(module, module.compute_dtype) for module in _computing_as_told(model)]
+    told = [(module, module.compute_dtype) for module in all_told]
     try:
         for tensor, _ in coarse:
             tensor.data = tensor.data.float()
         for module, _ in told:
             module.compute_dtype = torch.float32
-        with torch.autocast(tensors[0].device.type, enabled=False):
+        with torch.autocast((*parameters, *buffers)[0].device.type, enabled=False):
             yield
     finally:
-        for tensor, dtype in coarse:
+        for tensor, dtype in [] if used_up else coarse:
             tensor.data = tensor.data.to(dtype)
         for module, dtype in told:
             module.compute_dtype = dtype
@@ -261,6 +271,12 @@ def future_difference(
         own, other, copy = asked(ids, changed, ids)
         moved, rounding = farthest(own, other), farthest(own, copy)
     return moved, rounding, nll_T
+
+
+def clipped(row: Mapping[str, Any], length: int) -> dict[str, list[int]]:
+    """A row's first tokens, the second half of them supervised: what a template begins with is a row like any other."""
+    ids = list(row["input_ids"][:length])
+    return {"input_ids": ids, "labels": [IGNORED] * (len(ids) // 2) + ids[len(ids) // 2 :]}
 
 
 def nll_of(model: PreTrainedModel, rows: Sequence[dict[str, list[int]]]) -> Tensor:

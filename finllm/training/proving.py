@@ -26,13 +26,14 @@ from transformers import PreTrainedModel
 from finllm.cpu import joined, kernels
 from finllm.errors import UserError
 from finllm.models.adapters import base_of
-from finllm.models.dropout import prove_dropout
+from finllm.models.dropout import StaysRandom, prove_dropout
 from finllm.models.gradients import farther_than_its_own, gradient_difference, gradients_of
 from finllm.models.merge import merged_proof
 from finllm.models.method_proofs import nudged
 from finllm.models.proofs import (
     PROVING,
     Proof,
+    clipped,
     future_difference,
     head_difference,
     in_float32,
@@ -62,8 +63,8 @@ def prove(trainer: Any) -> list[Proof]:
     `trainer` offers `_likelihood`, `data_collator`, `set_way` and the rows; see finllm.training.trainer.
     """
     documents = list(itertools.islice(_documents(trainer.train_dataset), LOOKED_AT))
-    long = _clipped(max(documents, key=lambda document: len(document["input_ids"])), LONGEST)
-    probe = [_clipped(document, length) for document, length in zip(documents[-2:], (SHORT, SHORTER), strict=False)]
+    long = clipped(max(documents, key=lambda document: len(document["input_ids"])), LONGEST)
+    probe = [clipped(document, length) for document, length in zip(documents[-2:], (SHORT, SHORTER), strict=False)]
     training = trainer.model.training
     trainer.model.eval()
     try:
@@ -114,12 +115,6 @@ def _as_coarse_as_its_own(trainer: Any, probe: list[dict[str, list[int]]], name:
 
 def _documents(dataset):
     return (document for row in dataset for document in joined.documents_of(row))
-
-
-def _clipped(document: dict[str, list[int]], length: int) -> dict[str, list[int]]:
-    """A row's first tokens, the second half of them supervised: what a template begins with is a row like any other."""
-    ids = document["input_ids"][:length]
-    return {"input_ids": ids, "labels": [joined.IGNORED] * (len(ids) // 2) + ids[len(ids) // 2 :]}
 
 
 def _short_of(row: dict[str, Any]) -> dict[str, list[int]]:
@@ -264,7 +259,7 @@ def prove_dropout_of(trainer: Any, share: float) -> Proof:
 
     An adapter is off meanwhile, since it has a dropout of its own.
     """
-    rows = [_clipped(document, FEW) for document in itertools.islice(_documents(trainer.train_dataset), 2)]
+    rows = [clipped(document, FEW) for document in itertools.islice(_documents(trainer.train_dataset), 2)]
 
     def loss() -> float:
         _, nll_B, tokens_B = _likelihood(trainer, rows)
@@ -275,9 +270,15 @@ def prove_dropout_of(trainer: Any, share: float) -> Proof:
     without_adapter = trainer.model.disable_adapter() if isinstance(trainer.model, PeftModel) else nullcontext()
     training = trainer.model.training
     trainer.model.train()
-    with without_adapter, torch.no_grad(), in_float32(trainer.model):
-        limit = LOSS if is_exact(trainer.model) else COARSE_LOSS
-        moved = prove_dropout(base_of(trainer.model), share, loss, limit)
+    base, limit = base_of(trainer.model), LOSS
+    with without_adapter, torch.no_grad():
+        try:  # as it trains, where two equal passes are equal on a CPU whatever the precision
+            with trainer.accelerator.autocast():
+                moved = prove_dropout(base, share, loss, limit)
+        except StaysRandom:  # or rounds anew each time, as some GPUs do
+            with in_float32(trainer.model):
+                limit = LOSS if is_exact(trainer.model) else COARSE_LOSS
+                moved = prove_dropout(base, share, loss, limit)
     trainer.model.train(training)
     for parameter, wanted in trains:
         parameter.requires_grad_(wanted)
@@ -304,7 +305,7 @@ def prove_saved(trainer: Any, saved: Path, load_saved: Callable[[Path], PreTrain
         loaded.to(trainer.args.device)
     with in_float32(trained):
         before_N = nll_of(trained, rows).double()
-    with in_float32(loaded.eval()):
+    with in_float32(loaded.eval(), used_up=True):
         after_N, limit = nll_of(loaded, rows).double(), LOSS if is_exact(loaded) else RELOADED_COARSE
         trainer.set_way(*way)
         apart = float((before_N - after_N).abs().mean())

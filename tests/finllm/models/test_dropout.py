@@ -5,7 +5,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from finllm.errors import UserError
-from finllm.models.dropout import prove_dropout, set_dropout
+from finllm.models.dropout import StaysRandom, prove_dropout, set_dropout
 
 V = 100
 SMALL = {
@@ -87,7 +87,7 @@ def test_a_model_that_stays_random_is_refused():
         return output + 0.1 * torch.randn_like(output) if module.training else output
 
     model.get_input_embeddings().register_forward_hook(shaken)
-    with pytest.raises(UserError, match=r"base_dropout is 0, and with all its dropout at 0 this model stays random"):
+    with pytest.raises(StaysRandom, match=r"base_dropout is 0, and with all its dropout at 0 this model stays random"):
         prove_dropout(model, 0.0, loss_of(model), 1e-5)
 
 

@@ -261,6 +261,12 @@ def test_precision_and_what_it_is_turned_back_into(model):
     after = model.state_dict()
     assert {name: tensor.dtype for name, tensor in after.items()} == {n: t.dtype for n, t in before.items()}
     assert all(torch.equal(tensor, before[name]) for name, tensor in after.items())
+    tied = Two()
+    tied.register_parameter("again", tied.a)
+    tied.bfloat16()
+    with in_float32(tied, used_up=True):
+        assert tied.again is tied.a and is_exact(tied)
+    assert is_exact(tied), "it is done with"
     with pytest.raises(ZeroDivisionError), in_float32(model):
         raise ZeroDivisionError
     assert model.lm_head.weight.dtype == torch.float16 and is_exact(Two().double())

@@ -12,6 +12,8 @@ import torch
 from peft import PeftModel
 
 from finllm.errors import UserError
+from finllm.models import proofs
+from finllm.models.dropout import StaysRandom
 from finllm.models.proofs import Proof
 from finllm.training import proving
 
@@ -48,9 +50,13 @@ class Adapted(Model, PeftModel):
 @pytest.fixture
 def given(monkeypatch):
     """What the figures of finllm/models/proofs.py are; a test changes them."""
-    found = SimpleNamespace(exact=True, rounding=1e-4, head=0.0, gradients=(0.0, "w"), nll={}, kernels=[], asked=[])
+    found = SimpleNamespace(
+        exact=True, rounding=1e-4, head=0.0, gradients=(0.0, "w"), nll={}, kernels=[], asked=[], float32=[]
+    )
     monkeypatch.setattr(proving, "is_exact", lambda model: found.exact)
-    monkeypatch.setattr(proving, "in_float32", lambda model: nullcontext())
+    monkeypatch.setattr(
+        proving, "in_float32", lambda model, used_up=False: found.float32.append(used_up) or nullcontext()
+    )
     monkeypatch.setattr(proving, "base_of", lambda model: model)
     monkeypatch.setattr(proving, "rounding_of", lambda model: found.rounding)
     monkeypatch.setattr(proving, "head_difference", lambda model, ids: found.asked.append(ids.tolist()) or found.head)
@@ -93,8 +99,8 @@ def row(length, first=0):
 
 
 def test_a_rows_first_tokens_the_second_half_of_them_supervised():
-    assert proving._clipped(row(9), 6) == {"input_ids": [0, 1, 2, 3, 4, 5], "labels": [IGNORED] * 3 + [3, 4, 5]}
-    assert proving._clipped(row(5), 6) == {"input_ids": [0, 1, 2, 3, 4], "labels": [IGNORED] * 2 + [2, 3, 4]}
+    assert proofs.clipped(row(9), 6) == {"input_ids": [0, 1, 2, 3, 4, 5], "labels": [IGNORED] * 3 + [3, 4, 5]}
+    assert proofs.clipped(row(5), 6) == {"input_ids": [0, 1, 2, 3, 4], "labels": [IGNORED] * 2 + [2, 3, 4]}
 
 
 @pytest.mark.parametrize(("length", "first", "end"), [(300, 10, 64), (300, 48, 64), (300, 49, 65), (300, 200, 216),
@@ -385,25 +391,35 @@ def test_a_models_mode_comes_back_where_it_is_refused(given, monkeypatch):
     assert trainer.model.training is True and trainer.model.modes[0] is False
 
 
-@pytest.mark.parametrize(("exact", "limit"), [(True, 1e-4), (False, 2e-2)])
+@pytest.mark.parametrize(("exact", "coarse"), [(True, 1e-4), (False, 2e-2)])
 @pytest.mark.parametrize(("share", "more"), [(0.0, ""), (0.25, ", with 0.25 they differ")])
 @pytest.mark.parametrize("adapted", [True, False])
-def test_dropout_is_proved_on_two_rows_and_changes_nothing(given, monkeypatch, exact, limit, share, more, adapted):
+@pytest.mark.parametrize("rounds_anew", [True, False])
+def test_dropout_is_proved_on_two_rows_and_changes_nothing(given, monkeypatch, exact, coarse, share, more, adapted,
+                                                           rounds_anew):  # fmt: skip
     given.exact = exact
     model = (Adapted if adapted else Model)()
     weights = [torch.nn.Parameter(torch.zeros(1), requires_grad=trains) for trains in (True, False)]
-    model.parameters, model.training, entered = lambda: weights, False, []
+    model.parameters, model.training, entered, asked = lambda: weights, False, [], []
 
     @contextmanager
-    def disable_adapter():
-        entered.append("off")
-        yield
+    def inside(what, after=lambda: None):
+        entered.append(what)
+        try:
+            yield
+        finally:
+            entered.remove(what)
+            after()
+
+    def all_train():
         for weight in weights:
             weight.requires_grad_(True)
 
-    model.disable_adapter = disable_adapter
+    model.disable_adapter = lambda: inside("off", all_train)
     trainer = Trainer(model)
     trainer.train_dataset = [row(30), row(5), row(40)]
+    trainer.accelerator.autocast = lambda: inside("as it trains")
+    monkeypatch.setattr(proving, "in_float32", lambda model: inside("float32"))
     monkeypatch.setattr(proving.joined, "documents_of", lambda each: [each])
 
     def of(_model, rows):
@@ -411,16 +427,34 @@ def test_dropout_is_proved_on_two_rows_and_changes_nothing(given, monkeypatch, e
         return None, torch.tensor([6.0, 3.0]), torch.tensor([4, 2])
 
     def prove_dropout(_model, wanted, loss, most):
-        assert model.training and (wanted, most) == (share, limit) and not torch.is_grad_enabled()
+        assert model.training and wanted == share and not torch.is_grad_enabled()
+        asked.append((*entered, most))
+        if rounds_anew and len(asked) == 1:
+            raise StaysRandom("its losses differ")
         return loss() / 1000
 
     trainer._likelihood = of
     monkeypatch.setattr(proving, "prove_dropout", prove_dropout)
     proof = proving.prove_dropout_of(trainer, share)
     said = f"with a dropout of 0 two passes in training mode are within 0.002 nats a token{more}"
-    assert proof == Proof("dropout", 1.5e-3, limit, True, said)
+    assert proof == Proof("dropout", 1.5e-3, coarse if rounds_anew else 1e-4, True, said)
+    off = ["off"] * adapted
+    assert asked == [(*off, "as it trains", 1e-4), (*off, "float32", coarse)][: 1 + rounds_anew]
     assert model.training is False and [weight.requires_grad for weight in weights] == [True, False]
-    assert entered == (["off"] if adapted else [])
+
+
+def test_dropout_that_stays_random_in_float32_too_is_refused(given, monkeypatch):
+    def random(*_):
+        raise StaysRandom("its losses differ")
+
+    model = Model()
+    model.parameters = lambda: [torch.nn.Parameter(torch.zeros(1))]
+    trainer = Trainer(model)
+    trainer.train_dataset = [row(30), row(5)]
+    monkeypatch.setattr(proving.joined, "documents_of", lambda each: [each])
+    monkeypatch.setattr(proving, "prove_dropout", random)
+    with pytest.raises(UserError, match="its losses differ"):
+        proving.prove_dropout_of(trainer, 0.0)
 
 
 @pytest.mark.parametrize(("exact", "apart", "good"), [
@@ -464,6 +498,6 @@ def test_what_was_saved_is_what_was_trained(given, monkeypatch, exact, apart, go
         with pytest.raises(UserError, match=rf"saved to {tmp_path} is not the one that was trained: a validation row"):
             proving.prove_saved(trainer, tmp_path, load)
     assert asked == [(name, 64, 1, False, ("padded", way[1])) for name in ("trained", "loaded")]
-    assert trainer.taken == [("padded", way[1]), way]
+    assert trainer.taken == [("padded", way[1]), way] and given.float32 == [False, True]
     assert loaded.moved_to == ([] if quantised else ["cpu"]) and trained.moved_to == []
     assert bare == [{"keep_fp32_wrapper": False, "keep_torch_compile": False}]
