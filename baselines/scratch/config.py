@@ -103,11 +103,15 @@ class TrainConfig:
 TYPES = typing.get_type_hints(TrainConfig)
 
 
-def read_config(arguments: list[str], description: str) -> tuple[TrainConfig, bool]:
-    """The settings of a command line, and whether it says `--resume auto`; a `UserError` names every problem."""
+def read_config(arguments: list[str], description: str) -> tuple[TrainConfig, bool, int | None]:
+    """The settings of a command line, whether it says `--resume auto`, and `--stop_at_step`.
+
+    A `UserError` names every problem.
+    """
     parser = Parser(description=description, allow_abbrev=False)
     parser.add_argument("--config", help="YAML file of the keys below; a flag stands over the file")
     parser.add_argument("--resume", choices=["auto"], help="go on with the run in output_dir, or begin it")
+    parser.add_argument("--stop_at_step", metavar="VALUE", help="stop after this step; --resume auto goes on")
     parser.add_argument("--template", default=TEMPLATE_ID, help="alpaca, and no other")
     for field in dataclasses.fields(TrainConfig):
         default = "required" if field.default is dataclasses.MISSING else f"default {field.default}"
@@ -115,9 +119,12 @@ def read_config(arguments: list[str], description: str) -> tuple[TrainConfig, bo
     known, unknown = parser.parse_known_args(arguments)
     flags = vars(known)
     path, resume, template = flags.pop("config"), flags.pop("resume") == "auto", flags.pop("template")
+    stop = flags.pop("stop_at_step")
 
     names = [field.name for field in dataclasses.fields(TrainConfig)]
     problems = []
+    if stop is not None and not (stop.isdecimal() and int(stop)):
+        problems.append(f"stop_at_step is {stop!r} and must be a whole number, at least 1")
     for before, word in itertools.pairwise(["", *unknown]):
         if word.startswith("--"):
             flag = word.split("=")[0]
@@ -144,7 +151,7 @@ def read_config(arguments: list[str], description: str) -> tuple[TrainConfig, bo
     if not problems:
         problems = list(_limits(TrainConfig(**values)))
     raise_problems(problems, where)
-    return TrainConfig(**values), resume
+    return TrainConfig(**values), resume, None if stop is None else int(stop)
 
 
 def _typed(value: Any, kind: Any) -> Any:

@@ -19,6 +19,7 @@ from baselines.scratch.losses import IGNORED, Objective
 from baselines.scratch.model import Transformer
 from finllm.cpu.machine import peak_memory_bytes
 from finllm.errors import UserError
+from finllm.files import write_jsonl
 from finllm.run_dir import RunDir
 from finllm.terminal import Terminal
 from finllm.training.stopping import Stop
@@ -79,11 +80,13 @@ class Training:
         validation: list[Example],
         progress: Progress,
         best: Weights,
+        stop_at_step: int | None = None,
     ):
         self.config, self.run, self.accelerator, self.console = config, run, accelerator, console
         self.model, self.plain_optimizer = model, optimizer
         self.parallel_model, self.optimizer = accelerator.prepare(model, optimizer)
         self.examples, self.validation, self.progress, self.best = examples, validation, progress, best
+        self.stop_at_step = stop_at_step
         self.sizes = [example.size for example in examples]
         self.objective = Objective(config.label_smoothing, config.unlikelihood)
         self.total_steps = config.max_steps or sum(
@@ -92,7 +95,7 @@ class Training:
         )
 
     def run_to_end(self) -> None:
-        """All steps that are left. A signal ends one, and then, with a checkpoint, the process."""
+        """All steps that are left. A signal or `stop_at_step` ends with one, and a checkpoint, the process."""
         stop = Stop()
         stop.listen()
         try:
@@ -101,6 +104,13 @@ class Training:
             stop.leave()
         if stop.signal:
             stop.exit(self.progress.step, self.accelerator.num_processes, self.accelerator.is_main_process)
+        if self.progress.step == self.stop_at_step and self.progress.step < self.total_steps:
+            self.console.print(
+                f"{self.run.path} is at step {self.progress.step:,} of {self.total_steps:,}, as stop_at_step asked; "
+                "--resume auto goes on"
+            )
+            self.run.let_go()
+            raise SystemExit(0)
 
     def _run(self, stop: Stop) -> None:
         config, progress = self.config, self.progress
@@ -120,12 +130,15 @@ class Training:
                 self.step([self.examples[index] for index in batch])
                 bar.update(task, completed=progress.step)
                 last = progress.step == self.total_steps
+                asked = progress.step == self.stop_at_step
                 if last or progress.step % config.logging_steps == 0:
                     self.log()
                 if last or progress.step % config.eval_steps == 0:
                     self.evaluate()
+                elif asked:
+                    self.validated()  # for who asked: the run goes on as if nobody had
                 progress.train_seconds = time.perf_counter() - started
-                stopped = stop.agree(self.accelerator.num_processes, self.accelerator.device)
+                stopped = stop.agree(self.accelerator.num_processes, self.accelerator.device) or asked
                 due = stopped or last or progress.step % config.save_steps == 0  # the last: it may go on for longer
                 if due and self.accelerator.is_main_process:
                     save_checkpoint(self.run.checkpoints, progress, self.model, self.best, self.plain_optimizer)
@@ -181,28 +194,42 @@ class Training:
         self.window = Window(progress.tokens, time.perf_counter())
 
     def evaluate(self) -> None:
-        """The validation loss, always Σ nll / Σ tokens in float32 weights; the best weights so far are kept."""
-        progress, device = self.progress, self.accelerator.device
-        before = time.perf_counter()
-        self.model.eval()
-        nll = 0.0
-        tokens = sum(example.supervised for example in self.validation)
-        sizes = [example.size for example in self.validation]
-        with torch.inference_mode():
-            for batch in batches_of_epoch(sizes, self.config.batch_tokens, seed=0, epoch=0):
-                part = part_of_this_process([self.validation[index] for index in batch], self.accelerator)
-                nll += self.model(*collate(part, device)).item()
-        progress.final_validation_loss = self.sum_over_processes(nll) / tokens
+        """Validate, and keep the best weights so far."""
+        progress = self.progress
+        progress.final_validation_loss = self.validated()
         if progress.best_validation_loss is None or progress.final_validation_loss < progress.best_validation_loss:
             progress.best_validation_loss, progress.evaluations_since_best = progress.final_validation_loss, 0
             self.best = copy_of(self.model)
         else:
             progress.evaluations_since_best += 1
+
+    def validated(self) -> float:
+        """The validation loss now, always Σ nll / Σ tokens in float32 weights.
+
+        It goes into metrics.jsonl, and what each row has of it into validation.jsonl, for two runs to be compared by
+        rows.
+        """
+        progress, device = self.progress, self.accelerator.device
+        before = time.perf_counter()
+        self.model.eval()
+        nll_R = torch.zeros(len(self.validation), dtype=torch.float64, device=device)  # R rows
+        sizes = [example.size for example in self.validation]
+        with torch.inference_mode():
+            for batch in batches_of_epoch(sizes, self.config.batch_tokens, seed=0, epoch=0):
+                if mine := batch[self.accelerator.process_index :: self.accelerator.num_processes]:
+                    nll_R[mine] = self.model.nll(*collate([self.validation[row] for row in mine], device))
+        if self.accelerator.num_processes > 1:
+            nll_R = self.accelerator.reduce(nll_R)
+        tokens = [example.supervised for example in self.validation]
+        loss = float(nll_R.sum()) / sum(tokens)
         if self.accelerator.is_main_process:
-            loss = progress.final_validation_loss
             self.run.log({"step": progress.step, "epoch": progress.epoch, "validation_loss": loss})
-        self.console.print(f"step {progress.step:,}: validation loss {progress.final_validation_loss:.4f}")
+            pairs = zip(nll_R.tolist(), tokens, strict=True)
+            write_jsonl(self.run.validation, [{"step": progress.step, "row": row, "nll": nll, "tokens": count}
+                                              for row, (nll, count) in enumerate(pairs)])  # fmt: skip
+        self.console.print(f"step {progress.step:,}: validation loss {loss:.4f}")
         self.window.started += time.perf_counter() - before  # the rate of a logged line is that of training
+        return loss
 
     def sum_over_processes(self, value: float) -> float:
         if self.accelerator.num_processes == 1:

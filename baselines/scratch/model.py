@@ -88,6 +88,12 @@ class Transformer(nn.Module):
             return linear_cross_entropy(hidden_NC, self.matrix_VC, labels_N)[0]
         return objective(self.logits(hidden_NC), labels_N, texts_N).sum()
 
+    def nll(self, ids_BT: torch.Tensor, labels_BT: torch.Tensor, source_BS: torch.Tensor | None = None) -> torch.Tensor:
+        """The negative log-likelihood of each text's supervised tokens, in nats: nll_B, float64."""
+        hidden_NC, labels_N, texts_N = next_token_pairs(self.hidden(ids_BT, self.read(source_BS)), labels_BT)
+        nll_N = linear_cross_entropy(hidden_NC, self.matrix_VC, labels_N)[1]
+        return nll_N.new_zeros(len(ids_BT), dtype=torch.float64).index_add(0, texts_N, nll_N.double())
+
     def read(self, source_BS: torch.Tensor | None) -> list[Keys] | None:
         """What the encoder makes of the prompts, ready for each layer's cross-attention; None but for seq2seq."""
         if self.config.variant != "seq2seq":

@@ -44,12 +44,14 @@ from finllm.training.summary import already_finished, print_summary, proved
 
 
 def main() -> None:
-    config, resume = read_config(sys.argv[1:], "Train a small transformer from nothing on a dataset dir.")
-    train(config, resume)
+    train(*read_config(sys.argv[1:], "Train a small transformer from nothing on a dataset dir."))
 
 
-def train(config: TrainConfig, resume: bool = False) -> None:
-    """Train, and leave a complete run dir in `config.output_dir`; with `resume`, go on from its newest checkpoint."""
+def train(config: TrainConfig, resume: bool = False, stop_at_step: int | None = None) -> None:
+    """Train, and leave a complete run dir in `config.output_dir`; with `resume`, go on from its newest checkpoint.
+
+    After `stop_at_step`, a checkpoint and a validation loss of it, `SystemExit` with 0.
+    """
     run = RunDir(config.output_dir)
     run.check_place(resume)
     machine.use_all_cores()
@@ -125,7 +127,8 @@ def train(config: TrainConfig, resume: bool = False) -> None:
         lines = run.metrics_so_far() if place else []
         write_jsonl(run.metrics, [line for line in lines if line["step"] <= progress.step])
 
-    training = Training(config, run, accelerator, console, model, optimizer, examples, validation, progress, best)
+    training = Training(config, run, accelerator, console, model, optimizer, examples, validation, progress, best,
+                        stop_at_step)  # fmt: skip
     parameters = sum(parameter.numel() for parameter in model.parameters())
     console.print(
         f"{parameters:,} parameters, {len(examples):,} examples, {training.total_steps:,} steps on "

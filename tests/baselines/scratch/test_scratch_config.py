@@ -12,10 +12,11 @@ from finllm.errors import UserError
 def test_config_file_then_flags(tmp_path):
     path = tmp_path / "c.yaml"
     path.write_text("dataset_name: data\noutput_dir: runs/x\nlearning_rate: 1e-4\nlayers: 3\nbf16: false\n")
-    config, resume = read_config(["--config", str(path), "--layers", "5", "--max_steps=7", "--resume", "auto"], "")
+    given = ["--config", str(path), "--layers", "5", "--max_steps=7", "--resume", "auto", "--stop_at_step", "3"]
+    config, resume, stop_at_step = read_config(given, "")
     assert (config.learning_rate, config.layers, config.max_steps, config.bf16, resume) == (1e-4, 5, 7, False, True)
     (tmp_path / "again.yaml").write_text(yaml.safe_dump(dataclasses.asdict(config)))
-    assert read_config(["--config", str(tmp_path / "again.yaml")], "") == (config, False)
+    assert read_config(["--config", str(tmp_path / "again.yaml")], "") == (config, False, None)
 
 
 def test_all_problems_at_once(tmp_path):
@@ -74,5 +75,5 @@ def test_the_published_model_has_its_norms_after_each_part():
     assert {variant: read_config([*given, variant], "")[0].norm for variant in VARIANTS} == {
         "as_published": "post", "causal": "pre", "seq2seq": "pre",
     }  # fmt: skip
-    config, _ = read_config([*given, "as_published", "--norm", "pre"], "")
+    config, *_ = read_config([*given, "as_published", "--norm", "pre"], "")
     assert config.norm == "pre"
