@@ -3,7 +3,7 @@
     python recipes/compare.py --config recipes/configs/compare.yaml --output_dir runs/study [--resume auto]
 
 The rate of each method is searched on validation loss, the chosen settings are trained with every seed, and only then
-is the test split looked at. Every training is a process of recipes/sft.py with a run dir of its own; the same command
+is the test split looked at. Every training is a process of recipes/sft.py, or of a baseline's command, with a run dir of its own; the same command
 with `--resume auto` goes on after any kill, and with `--join` a second machine helps on a shared folder.
 """
 
@@ -30,12 +30,14 @@ from finllm.study.results import results_of
 from finllm.study.settings import Study, read_study
 from finllm.study.starting import Forking
 from finllm.study.storage import Storage
+from finllm.study.trial import COMMANDS, keys_of
 from finllm.terminal import Parser, Terminal
 
 ROOT = Path(__file__).resolve().parents[1]
 # Where to look for the rate of what has no method of peft: full training from a tenth of the usual rate of LoRA
 # (Thinking Machines 2025, "LoRA Without Regret"), a part of the weights up to a few times that.
 FULL, PARTIAL = (1e-5, 1e-3), (1e-4, 1e-3)
+SCRATCH = (1e-3, 1e-2)  # of a small model from random weights, which nothing has to be kept of
 
 
 def main() -> None:
@@ -82,7 +84,10 @@ def read_arguments() -> argparse.Namespace:
 
 
 def usual_rates(settings: Mapping[str, Any]) -> tuple[float, float]:
-    """Check the recipe's keys of a run, and say between which learning rates its method is usually trained."""
+    """Check the keys of a run, and say between which learning rates its method is usually trained."""
+    if settings.get("baseline"):
+        check_baseline(settings)
+        return SCRATCH
     # TRL comes with it: seconds that help and a mistyped study need not wait for
     from finllm.training.config import parse
 
@@ -96,6 +101,20 @@ def usual_rates(settings: Mapping[str, Any]) -> tuple[float, float]:
     if model.kind is not None:
         return known_method(model.kind).rates or PARTIAL
     return PARTIAL if model.trainable else FULL
+
+
+def check_baseline(settings: Mapping[str, Any]) -> None:
+    """Let the baseline's own command say whether it can be trained so: recipes know nothing of baselines."""
+    script, _ = COMMANDS[settings["baseline"]]
+    with tempfile.NamedTemporaryFile("w", suffix=".yaml", encoding="utf-8") as file:
+        yaml.safe_dump({**keys_of(settings), "learning_rate": 1e-3}, file)
+        file.flush()
+        command = [sys.executable, str(ROOT / script), "--config", file.name, "--dry_run"]
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    if done.returncode:
+        said = done.stderr[done.stderr.find("error: ") :].removeprefix("error: ").split("\n")
+        said = "; ".join(line.strip() for line in said if line.strip())
+        raise UserError(said.replace(f" in {file.name}", "").replace(f"{file.name}: ", ""))
 
 
 def claim_folder(folder: Path, study: Study, arguments: argparse.Namespace) -> None:
@@ -135,6 +154,8 @@ def plans_of(study: Study, folder: Path) -> dict[str, dict[str, Any] | str]:
     plans: dict[str, dict[str, Any] | str] = {}
     for method in study.methods:
         candidate = study.of(method)[0]
+        if "baseline" in candidate.settings:  # `finllm plan` plans what recipes/sft.py trains
+            continue
         place, config = folder / method, folder / f"{method}.yaml"
         if not (place / "plan.json").exists():
             settings = study.settings_of(candidate, candidate.grid[0], study.seeds[0])

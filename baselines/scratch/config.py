@@ -9,7 +9,7 @@ import math
 import types
 import typing
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from finllm.bounded import read_yaml
 from finllm.errors import did_you_mean, raise_problems
@@ -103,14 +103,21 @@ class TrainConfig:
 TYPES = typing.get_type_hints(TrainConfig)
 
 
-def read_config(arguments: list[str], description: str) -> tuple[TrainConfig, bool, int | None]:
-    """The settings of a command line, whether it says `--resume auto`, and `--stop_at_step`.
+class Asked(NamedTuple):
+    """What a command line asks for."""
 
-    A `UserError` names every problem.
-    """
+    config: TrainConfig
+    resume: bool  # `--resume auto`
+    stop_at_step: int | None
+    dry_run: bool  # the settings were to be checked, and no more
+
+
+def read_config(arguments: list[str], description: str) -> Asked:
+    """The settings of a command line, and what it asks for beside them; a `UserError` names every problem."""
     parser = Parser(description=description, allow_abbrev=False)
     parser.add_argument("--config", help="YAML file of the keys below; a flag stands over the file")
     parser.add_argument("--resume", choices=["auto"], help="go on with the run in output_dir, or begin it")
+    parser.add_argument("--dry_run", action="store_true", help="check the settings, and no more")
     parser.add_argument("--stop_at_step", metavar="VALUE", help="stop after this step; --resume auto goes on")
     parser.add_argument("--template", default=TEMPLATE_ID, help="alpaca, and no other")
     for field in dataclasses.fields(TrainConfig):
@@ -119,7 +126,7 @@ def read_config(arguments: list[str], description: str) -> tuple[TrainConfig, bo
     known, unknown = parser.parse_known_args(arguments)
     flags = vars(known)
     path, resume, template = flags.pop("config"), flags.pop("resume") == "auto", flags.pop("template")
-    stop = flags.pop("stop_at_step")
+    stop, dry_run = flags.pop("stop_at_step"), flags.pop("dry_run")
 
     names = [field.name for field in dataclasses.fields(TrainConfig)]
     problems = []
@@ -151,7 +158,7 @@ def read_config(arguments: list[str], description: str) -> tuple[TrainConfig, bo
     if not problems:
         problems = list(_limits(TrainConfig(**values)))
     raise_problems(problems, where)
-    return TrainConfig(**values), resume, None if stop is None else int(stop)
+    return Asked(TrainConfig(**values), resume, None if stop is None else int(stop), dry_run)
 
 
 def _typed(value: Any, kind: Any) -> Any:

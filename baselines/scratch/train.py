@@ -44,7 +44,9 @@ from finllm.training.summary import already_finished, print_summary, proved
 
 
 def main() -> None:
-    train(*read_config(sys.argv[1:], "Train a small transformer from nothing on a dataset dir."))
+    asked = read_config(sys.argv[1:], "Train a small transformer from nothing on a dataset dir.")
+    if not asked.dry_run:
+        train(asked.config, asked.resume, asked.stop_at_step)
 
 
 def train(config: TrainConfig, resume: bool = False, stop_at_step: int | None = None) -> None:

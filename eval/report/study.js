@@ -1,10 +1,11 @@
 // The study: validation loss against learning rate, a curve a method, and quality against what a method costs.
 
-function rateChart(study) {
+/** The chart and legend number `group`, of methods of one tokenizer: losses a token of two are not of one kind. */
+function rateChart(curves, group) {
   const hidden = new Set();
-  const redraw = drawAtWidth(field("rate-chart"), (width) => {
-    const seen = study.curves.filter((curve) => !hidden.has(curve.name));
-    const drawn = seen.length ? seen : study.curves;
+  const redraw = drawAtWidth(field(`rate-chart-${group}`), (width) => {
+    const seen = curves.filter((curve) => !hidden.has(curve.name));
+    const drawn = seen.length ? seen : curves;
     const points = drawn.flatMap((curve) => [...curve.whole, ...curve.part]);
     const rates = points.map(([rate]) => rate);
     const losses = points.map(([, loss]) => loss).sort((a, b) => a - b);
@@ -32,14 +33,14 @@ function rateChart(study) {
     }
     return chart;
   });
-  for (const curve of study.curves) {
+  for (const curve of curves) {
     const button = html("button", { type: "button", "aria-pressed": "true" }, swatch(curve), `${curve.name} ${curve.rate}`);
     button.addEventListener("click", () => {
       if (!hidden.delete(curve.name)) hidden.add(curve.name);
       button.setAttribute("aria-pressed", String(!hidden.has(curve.name)));
       redraw();
     });
-    field("rate-legend").append(button);
+    field(`rate-legend-${group}`).append(button);
   }
 }
 
@@ -53,11 +54,11 @@ function methodChart(study) {
     ["trainable_parameters", "Trainable parameters", short], ["train_seconds", "Train time", clock],
     ["peak_memory_bytes", "Peak memory", (value) => `${Number((value / 1e9).toPrecision(2))} GB`],
     ["forgetting", "Forgetting, nats a token", (value) => String(Number(value.toPrecision(2)))],
-  ].filter(([key]) => study.methods.every((method) => !method.seeds || method[key] > 0));
+  ].filter(([key]) => study.methods.some((method) => method.seeds && method[key] > 0));
   let chosen = 0;
-  const trained = study.methods.filter((method) => method.seeds);
   const redraw = drawAtWidth(field("study-chart"), (width) => {
     const [key, title, format] = costs[chosen];
+    const trained = study.methods.filter((method) => method.seeds && method[key] > 0); // what began from nothing has nothing to forget
     const bounds = study.methods.flatMap((method) => method.interval);
     const [low, high] = [Math.min(...bounds), Math.max(...bounds)];
     const room = (high - low) * 0.1 || 0.05;
@@ -98,19 +99,19 @@ function methodChart(study) {
   });
 }
 
-function scaledChart(study) {
-  drawAtWidth(field("scaled-chart"), (width) => {
-    const losses = study.scaled.flatMap((each) => each.nats_per_token);
-    const scales = study.scaled.flatMap((each) => each.scales);
+function scaledChart(scaled, group) {
+  drawAtWidth(field(`scaled-chart-${group}`), (width) => {
+    const losses = scaled.flatMap((each) => each.nats_per_token);
+    const scales = scaled.flatMap((each) => each.scales);
     const [low, high] = [Math.min(...losses), Math.max(...losses)];
     const room = (high - low) * 0.06 || 0.05;
     const x = linear(Math.min(...scales), Math.max(...scales), MARGIN.left, width - MARGIN.right - 12);
     const y = linear(low - room, high + room, HEIGHT - MARGIN.bottom, MARGIN.top);
     const chart = frame(
-      width, "Loss against the scale of what was learned: " + study.scaled.map((each) => `${each.name} is best at ${each.best}`).join(", "),
+      width, "Loss against the scale of what was learned: " + scaled.map((each) => `${each.name} is best at ${each.best}`).join(", "),
       x, y, ticks(Math.min(...scales), Math.max(...scales), 6), ticks(low - room, high + room, 6), (scale) => String(scale), "scale", "loss, nats per token",
     );
-    for (const each of study.scaled) {
+    for (const each of scaled) {
       const points = each.scales.map((scale, index) => [x(scale), y(each.nats_per_token[index])]);
       const [px, py] = points[each.scales.indexOf(each.best)];
       const path = points.map(([left, top], index) => `${index ? "L" : "M"}${left.toFixed(1)} ${top.toFixed(1)}`).join("");
@@ -122,7 +123,10 @@ function scaledChart(study) {
 }
 
 if (data.study) {
-  rateChart(data.study);
-  if (data.study.scaled.length) scaledChart(data.study);
+  data.study.groups.forEach((names, group) => {
+    rateChart(data.study.curves.filter((curve) => names.includes(curve.name)), group);
+    const scaled = data.study.scaled.filter((each) => names.includes(each.name));
+    if (scaled.length) scaledChart(scaled, group);
+  });
   methodChart(data.study);
 }

@@ -29,6 +29,7 @@ class Evaluating:
         """
         asked, by_base = study.evaluation, runs_by_base(study, content, self.folder / "trials")
         runs = [run for held in by_base.values() for run in held]
+        from_nothing = by_base.pop(None, [])  # it has no base to forget, nor one to be scaled from
         flags = ["--split", asked.split, "--max_new_tokens", asked.max_new_tokens, "--batch_size", asked.batch_size]
         flags += ["--max_examples", asked.max_examples] if asked.max_examples is not None else []
         flags += ["--max_generated", asked.max_generated] if asked.max_generated is not None else []
@@ -44,8 +45,9 @@ class Evaluating:
                 texts = ["--base", place, "--texts", asked.texts]
                 self._one("eval/forgetting.py", by_base[base][0], *texts)  # here the base model writes its texts
                 self._shared_out("eval/forgetting.py", by_base[base], texts)
-        if asked.scales:
-            firsts = [held[0] for held in _finals(content, self.folder / "trials").values() if held]
+        finals = _finals(content, self.folder / "trials").values()
+        firsts = [held[0] for held in finals if held and held[0] not in from_nothing]
+        if asked.scales and firsts:
             self._shared_out("eval/scaling.py", firsts, ["--scales", *asked.scales, "--batch_size", asked.batch_size])
         self._one("eval/leaderboard.py", *bases.values(), *runs, "--study", self.folder, "--split", asked.split,
                   "--output_dir", self.folder / "report")  # fmt: skip
@@ -85,12 +87,15 @@ class Evaluating:
         return [sys.executable, str(self.root / script), *map(str, arguments)]
 
 
-def runs_by_base(study: Study, content: dict[str, Any], trials: Path) -> dict[str, list[Path]]:
-    """The final runs by the base model that they began with, in the order of methods and seeds."""
-    found: dict[str, list[Path]] = {}
+def runs_by_base(study: Study, content: dict[str, Any], trials: Path) -> dict[str | None, list[Path]]:
+    """The final runs by the base model that they began with, in the order of methods and seeds.
+
+    Under None are those that began with random weights.
+    """
+    found: dict[str | None, list[Path]] = {}
     for method, runs in _finals(content, trials).items():
         if runs:
-            found.setdefault(study.of(method)[0].settings["model_name_or_path"], []).extend(runs)
+            found.setdefault(study.of(method)[0].settings.get("model_name_or_path"), []).extend(runs)
     return found
 
 

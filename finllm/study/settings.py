@@ -2,7 +2,8 @@
 
     shared:                  keys of recipes/sft.py that all methods have; a method's own come before them
     budget:                  steps of a run, and after how many the best rates go on
-    methods:                 a name, and the keys that make the method
+    methods:                 a name, and the keys that make the method; with `baseline: scratch` those of
+                             baselines/scratch, and of `shared` the data alone
     search:                  the learning rates, for all methods alike
     seeds:                   the first is searched with, all are trained at the chosen settings
     evaluation:              flags of eval/run.py
@@ -35,6 +36,7 @@ OURS = (
     "eval_strategy",
     "eval_steps",
 )  # fmt: skip  set by the study
+BASELINES = ("scratch",)  # what a method's `baseline` may be; finllm/study/trial.py knows their commands
 OF_A_METHOD = ("rates", "search")  # keys of a method that are the study's and no setting
 LOOKS = 6  # validation losses in the course of a whole run, for its curve
 
@@ -109,13 +111,13 @@ class Study:
         return [candidate for candidate in self.candidates if candidate.method == method]
 
     def settings_of(self, candidate: Candidate, place: float, seed: int) -> dict[str, Any]:
-        """All keys of recipes/sft.py of one run but its output_dir; validated so often that its curve can be drawn."""
+        """All keys of one run but its output_dir; validated so often that its curve can be drawn."""
         return {
             **candidate.settings,
             "learning_rate": rate_at(place),
             "seed": seed,
             "max_steps": self.budget.steps,
-            "eval_strategy": "steps",
+            **({} if "baseline" in candidate.settings else {"eval_strategy": "steps"}),
             "eval_steps": max(1, self.budget.steps // LOOKS),
         }
 
@@ -123,7 +125,7 @@ class Study:
 def read_study(path: Path | str, check: Callable[[Mapping[str, Any]], tuple[float, float]]) -> Study:
     """The study of a YAML file; all that is wrong with it is one `UserError`.
 
-    `check` takes the recipe's keys of a run, raises a `UserError` where they cannot be trained, and returns the range
+    `check` takes the keys of a run, raises a `UserError` where they cannot be trained, and returns the range
     of learning rates in which such a method is usually trained.
     """
     content = read_yaml(path)
@@ -199,6 +201,11 @@ def _candidates(
         problems.append(f"{place}: a name has up to 41 letters, digits, dots, dashes and underscores")
         return []
     settings = _mapping(settings or {}, place, problems)
+    if "baseline" in settings:
+        if settings["baseline"] not in BASELINES:
+            problems.append(f"{place}.baseline is {shortened(settings['baseline'])}; it is {' or '.join(BASELINES)}")
+            return []
+        shared = {key: value for key, value in shared.items() if key == "dataset_name"}
     wrong = [key for key in {**shared, **settings} if key in OURS]
     problems += [f"{place}: {key} is set by the study; remove it" for key in wrong]
     own = {key: value for key, value in settings.items() if key not in OF_A_METHOD}

@@ -1,4 +1,4 @@
-"""One training of a study: recipes/sft.py in a process of its own, with a run dir of its own, and how it ended."""
+"""One training of a study: a command in a process of its own, with a run dir of its own, and how it ended."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import shutil
 import signal
 import threading
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,11 @@ from finllm.files import locked, read_jsonl, write_text
 from finllm.run_dir import LOCK, RunDir
 from finllm.study.starting import Start
 
-RECIPE = Path("recipes") / "sft.py"
+# By a method's `baseline` the command that trains, and its flags here
+COMMANDS = {
+    None: (Path("recipes/sft.py"), ("--disable_tqdm", "true")),
+    "scratch": (Path("baselines/scratch/train.py"), ()),
+}
 REASON = 300  # characters of an error that are kept
 REFUSED = 2  # the status of a command that says what its user can mend
 
@@ -38,7 +43,7 @@ class Ended:
 def run_trial(
     root: Path,
     run: RunDir,
-    settings: dict[str, Any],
+    settings: Mapping[str, Any],
     stop_at: int | None,
     device: int | None,
     stop: threading.Event,
@@ -50,14 +55,16 @@ def run_trial(
     what it prints stand beside the run dir. Once `stop` is set, the run saves a checkpoint and ends.
     """
     config, log = run.path.with_name(f"{run.path.name}.yaml"), run.path.with_name(f"{run.path.name}.log")
-    write_text(config, yaml.safe_dump({**settings, "output_dir": str(run.path)}, sort_keys=False, allow_unicode=True))
-    arguments = ["--config", str(config), "--resume", "auto", "--disable_tqdm", "true"]
+    script, flags = COMMANDS[settings.get("baseline")]
+    own = {**keys_of(settings), "output_dir": str(run.path)}
+    write_text(config, yaml.safe_dump(own, sort_keys=False, allow_unicode=True))
+    arguments = ["--config", str(config), "--resume", "auto", *flags]
     if stop_at is not None:
         arguments += ["--stop_at_step", str(stop_at)]
     _wait_for_others(run)
     begun = time.monotonic()
     began_at = log.stat().st_size if log.exists() else 0
-    process = start(root / RECIPE, arguments, root, log, device)
+    process = start(root / script, arguments, root, log, device)
     asked = False
     while (status := process.poll()) is None:
         if stop.is_set() and not asked:
@@ -73,6 +80,11 @@ def run_trial(
         return Ended(None, _why(status, log, began_at), seconds, refused)
     loss = _loss_at(run, stop_at or settings["max_steps"])
     return Ended(loss, "it ended without a validation loss" if loss is None else None, seconds)
+
+
+def keys_of(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Of a method's settings those that its command knows."""
+    return {key: value for key, value in settings.items() if key != "baseline"}
 
 
 def _wait_for_others(run: RunDir) -> None:

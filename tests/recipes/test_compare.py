@@ -27,7 +27,12 @@ def study(tmp_path, gpt2_dir, dataset_dir):
 
 def test_every_mistake_of_every_method_is_told_before_anything_starts(command, study, tmp_path):
     path = study(
-        methods={"lora": {"use_peft": True, "lora_rnk": 4}, "ia4": {"peft_type": "ia4"}, "full": {"seed": 3}},
+        methods={
+            "lora": {"use_peft": True, "lora_rnk": 4},
+            "ia4": {"peft_type": "ia4"},
+            "full": {"seed": 3},
+            "scratch": {"baseline": "scratch", "layer": 2, "width": 0},
+        },  # fmt: skip
         seeds=[1],
     )
     done = command("recipes/compare.py", "--config", path, "--output_dir", tmp_path / "out")
@@ -35,6 +40,7 @@ def test_every_mistake_of_every_method_is_told_before_anything_starts(command, s
     for said in (
         "methods.lora: 1 problem: unknown key 'lora_rnk' (did you mean 'lora_r'?)",
         "methods.ia4:", "peft_type is 'ia4' (did you mean 'ia3'?)", "methods.full: seed is set by the study; remove it",
+        "methods.scratch: 1 problem: unknown key 'layer' (did you mean 'layers'?)",
     ):  # fmt: skip
         assert said in done.err, done.err
 
@@ -58,7 +64,8 @@ def test_a_folder_that_is_another_studys_or_none_is_refused(command, study, tmp_
 def test_a_study_from_yaml_to_report(command, study, tmp_path):
     serve()  # the server of all tests, of which a process has one, before the command starts its own
     path = study(
-        methods={"full": {}, "lora": {"peft_type": "lora", "peft": {"r": 4}}, "odd": {"trainable": ["no.such.weight"]}},
+        methods={"full": {}, "lora": {"peft_type": "lora", "peft": {"r": 4}}, "odd": {"trainable": ["no.such.weight"]},
+                 "scratch": {"baseline": "scratch", "layers": 1, "width": 16, "heads": 2, "vocabulary_size": 400}},
         budget={"steps": 6, "search_steps": 2}, search={"points": 3, "widenings": 1, "finer": False}, seeds=[1, 2],
         evaluation={"max_examples": 8, "max_generated": 2, "max_new_tokens": 4, "texts": 6},
     )  # fmt: skip
@@ -68,8 +75,10 @@ def test_a_study_from_yaml_to_report(command, study, tmp_path):
     content = json.loads((tmp_path / "out" / "study.json").read_text())
     assert content["complete"] and "no.such.weight" in content["methods"]["odd"]["failed"]
     board = json.loads((tmp_path / "out" / "report" / "leaderboard.json").read_text())
-    assert {row["name"] for row in board["study"]["rows"]} == {"full", "lora", "base"}
-    assert all(row["forgetting"] is not None for row in board["study"]["rows"] if row["seeds"])
+    assert {row["name"] for row in board["study"]["rows"]} == {"full", "lora", "scratch", "base"}
+    forgetting = {row["name"]: row["forgetting"] for row in board["study"]["rows"] if row["seeds"]}
+    assert forgetting.pop("scratch") is None and None not in forgetting.values()
+    assert sorted(map(sorted, board["study"]["groups"])) == [["full", "lora"], ["scratch"]]
     assert (tmp_path / "out" / "report" / "study.md").exists()
     trainings = content["trainings"]
     done = command(*arguments, "--resume", "auto")

@@ -13,10 +13,18 @@ def test_config_file_then_flags(tmp_path):
     path = tmp_path / "c.yaml"
     path.write_text("dataset_name: data\noutput_dir: runs/x\nlearning_rate: 1e-4\nlayers: 3\nbf16: false\n")
     given = ["--config", str(path), "--layers", "5", "--max_steps=7", "--resume", "auto", "--stop_at_step", "3"]
-    config, resume, stop_at_step = read_config(given, "")
-    assert (config.learning_rate, config.layers, config.max_steps, config.bf16, resume) == (1e-4, 5, 7, False, True)
+    config, *more = read_config(given, "")
+    assert (config.learning_rate, config.layers, config.max_steps, config.bf16, *more) == (
+        1e-4,
+        5,
+        7,
+        False,
+        True,
+        3,
+        False,
+    )
     (tmp_path / "again.yaml").write_text(yaml.safe_dump(dataclasses.asdict(config)))
-    assert read_config(["--config", str(tmp_path / "again.yaml")], "") == (config, False, None)
+    assert read_config(["--config", str(tmp_path / "again.yaml")], "") == (config, False, None, False)
 
 
 def test_all_problems_at_once(tmp_path):

@@ -17,7 +17,8 @@ with open({log!r}, "a") as log:
 broken = __file__.endswith("run.py") and any("broken" in argument for argument in sys.argv)
 sys.exit(3 * broken)
 """
-METHODS = {"full": {}, "lora": {"lora_r": 4}, "other": {"model_name_or_path": "models/B"}, "odd": {}}
+METHODS = {"full": {}, "lora": {"lora_r": 4}, "other": {"model_name_or_path": "models/B"}, "odd": {},
+           "scratch": {"baseline": "scratch"}}  # fmt: skip
 
 
 @pytest.fixture
@@ -91,6 +92,20 @@ def test_runs_are_held_against_the_base_model_that_they_began_with(evaluated):
     assert forgetting[1] == ["trials/full-1", "trials/full-2", "--base", "base-A", "--texts", "5"]
     assert forgetting[3] == ["trials/other-1", "trials/other-2", "--base", "base-B", "--texts", "5"]
     assert calls[-1][1][:2] == ["base-A", "base-B"]
+
+
+@pytest.mark.parametrize("others", [["lora"], []])
+def test_what_began_from_nothing_is_evaluated_without_a_base(evaluated, others):
+    """It has forgotten nothing, and there is nothing that it could be scaled from; alone it is held against no base."""
+    calls = evaluated([*others, "scratch"], [None], texts=5, scales=[0.5])
+    runs = [f"trials/{name}-{seed}" for name in (*others, "scratch") for seed in (1, 2)]
+    given = {name: [each for each in said if each.startswith("trials/")] for name, said, _ in calls}
+    own = [run for run in runs if "lora" in run]
+    assert given == {
+        "run.py": runs, **({"forgetting.py": own, "scaling.py": own[:1]} if others else {}), "leaderboard.py": runs,
+    }  # fmt: skip
+    bases = [said for name, said, _ in calls if name == "run.py" and "--model_name_or_path" in said]
+    assert len(bases) == len(others) and calls[-1][1][: len(bases) + 1] == ["base"] * len(bases) + runs[:1]
 
 
 def test_bases_that_are_called_alike_have_names_of_their_own():

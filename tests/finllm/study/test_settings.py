@@ -32,6 +32,28 @@ def test_what_is_searched_in_a_method_makes_a_candidate_each(tmp_path):
     assert [candidate.settings["lora_r"] for candidate in read(tmp_path, ranged).candidates] == [4, 16, 64]
 
 
+def test_the_scratch_baseline_has_keys_of_its_own_and_of_the_shared_ones_the_data(tmp_path):
+    asked = []
+    content = {
+        "shared": {"max_length": 64, "seed": 1, "dataset_name": "data"},
+        "methods": {"scratch": {"baseline": "scratch", "width": 32, "search": {"layers": [1, 2]}}},
+    }
+    study = read(tmp_path, content, lambda settings: asked.append(settings) or (1e-3, 1e-2))
+    own = {"baseline": "scratch", "dataset_name": "data", "width": 32}
+    assert asked == [{**own, "layers": layers, "max_steps": 60, "output_dir": "none"} for layers in (1, 2)]
+    assert [candidate.name for candidate in study.candidates] == ["scratch-layers1", "scratch-layers2"]
+    assert study.settings_of(study.candidates[1], -10, 43) == {
+        **own, "layers": 2, "learning_rate": 3.16e-3, "seed": 43, "max_steps": 60, "eval_steps": 10,
+    }  # fmt: skip
+    for wrong, said in (
+        ({"baseline": "skratch"}, "methods.scratch.baseline is 'skratch'; it is scratch"),
+        ({"baseline": ["scratch"]}, r"methods.scratch.baseline is \['scratch'\]; it is scratch"),
+        ({"baseline": "scratch", "max_steps": 9}, "methods.scratch: max_steps is set by the study; remove it"),
+    ):
+        with pytest.raises(UserError, match=said):
+            read(tmp_path, {**content, "methods": {"scratch": wrong}})
+
+
 def test_rates_that_are_given_are_the_grid(tmp_path):
     study = read(tmp_path, {**GOOD, "search": {"learning_rate": [1e-4, 2.5e-4]}})
     assert [rate_at(place) for place in study.candidates[0].grid] == [1e-4, 2.5e-4]
