@@ -3,8 +3,9 @@
     python recipes/compare.py --config recipes/configs/compare.yaml --output_dir runs/study [--resume auto]
 
 The rate of each method is searched on validation loss, the chosen settings are trained with every seed, and only then
-is the test split looked at. Every training is a process of recipes/sft.py, or of a baseline's command, with a run dir of its own; the same command
-with `--resume auto` goes on after any kill, and with `--join` a second machine helps on a shared folder.
+is the test split looked at. Every training is a process of recipes/sft.py, or of a baseline's command, with a run dir
+of its own; the same command with `--resume auto` goes on after any kill, and with `--join` a second machine helps on a
+shared folder.
 """
 
 import argparse

@@ -32,7 +32,7 @@ def test_every_mistake_of_every_method_is_told_before_anything_starts(command, s
             "ia4": {"peft_type": "ia4"},
             "full": {"seed": 3},
             "scratch": {"baseline": "scratch", "layer": 2, "width": 0},
-        },  # fmt: skip
+        },
         seeds=[1],
     )
     done = command("recipes/compare.py", "--config", path, "--output_dir", tmp_path / "out")
