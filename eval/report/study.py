@@ -47,7 +47,7 @@ def read_study(folder: Path, runs: list[Run]) -> dict[str, Any]:
     path = folder / "study.json"
     content = read_json(path)
     problems = list(shapes.problems(content, SHAPE, ""))
-    for name, method in (content.get("methods") or {}).items() if not problems else ():
+    for name, method in content["methods"].items() if not problems else ():
         problems += [*shapes.problems(method, METHOD, f"methods.{name}")] or _not_chosen(method, f"methods.{name}")
     raise_problems(at_most(problems), f"{path}; write it again: python recipes/compare.py … --resume auto")
     methods = {name: {"chosen": None, "failed": None, **method} for name, method in content["methods"].items()}
@@ -81,7 +81,7 @@ def view(study: dict[str, Any], runs: list[Run]) -> dict[str, Any]:
     names = {run.name: method for method, group in study["runs"].items() for run in group}
     pooled = {names[recipe["runs"][0]]: recipe for recipe in recipes(own, names)}
     told = [
-        {"a": names.get(each["a"][0], each["a"][0]), "b": names.get(each["b"][0], each["b"][0]), **{
+        {"a": names[each["a"][0]], "b": names.get(each["b"][0], each["b"][0]), **{
             key: each[key] for key in ("difference", "low", "high", "p_adjusted")}}
         for each in compare_recipes([*own, *bases], names)
     ]  # fmt: skip
@@ -305,7 +305,7 @@ def markdown(content: dict[str, Any], questions: int) -> str:
         f"- {cell(name)}: {each['validation_loss']:.4f} nats a token, at step {each['step']:.0f}"
         for name, each in by_loss
     ]
-    seconds = next(iter(content["equal_seconds"].values()), {"seconds": 0.0})["seconds"]
+    seconds = next(iter(content["equal_seconds"].values()))["seconds"]
     settings = "\n".join(f"**{cell(name)}**\n\n```yaml\n{text}```\n" for name, text in content["chosen"].items())
     return "\n\n".join([
         " ".join(map(cell, content["findings"])),
