@@ -82,15 +82,15 @@ def main() -> None:
 def divergence(own: list[np.ndarray], tuned: list[np.ndarray]) -> dict[str, float]:
     """Of each text's log-probabilities a token, under the base and the tuned model: the mean of their differences in
     nats a token, with its interval over texts."""
-    amounts = np.array([float((a - b).sum()) for a, b in zip(own, tuned, strict=True)])
-    sizes = np.array([float(len(each)) for each in own])
-    values, deviations, shares = ratios(amounts[:, None], sizes[:, None])
+    amounts = np.array([(a - b).sum() for a, b in zip(own, tuned, strict=True)])
+    sizes = np.array([len(each) for each in own])
+    (value,), deviations, shares = ratios(amounts[:, None], sizes[:, None])
     spread = Spread.of(deviations, shares)
-    below, above = spread.reach(-stdtrit(spread.freedom, (1 - LEVEL) / 2))
+    (below,), (above,) = spread.reach(-stdtrit(spread.freedom, (1 - LEVEL) / 2))
     return {
-        "nats_per_token": float(values[0]),
-        "low": float(values[0] - below[0]),
-        "high": float(values[0] + above[0]),
+        "nats_per_token": float(value),
+        "low": float(value - below),
+        "high": float(value + above),
         "scored_tokens": int(sizes.sum()),
     }
 

@@ -66,6 +66,7 @@ def main() -> None:
     _print(runs)
 
 
+@torch.no_grad()
 def _curve(run: RunDir, arguments: argparse.Namespace, scales: list[float]) -> dict[str, Any]:
     """Losses by scale, and how much better the best of them is than 1; or why there are none."""
     held: dict[str, Any] = {"weights": weights_hash(run.model), "reason": None}
@@ -83,18 +84,17 @@ def _curve(run: RunDir, arguments: argparse.Namespace, scales: list[float]) -> d
     own = dict(model.named_parameters())
     if {name: weight.shape for name, weight in own.items()} != {name: weight.shape for name, weight in base.items()}:
         return {**held, "reason": "it has other weights than its base model"}
-    changed = {name: (base[name].detach(), weight.detach() - base[name].detach()) for name, weight in own.items()
+    changed = {name: (base[name], weight - base[name]) for name, weight in own.items()
                if not torch.equal(weight, base[name])}  # fmt: skip
     language_model = TransformersLM(model, tuned.tokenizer, tuned.description, arguments.batch_size, tuned.template)
     examples = examples_of(resolve(run.config()["dataset_name"], cache_dir() / "datasets"), arguments)
     pairs = encoded(language_model, examples, language_model.template.prompts(examples))
-    sizes = np.array([float(len(response)) for _, response in pairs])
+    sizes = np.array([len(response) for _, response in pairs])
     nats = []
     for scale in scales:
-        with torch.no_grad():
-            for name, (start, change) in changed.items():
-                own[name].copy_(start + scale * change)
-        nats.append([-float(found.sum()) for found in language_model.log_probs(pairs)])
+        for name, (start, change) in changed.items():
+            own[name].copy_(start + scale * change)
+        nats.append([-found.sum() for found in language_model.log_probs(pairs)])
     return {**held, **best_of(scales, np.array(nats), sizes), "examples": len(examples)}
 
 
@@ -103,18 +103,15 @@ def best_of(scales: list[float], nats: np.ndarray, sizes: np.ndarray) -> dict[st
     best is better than 1, with its interval over rows. The best was chosen on these rows, so its gain is at most that.
     """
     losses = nats.sum(1) / sizes.sum()
-    best = int(losses.argmin())
+    best = losses.argmin()
     gains = nats[scales.index(1.0)] - nats[best]
-    values, deviations, shares = ratios(gains[:, None], sizes[:, None])
-    low = high = float(values[0])
-    if len(sizes) > 1 and gains.any():
-        spread = Spread.of(deviations, shares)
-        below, above = spread.reach(-stdtrit(spread.freedom, (1 - LEVEL) / 2))
-        low, high = low - float(below[0]), high + float(above[0])
+    (value,), deviations, shares = ratios(gains[:, None], sizes[:, None])
+    spread = Spread.of(deviations, shares)
+    (below,), (above,) = spread.reach(-stdtrit(spread.freedom, (1 - LEVEL) / 2))
     return {
         "nats_per_token": [float(loss) for loss in losses],
         "best": scales[best],
-        "gain": {"nats_per_token": float(values[0]), "low": low, "high": high},
+        "gain": {"nats_per_token": float(value), "low": float(value - below), "high": float(value + above)},
     }
 
 
