@@ -32,8 +32,10 @@ def results_of(study: Study, storage: Storage, trials: Path) -> dict[str, Any]:
         "budget": {"steps": study.budget.steps, "search_steps": study.rules.part},
         "seeds": [*study.seeds],
         "study": study.content,
-        "complete": all(each["failed"] or all(run["done"] for run in each["finals"]) for each in methods.values())
-        and all(each["failed"] or each["finals"] for each in methods.values()),
+        "complete": all(
+            each["failed"] or (each["finals"] and all(run["done"] for run in each["finals"]))
+            for each in methods.values()
+        ),
         "seconds": sum(end.seconds for held in found.outcomes.values() for end in held.values()),
         "trainings": sum(len(held) for held in found.outcomes.values()),
         "methods": methods,
@@ -47,7 +49,7 @@ def _method(found: Found, method: str, trials: Path) -> dict[str, Any]:
         "tried": {candidate.name: _tried(found, candidate) for candidate in candidates},
         "chosen": _chosen(found, *chosen, trials) if chosen else None,
         "finals": finals,
-        "failed": None if chosen or any(found.due(each) for each in candidates) else failure_of(found, method),
+        "failed": None if any(found.due(each) for each in candidates) else failure_of(found, method),
     }
 
 
@@ -70,15 +72,14 @@ def _tried(found: Found, candidate: Candidate) -> list[dict[str, Any]]:
 def _chosen(found: Found, candidate: Candidate, place: float, trials: Path) -> dict[str, Any]:
     study, whole = found.study, found.whole(candidate)
     whole = {other: loss for other, loss in whole.items() if loss < FAILED}
-    runs = {task.job.place: task.run for task in found.outcomes[candidate.name]
-            if task.seed == study.seeds[0] and task.job.steps == study.budget.steps}  # fmt: skip
+    runs = {task.job.place: task.run for task in found.outcomes[candidate.name] if task.seed == study.seeds[0]}
     errors = {
         other: error
         for other in whole
-        if other != place and (error := difference_error(trials / runs[other], trials / runs[place])) is not None
+        if (error := difference_error(trials / runs[other], trials / runs[place])) is not None
     }
     low, high = width_of(place, whole, errors)
-    tried = {job.place: 0.0 for job in found.losses(candidate)}
+    tried = {job.place: loss for job, loss in found.losses(candidate).items()}
     settings = dict(candidate.settings)
     shared = study.content["shared"]
     return {
@@ -129,8 +130,8 @@ def difference_error(first: Path, second: Path) -> float | None:
     6.13, without the finite population's correction).
     """
     held = [read_jsonl(RunDir(path).validation) if RunDir(path).validation.exists() else [] for path in (first, second)]
-    nll, tokens = ([np.array([row[key] for row in rows], dtype=float) for rows in held] for key in ("nll", "tokens"))
-    if len(held[0]) < 2 or len(held[0]) != len(held[1]) or not np.array_equal(tokens[0], tokens[1]):
+    nll, tokens = ([np.array([row[key] for row in rows]) for rows in held] for key in ("nll", "tokens"))
+    if len(held[0]) < 2 or not np.array_equal(tokens[0], tokens[1]):
         return None
     difference, size = nll[0] - nll[1], tokens[0]
     rest = difference - difference.sum() / size.sum() * size

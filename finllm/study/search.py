@@ -71,18 +71,16 @@ def next_jobs(grid: Sequence[float], rules: Rules, losses: Mapping[Job, float]) 
     if due := _open(first, losses):
         return due
     tried = {job.place: loss for job, loss in losses.items() if job.steps == rules.part}
-    if min(tried.values()) == FAILED:
-        return []
     if due := _beyond_the_edge(tried, grid, rules):
         return [Job(due, rules.part)]
     order = sorted((place for place in tried if tried[place] < FAILED), key=lambda place: (tried[place], place))
     if due := _open([Job(place, rules.whole) for place in order[: rules.going_on]], losses):
         return due
     whole = {job.place: loss for job, loss in losses.items() if job.steps == rules.whole}
-    coarse = {place: loss for place, loss in whole.items() if (place - grid[0]) % HALF == 0}
+    coarse = {place: loss for place, loss in whole.items() if place % HALF == 0}
     best = best_of(coarse)
     if best is None:
-        return _open([Job(place, rules.whole) for place in order[: rules.going_on + 1]], losses)[:1]
+        return _open([Job(place, rules.whole) for place in order[: rules.going_on + 1]], losses)
     beside = [place for place in (best - HALF, best + HALF) if _may(place, tried, coarse, grid, rules)]
     if due := _open([Job(place, rules.whole) for place in beside], losses):
         return due
