@@ -158,7 +158,7 @@ def _metric(
         return None
     asked = {row["id"]: row["question_id"] for row in runs[0].predictions}
     clusters = [asked[id] for id in shared]
-    of_models = [by_question(np.array([held[place][id] for id in shared], dtype=float), clusters) for place in voted]
+    of_models = [by_question(np.array([held[place][id] for id in shared]), clusters) for place in voted]
     amounts = np.stack(of_models)  # models, questions, 2
     values = sign * amounts[..., 0].sum(1) / amounts[..., 1].sum(1)
     weights = preferences.drawn_with_replacement(np.random.default_rng(preferences.SEED + 1), amounts.shape[1])
@@ -167,8 +167,8 @@ def _metric(
     preferred = np.array([_preferred(held[a].get(vote.example), held[b].get(vote.example), sign)
                           for a, b, (_, vote) in zip(votes.a, votes.b, counted, strict=True)])  # fmt: skip
     clear = (votes.outcome != 0) & np.isfinite(preferred) & (preferred != 0)
-    agreed = (preferred == votes.outcome)[clear].astype(float)
-    shares = np.array([_mean(agreed, weight) for weight in votes.weights()[:, clear]]) if clear.any() else np.zeros(0)
+    agreed = (preferred == votes.outcome)[clear]
+    shares = np.array([_mean(agreed, weight) for weight in votes.weights()[:, clear]])
     tau = preferences.rank_correlation(nats[voted], draws[:, voted], values, sign * sums[0] / sums[1])
     return {
         "metric": metric,
@@ -181,7 +181,7 @@ def _metric(
 def _preferred(a: tuple[float, float] | None, b: tuple[float, float] | None, sign: int) -> float:
     if a is None or b is None:
         return math.nan
-    return float(np.sign(sign * (a[0] / a[1] - b[0] / b[1])))
+    return np.sign(sign * (a[0] / a[1] - b[0] / b[1]))
 
 
 def _mean(values: np.ndarray, weights: np.ndarray) -> float:
