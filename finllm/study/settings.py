@@ -211,7 +211,7 @@ def _candidates(
     own = {key: value for key, value in settings.items() if key not in OF_A_METHOD}
     searched = _mapping(settings.get("search") or {}, f"{place}.search", problems)
     choices = {key: _choices(value, f"{place}.search.{key}", problems) for key, value in searched.items()}
-    if wrong or any(not values for values in choices.values()):
+    if wrong:
         return []
     found = []
     for combined in itertools.product(*choices.values()):
