@@ -69,20 +69,22 @@ def of_models(values, draws):
     return [asdict(preferences.interval(values[place], draws[:, place])) for place in range(3)]
 
 
-def metric_by_hand(name, examples, parts, sign):
+def metric_by_hand(name, examples, parts, sign, nats, draws):
     """Of `examples`, those that all models have: by loops over models, questions and draws."""
-    nats, _, _, draws, _ = preferences.estimate(COUNTED)
     asked = sorted({QUESTIONS[id] for id in examples})
     sums = [[[sum(parts(row)[side] for row in run.predictions if row["id"] in examples and row["question_id"] == each)
               for side in (0, 1)] for each in asked] for run in RUNS[:3]]  # fmt: skip
 
     def values(weights):
-        return [sign * sum(w * amount for w, (amount, _) in zip(weights, of, strict=True))
-                / sum(w * size for w, (_, size) in zip(weights, of, strict=True)) for of in sums]  # fmt: skip
+        return [sign * sum(weight * amount for weight, (amount, _) in zip(weights, of, strict=True))
+                / sum(weight * size for weight, (_, size) in zip(weights, of, strict=True)) for of in sums]  # fmt: skip
 
     weights = preferences.drawn_with_replacement(np.random.default_rng(1), len(asked))
     tau = preferences.rank_correlation(
-        nats[:3], draws[:, :3], np.array(values([1] * len(asked))), np.array([values(each) for each in weights])
+        nats[:3],
+        draws[:, :3],
+        np.array(values([1] * len(asked))),
+        np.array([values(each) for each in weights.tolist()]),
     )
     rows = [{row["id"]: row for row in run.predictions} for run in RUNS]
     agreed = {}
@@ -93,7 +95,7 @@ def metric_by_hand(name, examples, parts, sign):
             if apart:
                 agreed[place] = (apart > 0) == (outcome > 0)
     shares = []
-    for drawn in COUNTED.weights():
+    for drawn in COUNTED.weights().tolist():
         whole = sum(drawn[place] for place in agreed)
         shares.append(sum(drawn[place] * agrees for place, agrees in agreed.items()) / whole if whole else math.nan)
     share = sum(agreed.values()) / len(agreed) if agreed else None
@@ -136,11 +138,12 @@ def test_what_leaderboard_json_says_of_people():
          "position": {**share(2, 3), "votes": 3}, "neither": 0, "seconds": 5.5},
     ]  # fmt: skip
     metrics = [
-        metric_by_hand("bits_per_byte", {*QUESTIONS}, lambda row: (row["nll"] / math.log(2), row["bytes"]), -1),
-        metric_by_hand("rougeL", {"e0", "e1", "e2", "e4"}, lambda row: (row["rougeL"], 1), 1),
+        metric_by_hand("bits_per_byte", {*QUESTIONS}, lambda row: (row["nll"] / math.log(2), row["bytes"]), -1, nats,
+                       draws),
+        metric_by_hand("rougeL", {"e0", "e1", "e2", "e4"}, lambda row: (row["rougeL"], 1), 1, nats, draws),
         # of BLEU no example is known of all models, though of each model one
-        metric_by_hand("number_right", {"e0", "e4"}, lambda row: (row.get("number_right"), 1), 1),
-    ]
+        metric_by_hand("number_right", {"e0", "e4"}, lambda row: (row.get("number_right"), 1), 1, nats, draws),
+    ]  # fmt: skip
     assert [each["votes"] for each in metrics] == [6, 4, 0] and metrics[2]["agreement"] is None
     assert rounded(found) == rounded({
         "votes": 13, "counted": 8, "questions": 3, "method": preferences.METHOD, "ties": tie,

@@ -56,5 +56,5 @@ def test_a_search_has_its_defaults():
 def test_an_edge_is_one_in_whichever_order_rates_were_tried(place, edge):
     for tried in itertools.permutations((2, 4, 6)):
         assert edge_of(place, (2, 4, 6), dict.fromkeys(tried, 0.0)) == edge
-        both = [other for other in tried if other != 4]
-        assert edge_of(4, both, dict.fromkeys(both, 0.0)) == "inside"
+        both = dict.fromkeys((other for other in tried if other != 4), 0.0)
+        assert [edge_of(each, (2, 6), both) for each in (2, 4, 6)] == ["lowest", "inside", "highest"]
