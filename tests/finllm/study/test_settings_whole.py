@@ -100,7 +100,7 @@ def test_a_range_is_of_whole_numbers_where_both_of_its_ends_are(tmp_path, low, h
     assert found == values and [type(each) for each in found] == [type(each) for each in values]
 
 
-@pytest.mark.parametrize("rates", [[1e-3, 1e-4, 1e-3], [1e-4, 1e-3], [1e-8, 100.0], [100.0]])
+@pytest.mark.parametrize("rates", [[1e-3, 1e-4, 1e-3], [1e-2, 1e-4], [1e-8, 100.0], [100.0]])
 def test_rates_that_are_given_rise_and_are_each_trained_once_whole(tmp_path, rates):
     study = read(tmp_path, {**LEAST, "search": {"learning_rate": rates}, "budget": {"steps": 9, "search_steps": 2}})
     assert [rate_at(place) for place in study.candidates[0].grid] == sorted({*rates})
