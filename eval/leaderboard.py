@@ -31,7 +31,7 @@ from rich.table import Table
 from eval.evaluated import Run, read_runs
 from eval.judge.page import judge_page
 from eval.judge.votes import read_votes
-from eval.report import numbers, people, people_tables, right_numbers, study, tables
+from eval.report import numbers, people, people_tables, right_numbers, study, study_tables, tables
 from eval.report.data import contamination_apart
 from eval.report.findings import caveats, finding, is_base_of, of_the_data, reference_of, spreads
 from eval.report.page import page
@@ -166,7 +166,7 @@ def main(arguments: list[str] | None = None) -> None:
     }
     files = {"leaderboard.json": json_text(content), "leaderboard.md": text, "index.html": html}
     if studied:
-        files["study.md"] = study.markdown(studied, runs[0].split.questions)
+        files["study.md"] = study_tables.markdown(studied, runs[0].split.questions)
     write_together({options.output_dir / name: each for name, each in files.items()})
     if studied:
         console.print(*studied["findings"], sep="\n")

@@ -6,6 +6,7 @@ the tests of these. Every sentence is made from the figures. This module imports
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from statistics import mean
 from types import SimpleNamespace
@@ -16,8 +17,6 @@ import yaml
 from eval import shapes
 from eval.evaluated import Run
 from eval.report.findings import listing
-from eval.report.numbers import count, decimals, duration, memory
-from eval.report.tables import cell
 from eval.shapes import COUNT, Each, Maybe
 from eval.statistics.comparison import ALPHA, ranks
 from eval.statistics.seeds import compare_recipes, recipes
@@ -100,9 +99,14 @@ def view(study: dict[str, Any], runs: list[Run]) -> dict[str, Any]:
         for final in method["finals"]
         if final.get("failed")
     }
+    groups = by_tokenizer({row["name"]: study["runs"][row["name"]][0].provenance.get("tokenizer_hash")
+                           for row in rows if row["seeds"]})  # fmt: skip
+    equal: dict[str, Any] = {}
+    for group in groups:
+        equal |= losses_at_equal_seconds({"methods": {name: study["methods"][name] for name in group}})
     content = {"budget": study["budget"], "seeds": study["seeds"], "seconds": study["seconds"],
                "trainings": study["trainings"], "rows": rows, "comparisons": told, "failed": failed,
-               "equal_seconds": losses_at_equal_seconds(study)}  # fmt: skip
+               "equal_seconds": equal, "groups": groups}  # fmt: skip
     content["curves"] = [_curve(study, row["name"]) for row in rows if row["name"] in study["methods"]]
     content["scaled"] = [
         {"name": row["name"], **held}
@@ -118,6 +122,14 @@ def view(study: dict[str, Any], runs: list[Run]) -> dict[str, Any]:
     }
     content["findings"] = findings(content, runs[0].split.questions)
     return content
+
+
+def by_tokenizer(methods: Mapping[str, Any]) -> list[list[str]]:
+    """The methods of each tokenizer, the commonest first: losses a token are compared within a group alone."""
+    groups: dict[Any, list[str]] = {}
+    for method, tokenizer in methods.items():
+        groups.setdefault(tokenizer, []).append(method)
+    return sorted(groups.values(), key=len, reverse=True)
 
 
 def _row(study: dict[str, Any], name: str, group: list[Run], pooled: dict[str, Any] | None) -> dict[str, Any]:
@@ -266,55 +278,3 @@ def _compared(
                 f"no difference that {questions:,} questions can show."
             )
     return said
-
-
-def markdown(content: dict[str, Any], questions: int) -> str:
-    """study.md, for a pull request."""
-    heads = [
-        "rank",
-        "method",
-        "bits per byte",
-        "spread",
-        "rate",
-        "good rates",
-        "trainable",
-        "train time",
-        "peak memory",
-        "forgetting",
-    ]
-    lines = [heads, ["--:", ":--", *["--:"] * (len(heads) - 2)]]
-    for row in content["rows"]:
-        rank = (
-            "–"
-            if row["low"] is None
-            else str(row["low"])
-            if row["low"] == row["high"]
-            else f"{row['low']}–{row['high']}"
-        )
-        low, high = row["interval"]
-        width = "–" if row["width"] is None else f"{row['width'][0]:g} to {row['width'][1]:g}"
-        lines.append([
-            rank, cell(row["name"]), f"{row['bits_per_byte']:.3f} ({low:.3f} to {high:.3f})",
-            decimals(row["spread"], 4), "–" if row["rate"] is None else f"{row['rate']:g}", width,
-            count(row["trainable_parameters"]), duration(row["train_seconds"]), memory(row["peak_memory_bytes"]),
-            decimals(row["forgetting"], 4),
-        ])  # fmt: skip
-    table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
-    by_loss = sorted(content["equal_seconds"].items(), key=lambda pair: pair[1]["validation_loss"])
-    equal = [
-        f"- {cell(name)}: {each['validation_loss']:.4f} nats a token, at step {each['step']:.0f}"
-        for name, each in by_loss
-    ]
-    seconds = next(iter(content["equal_seconds"].values()))["seconds"]
-    settings = "\n".join(f"**{cell(name)}**\n\n```yaml\n{text}```\n" for name, text in content["chosen"].items())
-    return "\n\n".join([
-        " ".join(map(cell, content["findings"])),
-        table,
-        f"{content['budget']['steps']} steps each, rates searched on validation loss with seed {content['seeds'][0]}, "
-        f"{len(content['seeds'])} seeds at the chosen rate, {questions:,} test questions, {content['trainings']} "
-        f"trainings in {duration(content['seconds'])}. Good rates are those within one standard error of the best. "
-        "Ranks hold for all rows at once, 95 % sure, other seeds and questions drawn. Forgetting is KL(base ‖ tuned) "
-        "in nats a token on texts that the base model wrote.",
-        f"**After equal seconds** ({duration(seconds)} of training), validation loss:\n\n" + "\n".join(equal),
-        "**Chosen settings**, beside what all methods share:\n\n" + settings,
-    ])  # fmt: skip

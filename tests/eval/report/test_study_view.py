@@ -7,7 +7,8 @@ from types import SimpleNamespace
 import pytest
 
 from eval.report import study as module
-from eval.report.study import findings, markdown, view
+from eval.report.study import by_tokenizer, findings, view
+from eval.report.study_tables import markdown
 from eval.results import Interval
 from finllm.errors import UserError
 from finllm.files import write_json
@@ -24,7 +25,8 @@ def run(path, bits, method="lora", parameters=0, **summary):
     model = SimpleNamespace(method=method, base_model="gpt2", trainable_parameters=parameters)
     split = SimpleNamespace(metrics={"bits_per_byte": Interval(bits, bits - 0.1, bits + 0.1)}, questions=12)
     results = SimpleNamespace(model=model, hashes={"weights": f"w of {path.name}"})
-    return SimpleNamespace(name=path.name, path=path, results=results, split=split, summary=summary)
+    origin = {"tokenizer_hash": path.name.startswith("one")}
+    return SimpleNamespace(name=path.name, path=path, results=results, split=split, summary=summary, provenance=origin)
 
 
 @pytest.fixture
@@ -76,7 +78,8 @@ def made(monkeypatch, tmp_path):
                 for number, row in enumerate(ranked, 1)}  # fmt: skip
 
     monkeypatch.setattr(module, "ranks", ranks)
-    monkeypatch.setattr(module, "losses_at_equal_seconds", lambda given: {"of": given is study})
+    monkeypatch.setattr(module, "losses_at_equal_seconds", lambda given: {
+        name: held is study["methods"][name] for name, held in given["methods"].items()})  # fmt: skip
     monkeypatch.setattr(module, "findings", lambda content, questions: [content["rows"][0]["name"], questions])
     base = run(tmp_path / "base", 1.75, "base")
     return study, [base, *(each for group in groups.values() for each in group)], seen
@@ -113,13 +116,20 @@ def test_what_else_the_page_shows(made):
     content = view(study, runs)
     assert content["failed"] == {"odd": "no layers", "lora with seed 2": "its disk was full"}
     assert [content[key] for key in ("budget", "seeds", "seconds", "trainings", "equal_seconds", "findings")] == [
-        {"steps": 60, "search_steps": 20}, [1, 2], 99.0, 7, {"of": True}, ["full", 12],
+        {"steps": 60, "search_steps": 20}, [1, 2], 99.0, 7, {"full": True, "lora": True, "one": True}, ["full", 12],
     ]  # fmt: skip
+    assert content["groups"] == [["full", "lora"], ["one"]]
     assert content["curves"][1] == {"name": "lora", "whole": [[1e-3, 1.5], [1e-4, 1.75]],
                                     "part": [[1e-3, 2.0], [1e-2, 3.0]], "rate": 1e-3}  # fmt: skip
     assert [each["name"] for each in content["curves"]] == ["full", "lora", "one"]
     assert list(content["chosen"]) == ["lora", "full", "one"] and content["scaled"] == []
     assert content["chosen"]["lora"] == "lora_r: 4\nlearning_rate: 0.001\n"
+
+
+def test_the_methods_of_each_tokenizer_the_commonest_first():
+    assert by_tokenizer({"a": 1, "b": 2, "c": 2, "d": 1, "e": 2}) == [["b", "c", "e"], ["a", "d"]]
+    assert by_tokenizer({"a": 1, "b": None}) == [["a"], ["b"]]
+    assert by_tokenizer({}) == []
 
 
 def wrote(run, name, **content):
@@ -271,6 +281,7 @@ def test_the_table_in_markdown():
     equal = {"b": {"seconds": 90.0, "step": 60.0, "validation_loss": 1.25}, "a": {"seconds": 90.0, "step": 30.4,
                                                                                  "validation_loss": 1.0}}  # fmt: skip
     text = markdown({"rows": rows, "findings": ["One.", "Two."], "equal_seconds": equal, "chosen": {"a": "lora_r: 4\n"},
+                     "groups": [["b", "a"]],
                      "budget": {"steps": 60}, "seeds": [7, 8], "trainings": 33, "seconds": 7200.0}, 1200)  # fmt: skip
     lines = text.splitlines()
     assert lines[0] == "One. Two."

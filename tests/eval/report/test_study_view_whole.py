@@ -6,7 +6,8 @@ from types import SimpleNamespace
 import pytest
 
 from eval.report import study as module
-from eval.report.study import findings, markdown, view
+from eval.report.study import findings, view
+from eval.report.study_tables import markdown
 from eval.results import Interval
 from eval.statistics.seeds import compare_recipes, recipes
 from finllm.errors import UserError
@@ -186,10 +187,12 @@ def test_an_edge_is_told_of_whichever_method_it_is(name):
 def test_study_md_whole():
     rows = [row("a", 1.0, forgetting=0.25), row("b|c", 2.0, low=None, spread=None, train_seconds=7200.0)]
     equal = {"a": {"seconds": 90.0, "step": 6.0, "validation_loss": 2.0},
-             "b|c": {"seconds": 90.0, "step": 2.6, "validation_loss": 1.0}}  # fmt: skip
+             "b|c": {"seconds": 90.0, "step": 2.6, "validation_loss": 1.0},
+             "s": {"seconds": 5.0, "step": 4.0, "validation_loss": 0.5}}  # fmt: skip
     content = {
         "rows": rows, "findings": ["One.", "Two."], "equal_seconds": equal, "budget": {"steps": 6}, "seeds": [7, 8],
         "chosen": {"a": "x: 1\n", "b|c": "y: 2\n"}, "trainings": 33, "seconds": 30.0,
+        "groups": [["a", "b|c"], ["s"]],
     }  # fmt: skip
     expected = [
         "One. Two.", "",
@@ -202,8 +205,10 @@ def test_study_md_whole():
         "questions, 33 trainings in 30 s. Good rates are those within one standard error of the best. Ranks hold for "
         "all rows at once, 95 % sure, other seeds and questions drawn. Forgetting is KL(base ‖ tuned) in nats a token "
         "on texts that the base model wrote.", "",
-        "**After equal seconds** (2 min of training), validation loss:", "",
+        "**After equal seconds**, validation loss after 2 min of training:", "",
         r"- b\|c: 1.0000 nats a token, at step 3", "- a: 2.0000 nats a token, at step 6", "",
+        "Of another tokenizer, whose tokens are not those above, after 5 s of training:", "",
+        "- s: 0.5000 nats a token, at step 4", "",
         "**Chosen settings**, beside what all methods share:", "", "**a**", "", "```yaml", "x: 1", "```", "",
         r"**b\|c**", "", "```yaml", "y: 2", "```", "",
     ]  # fmt: skip
