@@ -43,8 +43,7 @@ def audit(
     else:
         alone = found["reproducibility"]["depends_on_neighbours"]
         found["causality"] = causality(model, rows, pairs, alone)
-    unnormalised, reproducible = found["causality"].pop("unnormalised"), found["reproducibility"]["passed"]
-    found["likelihood"] = likelihood(model, pairs, scores, unnormalised, reproducible)
+    found["likelihood"] = likelihood(model, pairs, scores, found["causality"].pop("unnormalised"))
     if training is None:
         said = "the data that this run was trained on is not here (its folder is gone or holds other data), so nothing "
         gone = {"passed": False, "summary": said + "can be said of copies"}
@@ -89,8 +88,8 @@ def stopping(
         prompts = zip(model.template.prompts(some), some, strict=True)
         lengths = [sum(map(len, model.encode(prompt, row["output"]))) for prompt, row in prompts]
         share = sum(max_length is None or length <= max_length for length in lengths) / len(lengths)
-        figures |= {"eos_supervised": share, "max_length": max_length, "training_examples": len(some)}
-        passed &= share >= LEAST_EOS_SHARE
+        figures = {"eos_supervised": share, "max_length": max_length, "training_examples": len(some)}
+        passed = share >= LEAST_EOS_SHARE
         said.append(f"{_percent(share)} of {len(some):,} training examples taught to stop (max_length {max_length})")
     answered = [row for row in rows if row["prediction"] is not None]
     if answered:

@@ -133,15 +133,13 @@ def _look(model: LanguageModel, pairs: Sequence[Pair], alone: bool) -> tuple[lis
     )
     cut_of = dict(zip(places, after, strict=True))
     looks = [
-        Look(
-            index, position, float(whole_of[index][position]), float(cut_of[index, position][pairs[index][1][position]])
-        )
+        Look(index, position, whole_of[index][position], cut_of[index, position][pairs[index][1][position]])
         for index, position in places
     ]
     before = np.max(np.abs(replaced[:position] - whole_of[median][:position]), initial=0.0)
     itself = abs(replaced[position] - cut_of[median, position][other[position]])
     sums = np.abs([logsumexp(each) for each in after])
-    return looks, float(before), float(itself), float(np.max(sums))
+    return looks, float(before), itself, float(np.max(sums))
 
 
 def _cuts(response: list[int], middle: int, ends: bool, generator: random.Random) -> list[int]:

@@ -68,11 +68,7 @@ def reproducibility(model: LanguageModel, pairs: Sequence[Pair]) -> dict[str, An
 
 
 def likelihood(
-    model: LanguageModel,
-    pairs: Sequence[Pair],
-    scores: Sequence[Score],
-    unnormalised: float | None,
-    reproducible: bool = True,
+    model: LanguageModel, pairs: Sequence[Pair], scores: Sequence[Score], unnormalised: float | None
 ) -> dict[str, Any]:
     """What `score` reported is the sum of `log_probs`, the computation that the audits look at; and Σ p is 1.
 

@@ -134,7 +134,7 @@ def memorisation(rows: Sequence[dict[str, Any]], training: Sequence[dict[str, st
         "copy the question": _score([question_of(row) for row in answered], answered, tokenizer),
         "nearest training answer": _score(nearest_answers(answered, training), answered, tokenizer),
     }
-    own = _shown(_mean([row["rougeL"] for row in answered]))
+    own = _shown(rouge.mean_of([row["rougeL"] for row in answered]))
     floors = " and ".join(f"{_shown(scores['rougeL'])} ({name})" for name, scores in baselines.items())
     whose = "" if trained else ", not trained on,"
     return {
@@ -196,14 +196,8 @@ def nearest_answers(rows: Sequence[dict[str, str]], training: Sequence[dict[str,
 def _score(texts: Sequence[str], rows: Sequence[dict[str, Any]], tokenizer: str) -> dict[str, float | None]:
     references = [row["reference"] for row in rows]
     each = [rouge.scores_of(text, reference) for text, reference in zip(texts, references, strict=True)]
-    scores = {type: _mean([score[type] for score in each]) for type in rouge.TYPES}
+    scores = {type: rouge.mean_of([score[type] for score in each]) for type in rouge.TYPES}
     return {**scores, "bleu": bleu.corpus_bleu(texts, references, tokenizer)}
-
-
-def _mean(values: Sequence[float | None]) -> float | None:
-    """Of those examples whose reference has words; None where there is none."""
-    held = [value for value in values if value is not None]
-    return float(np.mean(held)) if held else None
 
 
 def _shown(value: float | None) -> str:
