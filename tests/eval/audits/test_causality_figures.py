@@ -146,7 +146,8 @@ def test_what_stands_before_other_tokens_and_the_first_of_them_may_not_move(firs
 
 def test_a_token_may_move_by_the_limit_itself(first):
     moved = Told(lambda pair, place: 2e-4 * is_token(pair, place, 2, 1))
-    assert causality(moved, ROWS, TEXTS)["passed"]
+    found = causality(moved, ROWS, TEXTS)
+    assert found["passed"] and not found["depends_on_length"] and "move by at most 0.0002 nats" in found["summary"]
     assert _is_length_alone(Told(), TEXTS, [Look(2, 1, 2e-4, 5.0)])
     assert not _is_length_alone(Told(), TEXTS, [Look(2, 1, 2.1e-4, 5.0)])
 
