@@ -51,10 +51,11 @@ def test_what_a_user_says_and_what_is_taught_in_a_conversation():
 LONG = "My partner and I earn about forty thousand a year, how much of it should we put aside for our pension?"
 BOND = "A bond is a loan to a state or to a firm, which pays interest on it until the day on which it is paid back."
 FEES = "How high are the fees of a fund that holds shares of {} firms from all over the world?"
+RENT = "How much is the rent of a flat of {} rooms in the middle of London?"
 TEST = [
     example("e", "What is gold?", "It is a metal."),
     example("d", LONG, "Half of it, and more than that in good years."),
-    example("c", "Is rent due?", BOND),
+    example("c", RENT.format(3), BOND),
     example("b", FEES.format(20), "They are about one part in a hundred of what the fund holds."),
     example("a", "", "Nobody asked for any of this, and nobody ever will."),
     example("f", "Who pays?", "He or she pays."),
@@ -65,13 +66,14 @@ COPIES = [
     example("v", "Other?", BOND.replace("interest", "money")),
     example("w", FEES.format(35), "Three."),
     example("x", FEES.format(40), "Four."),
-    example("y", "", "he or she pays"),
+    example("y", RENT.format(4), "he or she pays"),
 ]
 
 
 @pytest.mark.parametrize("part", [1, 4, 6, 2048])
 def test_every_kind_of_copy_is_found_wherever_it_stands(monkeypatch, part):
     monkeypatch.setattr(overlap, "PART", part)
+    """Of what is a copy by its answer it is not counted that its question stands there with other numbers."""
     expected = {
         "passed": False, "exact_questions": 1, "near_questions": 1, "exact_answers": 0, "near_answers": 1,
         "within": {"questions": 0, "answers": 0}, "other_numbers": 1, "training_examples": 6, "threshold": 0.5,
@@ -88,16 +90,17 @@ def test_every_kind_of_copy_is_found_wherever_it_stands(monkeypatch, part):
 def test_every_kind_of_copy_is_counted_as_what_it_is():
     for number, (found, counted) in enumerate([
         (["e"], "exact_questions"), (["d"], "near_questions"), (["c"], "near_answers"), ([], "other_numbers"),
-        ([], "other_numbers"), ([], None),
+        ([], "other_numbers"), ([], "other_numbers"),
     ]):  # fmt: skip
         one = contamination(TEST, [COPIES[number]])
         counts = {name: one[name] for name in one if name.startswith(("exact", "near", "other"))}
         assert one["contaminated"] == found and one["passed"] is (not found)
-        assert {name for name, count in counts.items() if count} == ({counted} if counted else set())
-        assert counted is None or counts[counted] == 1
+        assert {name: count for name, count in counts.items() if count} == {counted: 1}
 
 
-@pytest.mark.parametrize(("answer", "copied"), [("It is none of it.", True), ("It is none ofit.", False)])
+@pytest.mark.parametrize(
+    ("answer", "copied"), [("It is none of it.", True), ("It is none ofit.", False), ("It is none of . . .", False)]
+)
 def test_an_answer_of_five_words_may_be_a_copy(answer, copied):
     training = [example("t", "One?", "other words than these"), example("u", "Two?", answer.upper())]
     found = contamination([example("a", "Three?", answer)], training)
@@ -136,6 +139,8 @@ def test_what_more_than_twenty_of_all_texts_have_in_common_makes_no_two_alike(ot
     found = contamination(test, training)
     assert (found["near_questions"], found["exact_questions"]) == (alike, 0)
     assert contamination(test, training[::-1])["near_questions"] == alike
+    numbered = [{**row, "instruction": f"{row['instruction']} ({n})"} for n, row in enumerate([*test, *training])]
+    assert contamination(numbered[:1], numbered[1:])["other_numbers"] == alike
 
 
 # Memorisation --------------------------------------------------------------------------------------------------------
@@ -162,6 +167,9 @@ def test_the_longest_run_of_any_texts(seed):
     training.append([*answers[1][:6], "y"])  # at the beginning
     found = longest_overlaps([*map(" ".join, answers)], [*map(" ".join, training)])
     assert found == [longest_by_hand(answer, training) for answer in answers]
+    for answer in ("a b c d e", "x a b c d e", "a b c d e x"):
+        for text in ("a b c d e", "y a b c d e", "a b c d e y", "y a b c d e y"):
+            assert longest_overlaps([answer], [text]) == [5]
     assert longest_overlaps([" ".join(answers[2])], []) == [0] and longest_overlaps([], ["a b c d e f"]) == []
 
 
@@ -189,6 +197,7 @@ def test_the_nearest_question_of_any(seed):
 def test_of_two_questions_that_are_as_near_the_first_is_taken():
     training = [example("s", "gold", "1"), example("t", "rent?", "2"), example("u", "RENT", "3")]
     assert nearest_answers([example("a", "Rent", "x"), example("b", "none", "x")], training) == ["2", "1"]
+    assert nearest_answers([example("a", "", "x")], [example("s", "", "1"), example("t", "", "2")]) == ["1"]
 
 
 RUN = " ".join(f"w{number}" for number in range(24))
