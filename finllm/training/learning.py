@@ -24,7 +24,7 @@ ENOUGH = 3  # steps after which what stood still is refused: LoRA's A has a grad
 def fingerprint(tensor: Tensor) -> int:
     """The sum of a tensor's bits, read as whole numbers: another one where it has moved, but for a rare chance."""
     bits = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[tensor.element_size()]
-    return int(tensor.detach().contiguous().view(bits).sum(dtype=torch.int64))
+    return int(tensor.view(bits).sum())  # in int64
 
 
 class Learning(TrainerCallback):
