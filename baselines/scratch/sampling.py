@@ -122,5 +122,5 @@ def draw(logits_BV: torch.Tensor, uniform_B: torch.Tensor) -> torch.Tensor:
     A draw is a function of its number, so an answer does not depend on what else is in the batch.
     """
     sums_BV = logits_BV.double().softmax(dim=-1).cumsum(dim=-1)
-    target_B1 = uniform_B.to(sums_BV)[:, None] * sums_BV[:, -1:]
+    target_B1 = uniform_B[:, None] * sums_BV[:, -1:]
     return torch.searchsorted(sums_BV, target_B1, right=True)[:, 0]

@@ -35,7 +35,7 @@ def batches_of_epoch(lengths: Sequence[int], budget: int, seed: int, epoch: int)
     for start in range(0, len(order), bucket):
         batch: list[int] = []
         for index in sorted(order[start : start + bucket], key=lengths.__getitem__):
-            if batch and (len(batch) + 1) * lengths[index] > budget:  # this one is the longest so far
+            if (len(batch) + 1) * lengths[index] > budget:  # this one is the longest so far
                 batches.append(batch)
                 batch = []
             batch.append(index)
@@ -64,8 +64,8 @@ class TokenBudgetSampler(BatchRebalanceSampler):
 
     An optimizer step of n processes takes n batches in a row, so it learns from the same rows as one process that
     accumulates n of them. Every epoch has the same number of batches, which transformers' schedule needs: epochs with
-    fewer have their last ones halved. It is transformers' own class of batch samplers that divide work by
-    themselves; nothing else is taken from it.
+    fewer have their last ones halved, and batches that rows are too few to share out are left for another epoch. It is
+    transformers' own class of batch samplers that divide work by themselves; nothing else is taken from it.
     """
 
     def __init__(self, lengths: Sequence[int], budget: int, seed: int, epochs: int, rank: int, processes: int):
@@ -84,7 +84,7 @@ class TokenBudgetSampler(BatchRebalanceSampler):
             last = max(index for index, batch in enumerate(batches) if len(batch) > 1)
             rows = batches[last]
             batches[last : last + 1] = [rows[: len(rows) // 2], rows[len(rows) // 2 :]]
-        return itertools.islice(batches, self.rank, None, self.processes)
+        return itertools.islice(batches, self.rank, self.batches, self.processes)
 
 
 class LengthGroupedSampler(Sampler[int]):

@@ -17,7 +17,6 @@ import shutil
 import sys
 from pathlib import Path
 
-import torch
 from safetensors.torch import load_file
 
 from finllm.errors import UserError, raise_problems
@@ -114,13 +113,10 @@ def check_weights(folder: Path) -> None:
     for path in sorted(folder.glob("*.safetensors")):
         tensors.update(load_file(path))
     learned = [tensor for name, tensor in tensors.items() if "lora_B" in name]
-    problems = [f"{name} holds values that are no numbers" for name, tensor in tensors.items() if _no_number(tensor)]
-    if not tensors or not any(tensor.numel() for tensor in tensors.values()):
+    wrong = [name for name, tensor in tensors.items() if not tensor.isfinite().all()]
+    problems = [f"{name} holds values that are no numbers" for name in wrong]
+    if not any(tensor.numel() for tensor in tensors.values()):
         problems.append("there are no weights in it")
     if learned and not any(tensor.any() for tensor in learned):
         problems.append("all lora_B are zero, as before training")
     raise_problems(problems, f"the weights just saved to {folder}; its checkpoints are kept")
-
-
-def _no_number(tensor: torch.Tensor) -> bool:
-    return tensor.is_floating_point() and not bool(tensor.isfinite().all())
