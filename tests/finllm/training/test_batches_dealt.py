@@ -55,9 +55,9 @@ def test_no_process_has_a_batch_more_where_rows_cannot_be_shared_out(rows, proce
 def test_so_many_batches_as_the_fullest_of_its_own_epochs(monkeypatch, epochs):
     monkeypatch.setattr(batches, "BUCKET", 3)  # several buckets of few rows
     draw, counts = random.Random(0), set()
-    for seed in range(2, 22):
+    for seed in range(2, 42):
         lengths = [draw.choice(range(5, 60)) for _ in range(40)]
         most = [len(batches_of_epoch(lengths, 100, seed, epoch)) for epoch in range(epochs)]
         assert len(TokenBudgetSampler(lengths, 100, seed, epochs, 0, 1)) == max(most)
         counts.add(max(most) - len(batches_of_epoch(lengths, 100, seed, epochs)))
-    assert len(counts) > 1  # of another epoch it would be another number
+    assert min(counts) < 0 < max(counts)  # the epoch after them has more batches of some rows, and fewer of others
