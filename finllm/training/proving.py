@@ -173,7 +173,7 @@ def _way(trainer: Any, probe: list[dict[str, list[int]]], long: dict[str, list[i
         trainer.set_way(rows, loss)
         try:
             proofs = _own_loss(trainer, probe, torch.cat(own), f"{rows} · {loss}", rows)
-            proofs.append(_apart(trainer, [long, probe[-1]], torch.cat([long_N, own[-1].detach().cpu()]), rows))
+            proofs.append(_apart(trainer, [long, probe[-1]], torch.cat([long_N, own[-1].cpu()]), rows))
         except Exception as error:  # a model's own forward may refuse a way by any error; the next way is tried
             reason = (str(error) or type(error).__name__).splitlines()[0][:200]
             said = f"{rows} rows with {loss} fail: {reason}"
@@ -294,7 +294,7 @@ def prove_saved(trainer: Any, saved: Path, load_saved: Callable[[Path], PreTrain
     Beside the trained one it would stand on a base that training or an adapter's start may have changed. An adapter is
     then merged into that base, where it can be: the second proof.
     """
-    rows = [_short_of(trainer.eval_dataset[0])] if len(trainer.eval_dataset) else []
+    rows = [_short_of(trainer.eval_dataset[0])]
     way = ("joined" if trainer.joins_rows else "padded", "logits" if trainer.uses_own_logits else "head")
     trainer.set_way("padded", way[1])
     # As it is without accelerate: no autocast in its forward, not compiled. It is asked nothing after this.
