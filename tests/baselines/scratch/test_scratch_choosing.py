@@ -60,6 +60,12 @@ def test_a_token_that_cannot_follow_is_never_drawn(number, token):
     assert draw(logits, torch.tensor([number], dtype=torch.float64)).tolist() == [token]
 
 
+def test_sums_are_more_exact_than_logits():
+    """A third is 0.33333334 in float32, and this number is between the two."""
+    number = torch.tensor([0.333333335], dtype=torch.float64)
+    assert draw(torch.zeros(1, 3), number).tolist() == [1]
+
+
 def test_the_largest_number_draws_a_token_however_sums_are_rounded():
     """Sums of probabilities may end a little below or above 1."""
     ends = set()

@@ -66,6 +66,19 @@ def test_every_document_of_every_row_is_one_to_look_at():
     assert [len(each["input_ids"]) for each in proving._documents(rows)] == [1, 2, 3, 4, 5, 6]
 
 
+@pytest.mark.parametrize(("lengths", "long", "probe"), [
+    ([30, 50, 40, 20, 10], 50, [20, 10]), ([30, 60, 70], 70, [24, 16]), ([30], 30, [24]), ([5, 6], 6, [5, 6]),
+])  # fmt: skip
+def test_the_longest_row_and_the_last_two_are_looked_at(monkeypatch, lengths, long, probe):
+    asked, trainer = [], Trainer()
+    trainer.train_dataset = [row(length) for length in lengths]
+    monkeypatch.setattr(proving, "_sees_no_future", lambda model, row: ("unseen", len(row["input_ids"])))
+    monkeypatch.setattr(proving, "_way", lambda trainer, *given: asked.append(given) or ["way"])
+    assert proving.prove(trainer) == ["unseen", "way"]
+    ((rows, longest, long_N),) = asked
+    assert [len(each["input_ids"]) for each in rows] == probe and len(longest["input_ids"]) == long_N == long
+
+
 @pytest.mark.parametrize(("length", "end"), [(100, 100), (30, 30)])
 def test_a_row_of_which_only_the_last_token_is_an_answer(length, end):
     found = proving._short_of(row(length, length - 1))
