@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from baselines.scratch import generation
-from baselines.scratch.generation import Cached, beam_search, write_one_each
+from baselines.scratch.generation import Cached, Recomputed, beam_search, write_one_each
 from baselines.scratch.sampling import Sampling
-from baselines.scratch.tokenizer import EOS
+from baselines.scratch.tokenizer import EOS, PAD
 
 
 class Session:
@@ -60,6 +60,43 @@ def test_coarse_logits_are_summed_in_float32(seed, sampling):
     fine = Session(table, 2)
     fine.logits_VV = coarse.logits_VV.float()
     assert search(coarse, [8, 5], sampling) == search(fine, [8, 5], sampling)
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_beams_are_held_against_each_other_by_probabilities_and_not_by_logits(seed):
+    """Logits may be larger after one token than after another, which says nothing."""
+    table = table_of(seed)
+    raised = Session(table, 2)
+    raised.logits_VV = raised.logits_VV + 20 * torch.randn(7, 1, generator=torch.Generator().manual_seed(seed))
+    sampling = Sampling(num_beams=3)
+    assert beam_search(raised, [6, 4], sampling) == beam_search(Session(table, 2), [6, 4], sampling)
+
+
+class Reader:
+    """A model that notes what it is asked to read."""
+
+    config, tokens, position_limit = SimpleNamespace(variant="causal"), SimpleNamespace(weight=torch.zeros(1)), 99
+
+    def read(self, source):
+        return None
+
+    def hidden(self, ids_BT, prompt):
+        self.ids = ids_BT.tolist()
+        return torch.arange(ids_BT.numel()).view(*ids_BT.shape, 1)
+
+    def logits(self, hidden_BC):
+        return hidden_BC
+
+
+def test_texts_of_which_some_is_written_go_on_from_there():
+    model = Reader()
+    session = Recomputed(model, [[2, 5], [2]], [[6, 7], [8]])
+    assert session.next_logits().flatten().tolist() == [3, 5]  # where each text ends, of rows of four
+    assert model.ids == [[2, 5, 6, 7], [2, 8, PAD, PAD]]
+    session.add(torch.tensor([PAD, 9]))
+    assert session.next_logits().flatten().tolist() == [3, 6]
+    assert model.ids == [[2, 5, 6, 7], [2, 8, 9, PAD]]
+    assert Recomputed(model, [[2, 5], [2]]).texts == [[2, 5], [2]]
 
 
 @pytest.mark.parametrize("search", [write_one_each, beam_search])
