@@ -38,7 +38,7 @@ from eval.report.numbers import decimals
 from eval.results import Results, SplitResults
 from eval.sharing import Kept, processes, work_shared
 from finllm.cpu import machine
-from finllm.data.dataset_dir import DatasetDir, is_dataset_dir
+from finllm.data.dataset_dir import DatasetDir
 from finllm.data.prepare import resolve
 from finllm.errors import UserError, run_command
 from finllm.files import cache_dir, sweep, write_json, write_jsonl
@@ -73,7 +73,7 @@ def main() -> None:
     base = (arguments.model_name_or_path, arguments.output_dir)
     if any(base) != all(base):
         raise UserError("a base model needs both --model_name_or_path and --output_dir")
-    if not arguments.runs and not (all(base) and arguments.dataset_name):
+    if not arguments.runs and not (arguments.model_name_or_path and arguments.dataset_name):
         raise UserError("give run dirs, or --model_name_or_path with --dataset_name and --output_dir, or both")
     machine.keep_freed_memory()
     # Every run is checked before the first is evaluated: minutes later is too late to learn of a misspelt name.
@@ -147,7 +147,7 @@ def _evaluate(subject: Subject, arguments: argparse.Namespace, left_out: set[str
         "score", "scoring", list(range(len(examples))), lambda i: len(pairs[i][0]) + len(pairs[i][1]),
         lambda batch: model.score([prompts[i] for i in batch], [examples[i]["output"] for i in batch]),
     )  # fmt: skip
-    unsound = [examples[i]["id"] for i in sorted(scores) if not math.isfinite(scores[i].nll)]
+    unsound = [examples[i]["id"] for i in scores if not math.isfinite(scores[i].nll)]
     if unsound:
         if process.is_main_process:
             so_far.remove()
@@ -167,14 +167,14 @@ def _evaluate(subject: Subject, arguments: argparse.Namespace, left_out: set[str
     ]
     start = time.perf_counter()
     tokenizer = bleu_tokenizer(examples)
-    split = dataclasses.replace(measure(rows, tokenizer), left_out=sorted(left_out))
     training = _training(run, dataset)
-    if split.numbers:
-        split = dataclasses.replace(split, number_floors=number.floors(rows, training))
+    split = dataclasses.replace(
+        measure(rows, tokenizer), left_out=sorted(left_out), number_floors=number.floors(rows, training)
+    )
     found = audit(model, run, training, examples, rows, pairs, scores)
     copied = found["contamination"].get("contaminated")
     if copied is not None:
-        kept = [row for row in rows if row["id"] not in set(copied)]
+        kept = [row for row in rows if row["id"] not in copied]
         split = dataclasses.replace(split, clean=(measure(kept, tokenizer) if copied else split) if kept else None)
     results = Results(
         name=run.path.name,
@@ -233,11 +233,9 @@ def _training(run: RunDir, dataset: DatasetDir) -> list[dict[str, str]] | None:
     split = config.get("dataset_train_split") or "train"
     if dataset.hash == trained_on:
         return dataset.rows(split)
-    if not is_dataset_dir(config["dataset_name"]):
-        return None
     try:
         own = DatasetDir(config["dataset_name"])
-    except UserError:  # broken by now: as good as gone
+    except UserError:  # gone, or broken by now
         return None
     return own.rows(split) if own.hash == trained_on else None
 

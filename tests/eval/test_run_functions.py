@@ -59,7 +59,11 @@ def test_the_rows_that_a_run_was_trained_on(data, tmp_path):
     assert _training(run(own, dataset_train_split="test"), other) == own.rows("test")
     trained = run(own)
     elsewhere = SimpleNamespace(**{**vars(trained), "config": lambda: {"dataset_name": str(tmp_path / "gone")}})
-    assert _training(elsewhere, other) is None and _training(elsewhere, own) == own.rows("train")
+    assert _training(elsewhere, other) is None
+    for name in ("someone/rows", "x" * 5000, "a\0b"):  # a name of the hub, and what no folder can be called
+        named = SimpleNamespace(**{**vars(trained), "config": lambda name=name: {"dataset_name": name}})
+        assert _training(named, other) is None
+    assert _training(elsewhere, own) == own.rows("train")
     changed = SimpleNamespace(**{**vars(trained), "config": lambda: {"dataset_name": str(other.path)}})
     assert _training(changed, data("third", "Perhaps")) is None
     (own.path / "train.jsonl").write_text("")

@@ -3,6 +3,7 @@
 Models, data and audits are set, so that every figure and every call is known; nothing is computed with torch.
 """
 
+import dataclasses
 import json
 import math
 import sys
@@ -119,6 +120,15 @@ def test_what_is_evaluated_already_is_looked_at_before_anything_else_is_done(mai
     assert told.known == [("b", ("b", "test", ["data-b"]), "test")]
     told = main("--overwrite")
     assert told.asked == ["a", "b"] and [name for name, *_ in told.evaluated] == ["a", "b"] and not told.known
+    told = main(runs=("b", "a"))
+    assert told.asked == ["a"] == [name for name, *_ in told.evaluated] and [name for name, *_ in told.known] == ["b"]
+
+
+def test_what_was_begun_is_not_evaluated_yet(main, tmp_path):
+    (tmp_path / "a" / "eval" / ".partial").mkdir(parents=True)
+    (tmp_path / "a" / "eval" / "predictions.jsonl").write_text("")
+    told = main()
+    assert told.asked == ["a", "b"] == [name for name, *_ in told.evaluated] and told.known == []
 
 
 @pytest.mark.parametrize("runs", [("broken", "a"), ("a", "broken")])
@@ -291,15 +301,16 @@ def test_scores_and_answers_become_figures(evaluated, tmp_path):
     assert split.numbers == 2 and split.number_floors["the most frequent number"] == 1
     ((model, its_run, training, examples, seen, pairs, scores),) = audited
     assert (its_run, training) == (run, TRAINING) and isinstance(model, Model)
-    assert [row["id"] for row in examples] == [row["id"] for row in seen] == [*"abcd"]
+    assert [(row["id"], row["output"]) for row in examples] == [(id, OUTPUTS[id]) for id in "abcd"]
+    assert [(row["id"], row["nll"]) for row in seen] == [(id, NLL[OUTPUTS[id]]) for id in "abcd"]
     assert pairs == [(list(asked_as(id).encode()), list(OUTPUTS[id].encode())) for id in "abcd"]
     assert {index: score.nll for index, score in scores.items()} == {0: 1.0, 1: 2.0, 2: 4.0, 3: 4.0}
     assert sorted(path.name for path in run.eval.iterdir()) == ["predictions.jsonl", "results.json"]
     assert not (run.path / "provenance.json").exists()  # training wrote it
 
 
-@pytest.mark.parametrize(("contaminated", "clean"), [(None, None), ((), 4), (("a",), 3), (("a", "c", "d"), 1),
-                                                     ((*"abcd",), None)])  # fmt: skip
+@pytest.mark.parametrize(("contaminated", "clean"), [(None, None), ((), 4), (("a",), 3), (("b",), 3),
+                                                     (("a", "c", "d"), 1), ((*"abcd",), None)])  # fmt: skip
 def test_the_part_that_training_did_not_hold(evaluated, contaminated, clean):
     _, run, _ = evaluated(contaminated=contaminated)
     split = Results.read(run.path).splits["test"]
@@ -308,6 +319,21 @@ def test_the_part_that_training_did_not_hold(evaluated, contaminated, clean):
         left = [output for id, output in OUTPUTS.items() if id not in contaminated]
         nats, tokens = sum(NLL[output] for output in left), sum(len(output.encode()) for output in left)
         assert split.clean.metrics["nll_per_token"].value == pytest.approx(nats / tokens)
+
+
+def test_where_training_held_none_of_it_the_part_is_the_whole(evaluated):
+    _, run, _ = evaluated(left_out=["b"])
+    split = Results.read(run.path).splits["test"]
+    assert split.clean == dataclasses.replace(split, clean=None) and split.clean.left_out == ["b"]
+    assert split.number_floors == split.clean.number_floors == {
+        "a number of the question": 0.0, "the most frequent number": 1.0
+    }  # fmt: skip
+
+
+def test_without_numbers_there_is_no_floor(evaluated):
+    _, run, _ = evaluated(left_out=["c", "d"])
+    split = Results.read(run.path).splits["test"]
+    assert (split.examples, split.numbers, split.number_floors) == (2, 0, {})
 
 
 def test_what_is_left_out_is_in_no_figure(evaluated):
