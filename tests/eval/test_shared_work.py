@@ -3,8 +3,10 @@
 The processes are threads here, with accelerate's words between them, so that each one's part can be seen.
 """
 
+import contextlib
 import json
 import threading
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -162,7 +164,93 @@ def test_the_hash_of_the_code_is_of_every_file_of_it(tmp_path, monkeypatch):
         assert (hashed() != before) == bool(counts), name
         (tmp_path / name).write_text("1")
         assert hashed() == before
+    listed = Path.rglob
+    (tmp_path / "eval/b.py").write_text("3")
+    both = hashed()
+    for order in (sorted, lambda paths: sorted(paths, reverse=True)):  # whatever the disk says first
+        monkeypatch.setattr(Path, "rglob", lambda path, what, order=order: order(listed(path, what)))
+        assert hashed() == both
     (tmp_path / "finllm/a.py").rename(tmp_path / "finllm/z.py")
-    assert hashed() != before
+    assert hashed() != both
+    (tmp_path / "finllm/z.py").write_text(".py1")
+    of_name_and_content = hashed()
+    (tmp_path / "finllm/z.py").rename(tmp_path / "finllm/z.py.py").write_text("1")
+    assert hashed() != of_name_and_content  # where a name ends is told from what follows
     monkeypatch.undo()
     hash_of_sources.cache_clear()
+
+
+def test_without_an_accelerator_processes_meet_on_cpus(monkeypatch):
+    monkeypatch.setattr(sharing, "PartialState", lambda **how: how)
+    for available in (False, True):
+        monkeypatch.setattr(sharing.torch.cuda, "is_available", lambda available=available: available)
+        assert sharing.processes() == {"cpu": not available}
+
+
+def kept_lines(tmp_path):
+    return {path.name: path.read_text().splitlines() for path in tmp_path.rglob("*.jsonl")}
+
+
+@pytest.mark.parametrize("reverse", [False, True])
+def test_what_several_kept_is_moved_into_one_file_whole_and_once(together, tmp_path, monkeypatch, reverse):
+    """Whichever of the files the disk names first."""
+    listed = Path.glob
+    monkeypatch.setattr(Path, "glob", lambda path, what: sorted(listed(path, what), reverse=reverse))
+    together(3, evaluate(tmp_path, []))
+    before = kept_lines(tmp_path)
+    assert {name: len(lines) for name, lines in before.items()} == {"0.jsonl": 2, "1.jsonl": 1, "2.jsonl": 1}
+    again = []
+    for _ in range(2):
+        together(2, evaluate(tmp_path, again))
+        (lines,) = kept_lines(tmp_path).values()
+        assert sorted(lines) == sorted(line for each in before.values() for line in each) and again == []
+    assert [path.name for path in tmp_path.rglob("*.jsonl")] == ["before.jsonl"]
+
+
+def test_a_line_that_was_cut_short_takes_none_of_those_after_it_along(together, tmp_path):
+    together(1, evaluate(tmp_path, []))
+    (file,) = tmp_path.rglob("*.jsonl")
+    first, *others = file.read_bytes().splitlines(keepends=True)
+    file.write_bytes(first[:20] + b"\n" + b"".join(others))
+    again = []
+    together(1, evaluate(tmp_path, again))
+    assert again == [(0, (5, 0))]
+
+
+def test_the_first_process_alone_looks_at_what_was_kept_and_tells(together, tmp_path, monkeypatch, capsys):
+    gathered, looked, bars = sharing._gathered, [], []
+    monkeypatch.setattr(sharing, "_gathered", lambda *given: looked.append(given) or gathered(*given))
+
+    @contextlib.contextmanager
+    def progress(disable):
+        bars.append(disable)
+        yield SimpleNamespace(track=lambda batches, description: batches)
+
+    monkeypatch.setattr(sharing, "progress", progress)
+    together(3, evaluate(tmp_path, []))
+    assert len(looked) == 1 and sorted(bars) == [False, True, True] and capsys.readouterr().out == ""
+    together(3, evaluate(tmp_path, []))
+    assert len(looked) == 2
+    assert capsys.readouterr().out.count("7 of 7 were done before this evaluation was stopped") == 1
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_seconds_are_of_all_processes_and_of_before(together, tmp_path, monkeypatch, count):
+    """A batch takes as many seconds as its first index, and each process's clock stands still but for its work."""
+    clocks = threading.local()
+
+    def seconds():
+        clocks.now = getattr(clocks, "now", 1000.0)
+        return clocks.now
+
+    def work(batch):
+        clocks.now = seconds() + batch[0]
+        return scored(batch)
+
+    monkeypatch.setattr(sharing, "time", SimpleNamespace(perf_counter=seconds))
+    took = [seconds for (_, seconds), _ in together(count, evaluate(tmp_path, [], work=work))]
+    assert took == ([5 + 3 + 4 + 6] if count == 1 else [5 + 4, 3 + 6])
+    lines = [json.loads(line) for each in kept_lines(tmp_path).values() for line in each]
+    assert {line["indices"][0]: line["seconds"] for line in lines} == {first: first / count for first in (5, 3, 4, 6)}
+    again = [seconds for (_, seconds), _ in together(count, evaluate(tmp_path, [], work=work))]
+    assert again == [(5 + 3 + 4 + 6) / count] * count
