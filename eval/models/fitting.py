@@ -127,7 +127,7 @@ def too_long(
         ]
         for name, rows in unanswered.items():
             if rows:
-                room = int(readers[name].positions) - max(prompt for _, prompt in rows)
+                room = readers[name].positions - max(prompt for _, prompt in rows)
                 lower = f"; lower it to {room} or less" if room > 0 else ""
                 problems.append(
                     f"{name} has {readers[name].positions:,} positions, and --max_new_tokens {max_new_tokens} leaves "
