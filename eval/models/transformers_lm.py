@@ -175,7 +175,7 @@ class TransformersLM:
             found["padded on the left"] = self._padded_left(rows, pairs)
         if self._can_be_packed(rows[:2], pairs[:2]):
             found["packed"] = self._packed(rows)
-        return {way: torch.stack(values).double().tolist() for way, values in found.items()}
+        return {way: torch.stack(values).tolist() for way, values in found.items()}
 
     def _padded_left(self, rows: list[dict[str, list[int]]], pairs: Sequence[Pair]) -> list[torch.Tensor]:
         padded = self.tokenizer.pad(

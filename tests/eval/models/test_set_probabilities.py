@@ -8,8 +8,8 @@ import torch
 from set_models import EOS, chain, nats, save
 
 from eval.models import transformers_lm
-from eval.models.language_model import Description
-from eval.models.transformers_lm import dtype_of, encode_pair, load_base
+from eval.models.language_model import Description, Generation
+from eval.models.transformers_lm import TransformersLM, dtype_of, encode_pair, load_base
 from eval.models.transformers_reader import base_reader
 from finllm.errors import UserError
 from finllm.text.templates import Alpaca
@@ -147,3 +147,39 @@ def test_a_run_is_read_in_float32_but_what_is_quantised_stays_so(monkeypatch, qu
     assert found.model.weight.dtype == (torch.bfloat16 if quantised else torch.float32)
     assert found.description == Description("lora", "gpt2", "gpt2", 9, 3, "float32")
     assert (found.batch_size, found.template, found.tokenizer) == (7, template, "tokenizer")
+
+
+def test_answers_are_asked_for_as_users_ask(folder, monkeypatch):
+    tokenizer, description = load_base(str(folder), 1).tokenizer, Description("base", "m", "m", 1, 0)
+    template, asked = SimpleNamespace(stops=[7]), []
+    monkeypatch.setattr(transformers_lm, "decoding", lambda *of, **how: asked.append((of, how)) or "decoding")
+    answers = [SimpleNamespace(text=text, tokens=tokens, stopped=stopped)
+               for text, tokens, stopped in (("a", 3, True), ("b", 4, False), ("", 1, True))]  # fmt: skip
+    monkeypatch.setattr(transformers_lm, "answer_all", lambda *of, **how: asked.append((of, how)) or answers)
+    model = TransformersLM("model", tokenizer, description, 5, template)
+    assert model.generate(["p", "q", "r"], 9) == [Generation("a", 3, True), Generation("b", 4, False),
+                                                  Generation("", 1, True)]  # fmt: skip
+    assert asked == [
+        ((tokenizer, 9), {"stops": [7]}),
+        (("model", tokenizer, ["p", "q", "r"], "decoding", 5), {"template": template}),
+    ]
+    assert model.template is template
+    assert isinstance(TransformersLM("model", tokenizer, description, 5).template, Alpaca)
+
+
+def test_a_base_model_is_asked_in_what_the_command_says(monkeypatch):
+    asked, template = [], SimpleNamespace(ids=[1, 2])
+    model = SimpleNamespace(config=SimpleNamespace(), dtype=torch.float16)
+
+    def answers(name, result):
+        monkeypatch.setattr(transformers_lm, name, lambda *given: asked.append((name, *given)) or result)
+
+    answers("load_for_inference", (model, "tokenizer"))
+    answers("template_for", template)
+    answers("tokenizer_fits", None)
+    answers("count_parameters", SimpleNamespace(total=9, trainable=3))
+    found = load_base("gpt2", 7, "chat")
+    assert asked == [("load_for_inference", "gpt2"), ("template_for", "gpt2", "tokenizer", "chat"),
+                     ("tokenizer_fits", "tokenizer", model, [1, 2]), ("count_parameters", model)]  # fmt: skip
+    assert found.description == Description("base", "gpt2", "gpt2", 9, 0, "float16")
+    assert (found.model, found.tokenizer, found.batch_size, found.template) == (model, "tokenizer", 7, template)
