@@ -159,7 +159,13 @@ def test_the_hash_of_the_code_is_of_every_file_of_it(tmp_path, monkeypatch):
         return hash_of_sources()
 
     before = hashed()
-    for name, counts in (("finllm/a.py", 1), ("eval/sub/b.py", 1), ("baselines/c.py", 1), ("finllm/d.txt", 0)):
+    for name, counts in (
+        ("finllm/a.py", 1),
+        ("eval/sub/b.py", 1),
+        ("baselines/c.py", 1),
+        ("finllm/d.txt", 0),
+        ("tests/e.py", 0),
+    ):
         (tmp_path / name).write_text("2")
         assert (hashed() != before) == bool(counts), name
         (tmp_path / name).write_text("1")

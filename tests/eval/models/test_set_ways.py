@@ -3,6 +3,7 @@
 Likelihoods by hand are those of set_models.py, whose attention adds nothing; another model has an attention that does.
 """
 
+import copy
 import math
 from types import SimpleNamespace
 
@@ -25,13 +26,24 @@ DESCRIPTION = Description("base", "m", "m", 1, 0)
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    return str(save(tmp_path_factory.mktemp("set"), *SET, positions=300))
+def loaded(tmp_path_factory):
+    return load_base(str(save(tmp_path_factory.mktemp("set"), *SET, positions=300)), 1)
 
 
-@pytest.fixture(scope="module")
-def tokenizer(folder):
-    return load_base(folder, 1).tokenizer
+@pytest.fixture
+def tokenizer(loaded):
+    return loaded.tokenizer
+
+
+@pytest.fixture
+def fresh(loaded):
+    """The set model as it is when nothing has been asked of it; of its `own` weights, where a test changes them."""
+
+    def make(batch_size, own=False):
+        model = copy.deepcopy(loaded.model) if own else loaded.model
+        return TransformersLM(model, loaded.tokenizer, loaded.description, batch_size, loaded.template)
+
+    return make
 
 
 @pytest.fixture
@@ -62,8 +74,8 @@ def seen_by(module, of="input_ids"):
 # The head ------------------------------------------------------------------------------------------------------------
 
 
-def test_the_head_is_proved_once_on_the_first_tokens_of_the_first_text(folder, monkeypatch):
-    model, asked = load_base(folder, 2), []
+def test_the_head_is_proved_once_on_the_first_tokens_of_the_first_text(fresh, monkeypatch):
+    model, asked = fresh(2), []
     monkeypatch.setattr(transformers_lm, "head_difference", lambda model, ids: asked.append(ids.tolist()) or 0.0)
     assert model.score([], []) == [] and model.log_probs([]) == [] and asked == []
     first, second = ([1] * 60, [2] * 10), ([3], [4, 5])
@@ -73,16 +85,16 @@ def test_the_head_is_proved_once_on_the_first_tokens_of_the_first_text(folder, m
     assert asked == [[[1] * 60 + [2] * 4]]
     for single in (second, ([7, 8], [9])):
         asked.clear()
-        load_base(folder, 2).log_probs([single])
+        fresh(2).log_probs([single])
         assert asked == [[[*single[0], *single[1]]]]
 
 
-def test_logits_are_made_where_responses_stand_if_the_head_is_plain_and_by_the_model_if_not(folder, monkeypatch):
+def test_logits_are_made_where_responses_stand_if_the_head_is_plain_and_by_the_model_if_not(fresh, monkeypatch):
     limit = 2.0**-7
     monkeypatch.setattr(transformers_lm, "rounding_of", lambda model: limit)
     for apart, plain in ((0.0, True), (limit, True), (math.nextafter(limit, 1), False), (math.inf, False)):
         monkeypatch.setattr(transformers_lm, "head_difference", lambda model, ids, apart=apart: apart)
-        model = load_base(folder, 4)
+        model = fresh(4)
         whole, body = seen_by(model.model), seen_by(model.model.transformer)
         scores = model.score(PROMPTS, RESPONSES)
         assert [score.nll for score in scores] == pytest.approx(by_hand(), rel=1e-6)
@@ -91,15 +103,15 @@ def test_logits_are_made_where_responses_stand_if_the_head_is_plain_and_by_the_m
         assert (whole == []) is plain and len(body) == 4
     # A head that is no plain one, though its product is proved: it is asked itself
     monkeypatch.setattr(transformers_lm, "head_difference", lambda model, ids: 0.0)
-    model = load_base(folder, 4)
+    model = fresh(4, own=True)
     model.model.lm_head.register_forward_hook(lambda head, given, logits: logits)
     whole = seen_by(model.model)
     assert [score.nll for score in model.score(PROMPTS, RESPONSES)] == pytest.approx(by_hand(), rel=1e-6)
     assert len(whole) == 2
 
 
-class Adapted(torch.nn.Module):
-    """A model under a method that moves its logits: of the token "o" by log 2."""
+class Moved(torch.nn.Module):
+    """A model under a method that stands a hundred positions later, as behind virtual tokens."""
 
     takes_one_task = True
 
@@ -112,26 +124,23 @@ class Adapted(torch.nn.Module):
     def get_base_model(self):
         return self.base
 
-    def forward(self, **inputs):
-        found = self.base(**inputs)
-        found.logits[..., ord("o") + 1] += math.log(2)
-        return found
+    def forward(self, input_ids, **how):
+        return self.base(input_ids, position_ids=100 + torch.arange(input_ids.shape[1])[None], **how)
 
 
-def test_what_adapts_the_whole_model_is_asked_as_a_whole(folder, tokenizer, monkeypatch):
-    """ "o" follows "x" with 512 of 768 now, and "a" follows "o" beside 513 others."""
-    base = load_base(folder, 1).model
-    monkeypatch.setattr(transformers_lm, "base_of", lambda model: getattr(model, "base", model))
-    model = TransformersLM(Adapted(base), tokenizer, DESCRIPTION, 2)
-    pairs = [model.encode("x", "o")] * 2
-    expected = [math.log(768 / 512), math.log(513)]
-    assert [(-each).tolist() for each in model.log_probs(pairs)] == [pytest.approx(expected, rel=1e-5)] * 2
-    assert model.score(["x"], ["o"])[0].nll == pytest.approx(math.fsum(expected), rel=1e-5)
+def test_what_adapts_the_whole_model_is_asked_as_a_whole(fresh, tokenizer):
+    model = TransformersLM(Moved(fresh(1).model), tokenizer, DESCRIPTION, 2)
+    expected = [nats(*SET, "x" * 100 + prompt, response) for prompt, response in zip(PROMPTS, RESPONSES, strict=True)]
+    for found, own in zip(model.log_probs(pairs_of(model)), expected, strict=True):
+        assert -found == pytest.approx(own, abs=1e-5)
+    assert [score.nll for score in model.score(PROMPTS, RESPONSES)] == pytest.approx([*map(math.fsum, expected)])
+    (row,) = model.distributions(pairs_of(model)[:1], [3])
+    assert -row[ord("o") + 1] == pytest.approx(expected[0][3], rel=1e-5)
 
 
-def test_in_bfloat16_what_is_summed_is_float32(folder):
+def test_in_bfloat16_what_is_summed_is_float32(fresh):
     """The numbers are float64, and those of one position are the logarithms of shares of one."""
-    model = load_base(folder, 2)
+    model = fresh(2, own=True)
     model.model.bfloat16()
     pairs = pairs_of(model)
     positions = [2, 5, 0]
@@ -148,14 +157,14 @@ def test_in_bfloat16_what_is_summed_is_float32(folder):
     assert [type(each) for each in (score.nll, score.tokens, score.correct_tokens)] == [float, int, int]
 
 
-def test_a_hidden_state_finer_than_the_weights(folder):
+def test_a_hidden_state_finer_than_the_weights(fresh):
     """As mamba's residual stream, which is float32 beside weights in bfloat16."""
 
     class Finer(torch.nn.LayerNorm):
         def forward(self, hidden):
             return super().forward(hidden).float()
 
-    model = load_base(folder, 4)
+    model = fresh(4, own=True)
     norm = model.model.transformer.ln_f
     finer = model.model.transformer.ln_f = Finer(norm.normalized_shape, eps=norm.eps)
     finer.load_state_dict(norm.state_dict())
@@ -163,24 +172,24 @@ def test_a_hidden_state_finer_than_the_weights(folder):
     assert [score.nll for score in model.score(PROMPTS, RESPONSES)] == pytest.approx(by_hand(), rel=0.02)
 
 
-@pytest.mark.parametrize(("chunk", "block"), [(5, 2), (7, 7), (1, 1), (4, 16)])
-def test_positions_a_chunk_change_nothing(folder, monkeypatch, chunk, block):
-    model = load_base(folder, 3)
+@pytest.mark.parametrize(("chunk", "block"), [(5, 2), (7, 7), (4, 16)])
+def test_positions_a_chunk_change_nothing(fresh, monkeypatch, chunk, block):
+    model = fresh(3)
     before = model.log_probs(pairs_of(model))
     monkeypatch.setattr(transformers_lm, "CHUNK", chunk)
     monkeypatch.setattr(transformers_lm, "BLOCK", block)
     for found, own in zip(model.log_probs(pairs_of(model)), before, strict=True):
         assert found == pytest.approx(own, abs=1e-5)
     assert [score.correct_tokens for score in model.score(PROMPTS, RESPONSES)] == [
-        score.correct_tokens for score in load_base(folder, 3).score(PROMPTS, RESPONSES)
+        score.correct_tokens for score in fresh(3).score(PROMPTS, RESPONSES)
     ]
 
 
 # Batches -------------------------------------------------------------------------------------------------------------
 
 
-def test_rows_that_are_scored_together_are_alike_and_those_that_are_audited_are_not(folder):
-    model = load_base(folder, 3)
+def test_rows_that_are_scored_together_are_alike_and_those_that_are_audited_are_not(fresh):
+    model = fresh(3)
     pairs = [([1] * length, [2]) for length in (9, 99, 89, 79)]
     model.log_probs(pairs[:1])
     body = seen_by(model.model.transformer)
@@ -194,8 +203,8 @@ def test_rows_that_are_scored_together_are_alike_and_those_that_are_audited_are_
     assert body == [(2, 100), (1, 80), (1, 10)]
 
 
-def test_where_a_batch_ends(folder):
-    model = load_base(folder, 4)
+def test_where_a_batch_ends(fresh):
+    model = fresh(4)
 
     def batches(*lengths, alike=0.9):
         return model._batches([([1] * (length - 2), [2, 3]) for length in lengths], alike)
@@ -215,8 +224,8 @@ def test_where_a_batch_ends(folder):
 # Other ways ----------------------------------------------------------------------------------------------------------
 
 
-def test_other_ways_are_as_likely(folder, attentive):
-    for model in (load_base(folder, 4), attentive):
+def test_other_ways_are_as_likely(fresh, attentive):
+    for model in (fresh(4), attentive):
         pairs = pairs_of(model)
         own = [float(-each.sum()) for each in model.log_probs(pairs)]
         for some in (slice(None), slice(1), slice(2), slice(1, None)):
