@@ -184,8 +184,6 @@ class Results:
         RunDir(run_path).refuse_links()
         path = RunDir(run_path).eval / "results.json"
         fix = f"evaluate the run: {how_to_evaluate(run_path)}"
-        if not path.exists():
-            raise UserError(f"{path} does not exist; {fix}")
         try:
             content = read_json(path)
             raise_problems(_problems_of_results(content), str(path))
