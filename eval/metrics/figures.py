@@ -102,7 +102,7 @@ def _at_an_end(interval: Interval, questions: int) -> Interval:
     from scipy.stats import binomtest  # takes a second to import
 
     ends = binomtest(round(interval.value * questions), questions).proportion_ci(LEVEL, method="wilson")
-    return Interval(interval.value, max(0.0, float(ends.low)), min(1.0, float(ends.high)))
+    return Interval(interval.value, float(ends.low), float(ends.high))
 
 
 def repetition(text: str, n: int = 4) -> float:

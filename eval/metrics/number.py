@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from decimal import Decimal
 from typing import Any
 
@@ -77,8 +77,7 @@ def _same_unit(unit: str, wanted: str) -> bool:
 def _right_without_percent(number: Number | None, wanted: Wanted) -> bool:
     if number is None or number.value is None or (number.unit, wanted.unit) != ("", PERCENT):
         return False
-    as_read = (number, Number(number.value * 100, "", number.digit, number.start, number.end))
-    return any(is_right(Number(each.value, PERCENT, each.digit, each.start, each.end), wanted) for each in as_read)
+    return any(is_right(replace(number, value=number.value * scale, unit=PERCENT), wanted) for scale in (1, 100))
 
 
 def _words_after(text: str, number: Number | None) -> int:
@@ -101,8 +100,8 @@ def floors(rows: Sequence[dict[str, Any]], training: Iterable[Mapping[str, Any]]
     found = {"a number of the question": max(copied.values(), default=0) / len(asked)}
     common = Counter(wanted for row in training or () if (wanted := wanted_of(row)))
     if common:
-        value, unit = (most := common.most_common(1)[0][0]).value, most.unit
-        number = Number(Decimal(value), "" if unit == ANY else unit, Decimal(0), 0, 0)
+        most = max(common, key=common.get)
+        number = Number(Decimal(most.value), "" if most.unit == ANY else most.unit, Decimal(0), 0, 0)
         found["the most frequent number"] = sum(is_right(number, wanted) for _, wanted in asked) / len(asked)
     return found
 

@@ -65,7 +65,7 @@ class Votes:
 
 def drawn_with_replacement(generator: np.random.Generator, number: int) -> np.ndarray:
     """How often each of `number` things was drawn, with replacement, (DRAWS, number)."""
-    return generator.multinomial(number, np.full(number, 1 / number), size=DRAWS).astype(float)
+    return generator.multinomial(number, np.full(number, 1 / number), size=DRAWS)
 
 
 def strengths(wins: np.ndarray, ties: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -94,8 +94,7 @@ def strengths(wins: np.ndarray, ties: np.ndarray) -> tuple[np.ndarray, np.ndarra
         found += step * np.minimum(1, MOST_STEP / np.maximum(np.abs(step).max(1, keepdims=True), 1e-12))
         if np.abs(step).max() < 1e-9:
             break
-    nats = found[:, :-1]
-    return nats - nats.mean(1, keepdims=True), np.exp(found[:, -1])
+    return found[:, :-1], np.exp(found[:, -1])
 
 
 def win_rates(wins: np.ndarray, ties: np.ndarray) -> np.ndarray:
@@ -142,9 +141,9 @@ def agreement(units: np.ndarray) -> Interval | None:
 
 
 def _alpha(units: np.ndarray) -> float | None:
-    if not units.size or len(np.unique(units[np.isfinite(units)])) < 2:
+    if len(np.unique(units[np.isfinite(units)])) < 2:
         return None
-    return float(krippendorff.alpha(reliability_data=units, level_of_measurement="ordinal", value_domain=[-1, 0, 1]))
+    return krippendorff.alpha(reliability_data=units, level_of_measurement="ordinal")
 
 
 def rank_correlation(nats: np.ndarray, draws: np.ndarray, values: np.ndarray, drawn: np.ndarray) -> Interval | None:
