@@ -103,14 +103,14 @@ def summed(runs: list[Run]) -> tuple[np.ndarray, np.ndarray]:
     by_id = [{row["id"]: row for row in run.predictions} for run in runs]
     columns = [[rows[id]["nll"] for id in order] for rows in by_id]
     columns.append([by_id[0][id]["bytes"] for id in order])
-    sums = by_question(np.array(columns, dtype=float).T, [by_id[0][id]["question_id"] for id in order])
+    sums = by_question(np.array(columns).T, [by_id[0][id]["question_id"] for id in order])
     return sums[:, :-1], sums[:, -1]
 
 
 def smallest_p_value(questions: int) -> float:
     """The chance that so many questions all favour one model, whichever, when each is a coin's toss: no p-value is
     smaller, however alike the questions' differences are."""
-    return min(1.0, 2.0 ** (1 - questions))
+    return 2.0 ** (1 - questions)
 
 
 def _all_at_once(deviations: np.ndarray, freedom: float, strength: np.ndarray) -> tuple[float, np.ndarray]:
@@ -120,7 +120,7 @@ def _all_at_once(deviations: np.ndarray, freedom: float, strength: np.ndarray) -
         return own, np.zeros(1)  # a pair alone needs no adjusting
     length = np.sqrt((deviations**2).sum(0))
     units = deviations / np.where(length > 0, length, 1.0)
-    generator, largest = np.random.default_rng(SEED), np.empty(DRAWS)
+    generator, largest = np.random.default_rng(SEED), np.full(DRAWS, np.inf)
     for start in range(0, DRAWS, 1000):  # in parts: 2,000 questions make 160 MB of multipliers in one
         part = largest[start : start + 1000]
         part[:] = np.abs(generator.standard_normal((len(part), len(units))) @ units).max(1)
@@ -128,7 +128,7 @@ def _all_at_once(deviations: np.ndarray, freedom: float, strength: np.ndarray) -
     largest.sort()
     beyond = DRAWS - np.searchsorted(largest, strength)
     # A strength beyond this draw leaves fewer than α·(DRAWS + 1) − 1 of them: its p-value is below α.
-    quantile = largest[DRAWS + 1 - math.ceil(ALPHA * (DRAWS + 1) - 1e-9)]
+    quantile = largest[DRAWS + 1 - round(ALPHA * (DRAWS + 1))]
     return max(own, float(quantile)), (1 + beyond) / (DRAWS + 1)
 
 

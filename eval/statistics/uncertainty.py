@@ -54,7 +54,7 @@ class Spread:
     def of(cls, deviations: np.ndarray, shares: np.ndarray) -> Spread:
         """From how far each figure falls when a question is left out, (questions, figures), and the question's share
         of what the figure divides by, (questions, 1) or (questions, figures)."""
-        questions = np.maximum((shares > 0).sum(0), 1)
+        questions = (shares > 0).sum(0)
         squares = (deviations**2).sum(0)
         unit = np.where(squares > 0, np.sqrt(squares), 1.0)
         skew = ((deviations / unit) ** 3).sum(0)
@@ -67,7 +67,7 @@ class Spread:
     def with_source(self, variance: np.ndarray | float, freedom: float) -> Spread:
         """With the variance of a second, independent and symmetric source; degrees of freedom by Satterthwaite 1946."""
         whole = self.error**2 + variance
-        part = np.divide(self.error**2, whole, out=np.zeros_like(whole), where=whole > 0)
+        part = self.error**2 / np.where(whole > 0, whole, 1.0)
         rest = 1 - part
         return replace(
             self,
@@ -86,7 +86,6 @@ class Spread:
     def strength(self, values: np.ndarray) -> np.ndarray:
         """The quantile of t at which the intervals of `values` just touch 0: infinite for a difference without spread,
         0 for none."""
-        values = np.asarray(values, dtype=float)
         sign = np.sign(values)
         with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
             t = values / self.error
@@ -101,8 +100,9 @@ class Spread:
     def _untransformed(self, quantile: np.ndarray | float) -> np.ndarray:
         """The t whose transformation is `quantile`."""
         shifted = quantile - self.skew / 6
-        bend = np.where(np.abs(self.bend) < 1e-8, 1.0, self.bend)
-        return np.where(np.abs(self.bend) < 1e-8, shifted, (np.cbrt(1 + 3 * bend * shifted) - 1) / bend)
+        straight = np.abs(self.bend) < 1e-8
+        bend = np.where(straight, 1.0, self.bend)
+        return np.where(straight, shifted, (np.cbrt(1 + 3 * bend * shifted) - 1) / bend)
 
 
 def intervals(

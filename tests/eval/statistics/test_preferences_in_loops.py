@@ -82,7 +82,7 @@ def test_questions_and_judges_are_each_drawn_as_often_as_there_are():
     assert (weights.sum(1) == 6).all()
     of_questions, of_judges = weights.reshape(DRAWS, 3, 2).sum(2), weights.reshape(DRAWS, 3, 2).sum(1)
     assert set(np.unique(of_questions)) == {0, 2, 4, 6} and set(np.unique(of_judges)) == {0, 3, 6}
-    # Binomial: a question of three is drawn 0 to 3 times with 8, 12, 6 and 1 of 27, a judge of two with 1, 2 and 1 of 4.
+    # Binomial: a question of three is drawn 0 to 3 times with 8, 12, 6 and 1 of 27, a judge of two with 1, 2 and 1 of 4
     for column in of_questions.T:
         assert [(column == 2 * k).mean() for k in range(4)] == pytest.approx(
             [8 / 27, 12 / 27, 6 / 27, 1 / 27], abs=0.06
