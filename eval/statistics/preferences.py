@@ -46,8 +46,6 @@ class Votes:
         """How often each vote counts in each draw, (DRAWS, V)."""
         generator = np.random.default_rng(SEED)
         of_questions = drawn_with_replacement(generator, self.question.max() + 1)[:, self.question]
-        if not self.judge.max():
-            return of_questions
         return of_questions * drawn_with_replacement(generator, self.judge.max() + 1)[:, self.judge]
 
     def tables(self, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
