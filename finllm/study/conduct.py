@@ -39,7 +39,7 @@ class Found:
 
     def refused(self, candidate: Candidate) -> str | None:
         """Why a candidate cannot be trained at any rate."""
-        reasons = (end.reason for end in self.outcomes[candidate.name].values() if end.settled and end.reason)
+        reasons = (end.reason for end in self.outcomes[candidate.name].values() if end.reason)
         return next((reason.removeprefix(REFUSED) for reason in reasons if reason.startswith(REFUSED)), None)
 
     def due(self, candidate: Candidate) -> list[Task]:
@@ -160,9 +160,6 @@ class Conduct:
 
 def failure_of(found: Found, method: str) -> str | None:
     """Why a method has no chosen settings although nothing of it is due."""
-    candidates = found.study.of(method)
-    reasons = [found.refused(candidate) for candidate in candidates]
-    for candidate in candidates:
-        reasons += [end.reason for end in found.outcomes[candidate.name].values() if end.settled and end.loss == FAILED]
-    reasons = [reason for reason in reasons if reason]
+    ends = [end for candidate in found.study.of(method) for end in found.outcomes[candidate.name].values()]
+    reasons = [end.reason for end in ends if end.settled and end.reason]
     return reasons[-1].removeprefix(REFUSED) if reasons and found.chosen(method) is None else None

@@ -240,7 +240,15 @@ def test_why_none_of_two_candidates_was_trained(found, first, second, why):
     assert refused == [reason.partition("refused: ")[2] or None for reason in (first, second)]
 
 
+def test_what_ended_well_is_no_reason(found):
+    ends = {("a", LOW, 4, 7): "nan at step 1", ("a", MIDDLE, 4, 7): 3.0}
+    for outcomes in (ends, dict(reversed(ends.items()))):
+        assert failure_of(found(outcomes), "a") == "nan at step 1"
+
+
 def test_what_was_interrupted_is_no_refusal_and_no_failure(found):
+    ends = {("a", HIGH, 4, 7): "nan at step 1", ("a", LOW, 4, 7): "interrupted"}
+    assert failure_of(found(ends), "a") == "nan at step 1"
     held = found({("a", LOW, 4, 7): "interrupted"})
     assert held.refused(held.study.of("a")[0]) is None and failure_of(held, "a") is None
     assert [task.job.place for task in held.due(held.study.of("a")[0])] == [LOW, MIDDLE, HIGH]
