@@ -1,5 +1,6 @@
 """All that the report says of votes, whole: counts as literals, and figures by loops over votes and draws."""
 
+import json
 import math
 from dataclasses import asdict
 from types import SimpleNamespace
@@ -115,8 +116,11 @@ def rounded(content):
     return round(content, 9) if isinstance(content, float) else content
 
 
-def test_what_leaderboard_json_says_of_people():
+def test_what_leaderboard_json_says_of_people(monkeypatch):
+    correlate, correlated = preferences.rank_correlation, []
+    monkeypatch.setattr(preferences, "rank_correlation", lambda *of: correlated.append(of) or correlate(*of))
     found = view(RUNS, [ANN, BO])
+    assert json.loads(json.dumps(found)) == found  # plain numbers
     nats, rates, tie, draws, drawn_rates = preferences.estimate(COUNTED)
     counts = {"z": (7, 1, 2, 4), "m": (5, 3, 1, 1), "k": (4, 2, 1, 1)}
     marks = {"z": (1, 0, 1), "m": (1, 1, 0), "k": (0, 0, 0)}
@@ -144,6 +148,10 @@ def test_what_leaderboard_json_says_of_people():
         # of BLEU no example is known of all models, though of each model one
         metric_by_hand("number_right", {"e0", "e4"}, lambda row: (row.get("number_right"), 1), 1, nats, draws),
     ]  # fmt: skip
+    # What was correlated is the same, too: the order of three models shows little of it
+    for ours, by_hand in zip(correlated[:3], correlated[3:], strict=True):
+        for one, other in zip(ours, by_hand, strict=True):
+            np.testing.assert_allclose(one, other, rtol=1e-12)
     assert [each["votes"] for each in metrics] == [6, 4, 0] and metrics[2]["agreement"] is None
     assert rounded(found) == rounded({
         "votes": 13, "counted": 8, "questions": 3, "method": preferences.METHOD, "ties": tie,
