@@ -79,9 +79,9 @@ class Alpaca:
 
     def prompts(self, rows: Sequence[Mapping[str, Any]]) -> list[str]:
         reasons = {row.get("id", number): refused_by_alpaca(row) for number, row in enumerate(rows, 1)}
-        if problems := [f"{id}: {reason}" for id, reason in reasons.items() if reason]:
+        if problems := at_most([f"{id}: {reason}" for id, reason in reasons.items() if reason]):
             problems[-1] += f"; {ROLES_TAKE}"
-            raise_problems(at_most(problems), "what is asked with template alpaca")
+            raise_problems(problems, "what is asked with template alpaca")
         return [build_prompt(row["instruction"], row.get("input") or "") for row in rows]
 
     def encode_prompt(self, prompt: str) -> list[int]:
@@ -126,9 +126,7 @@ class Alpaca:
             (prompt,) = self.prompts([row])
             own, response = self.encode_pair(prompt, row["output"])
             for messages, asks, ids in (([asked], True, own), ([asked, answered], False, own + response)):
-                theirs = self.tokenizer.apply_chat_template(
-                    messages, chat_template=source, add_generation_prompt=asks, return_dict=True
-                )
+                theirs = self.tokenizer.apply_chat_template(messages, chat_template=source, add_generation_prompt=asks)
                 if theirs.input_ids != ids:
                     return False
         return True

@@ -1,4 +1,4 @@
-"""A letter of a script without blanks is a word of its own, with its marks; one of another script, or in a word, is none."""
+"""A letter of a script without blanks is a word of its own, with its marks; one of another script is none."""
 
 import pytest
 
