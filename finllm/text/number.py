@@ -45,7 +45,7 @@ _TOKEN = re.compile(
     (?P<power>[eE][-−+]?\d{{1,3}}|\s?[×x*]\s?10\s?\^\s?\(?(?P<exponent>[-−+]?\d{{1,3}})\)?)?
     (?P<scale>\s?(?i:(?:hundred|thousand|lakh|million|crore|billion|trillion)s?|mm|mn|bn|tn)\b|[kKmMbBtT]\b
       |(?(before)\s[kKmMbB]\b|(?!)))?
-    (?P<after>\s?(?:%|(?i:per\s?cent|percentage\s+points?|pct|pp|bps?|basis[\s-]+points?)\b|{_SYMBOL}|(?:{_CODE})\b
+    (?P<after>\s?(?:\s?%|(?i:per\s?cent|percentage\s+points?|pct|pp|bps?|basis[\s-]+points?)\b|{_SYMBOL}|(?:{_CODE})\b
       |(?:US\s)?(?i:(?:{_WORD})s?|cents?|pence)\b)|[-\s]?(?i:{"|".join(TIMES)})s?\b|\s?[x×](?![\w\s]*\d))?
     (?![^\W_]|-[A-Za-z]|\([a-z]\))""",
     re.VERBOSE,
@@ -163,19 +163,19 @@ def _numbers(text: str) -> Iterator[Number]:
         if _NAMED.search(ahead[-2:]) and not joined:
             continue  # COVID-19, but not the end of $5k-$6k
         negative, begin = _sign(ahead)
-        negative ^= bool(token["inner"])
+        negative |= bool(token["inner"])
         scale = (
             SCALES[word if (word := token["scale"].strip().lower()) in SCALES else word[:-1]] if token["scale"] else 0
         )
         unit, factor = _unit(token)
         if bracket := _OPEN.search(ahead[-6:]):
             closed = _CLOSE.match(text, end)
-            if closed and not begin:
+            if closed:
                 end = closed.end()
                 unit = PERCENT if closed[1] else unit or SYMBOLS.get(bracket["before"], "")
                 outside = ahead[: len(ahead) - len(bracket[0])]
                 begin = len(bracket[0])
-                negative ^= bool(closed[1] or bracket["before"] or _is_accounting(outside, unit))
+                negative |= bool(closed[1] or bracket["before"] or _is_accounting(outside, unit))
         digits = token["digits"]
         if len(digits) > MOST_DIGITS or not _READABLE.fullmatch(digits):
             yield Number(None, unit, Decimal(0), start - begin, end)
@@ -207,14 +207,14 @@ def _unit(token: re.Match[str]) -> tuple[str, Decimal]:
     if before:
         return SYMBOLS.get(before) or CODES[before], Decimal(1)
     word = " ".join(after.lower().split())
+    if word.rstrip("s") in TIMES:  # "periods" begins as "percent" does
+        return word.rstrip("s").replace("yr", "year").replace("installment", "instalment") + "s", Decimal(1)
     if word.startswith(("bp", "basis")):
         return PERCENT, Decimal("0.01")
     if word == PERCENT or word.startswith(("per", "pct", "pp")):
         return PERCENT, Decimal(1)
     if word.rstrip("s") == "cent" or word == "pence":
         return "£" if word == "pence" else "", Decimal("0.01")
-    if word.rstrip("s") in TIMES:
-        return word.rstrip("s").replace("yr", "year").replace("installment", "instalment") + "s", Decimal(1)
     word = word.removeprefix("us ").rstrip("s")
     return SYMBOLS.get(after) or CODES.get(after) or CURRENCY_WORDS.get(word, ""), Decimal(1)
 
