@@ -161,7 +161,7 @@ class Chat:
                 (messages_of(row), True, self._encoded(prompt)),
             ):
                 theirs = self.tokenizer.apply_chat_template(
-                    messages, chat_template=self.jinja, add_generation_prompt=asks, return_dict=True
+                    messages, chat_template=self.jinja, add_generation_prompt=asks
                 ).input_ids
                 if ours != theirs:
                     at = apart(ours, theirs)

@@ -127,7 +127,7 @@ class Conversations:
             plans.append((len(jobs), answers))
             for messages in (chat, one) if spelling else (chat,):
                 jobs += [Job(messages[:place], True) for place in answers] + ([Job(messages, False)] if whole else [])
-        texts = render(self.source, self.special, jobs) if jobs else []
+        texts = render(self.source, self.special, jobs)
         found = []
         for chat, one, spelling, (begin, answers) in zip(chats, marked, spells, plans, strict=True):
             count = len(answers) + whole
@@ -189,7 +189,7 @@ class Conversations:
     def marked(self, text: str) -> str:
         from transformers.utils.chat_template_utils import mark_control_tokens
 
-        return mark_control_tokens(text, self.spelling) if self.spelling.search(text) else text
+        return mark_control_tokens(text, self.spelling)
 
 
 def apart(one: Sequence[Any], other: Sequence[Any]) -> int:
