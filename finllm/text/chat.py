@@ -44,12 +44,11 @@ class Chat:
     def __init__(self, tokenizer: PreTrainedTokenizerBase, source: str, id: str, of: str):
         self.tokenizer, self.jinja, self.id, self.of = tokenizer, source, id, of
         self.hash = hash_of(source)
-        special = {name: _plain(token) for name, token in tokenizer.special_tokens_map.items()}
         # A token that the template writes controls too, whatever it is flagged as; but for runs of blanks.
         written = {id for token, id in tokenizer.get_added_vocab().items() if token.strip() and token in source}
         self._control = control_ids(tokenizer) | written
-        names = [str(name) for name in tokenizer.convert_ids_to_tokens(sorted(self._control))]
-        self._conversations = Conversations(source, special, names, str(tokenizer.eos_token), of)
+        names = tokenizer.convert_ids_to_tokens(list(self._control))
+        self._conversations = Conversations(source, tokenizer.special_tokens_map, names, str(tokenizer.eos_token), of)
         self.lead = self._conversations.shape.lead
         end = tokenizer.convert_tokens_to_ids(self._conversations.shape.end)
         self.stops = list(dict.fromkeys([tokenizer.eos_token_id, end]))
@@ -199,7 +198,3 @@ def _cut(ids: list[int], spans: list[tuple[int, int]], max_length: int | None, p
 
 def _nothing() -> dict[str, Any]:
     return _cut([], [(0, 0)], None, False)
-
-
-def _plain(token: Any) -> Any:
-    return [str(each) for each in token] if isinstance(token, (list, tuple)) else str(token)
