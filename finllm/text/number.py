@@ -32,8 +32,8 @@ SCALES = {"hundred": 2, "k": 3, "thousand": 3, "lakh": 5, "m": 6, "mm": 6, "mn":
 TIMES = ("year", "yr", "quarter", "month", "week", "day", "hour", "minute", "period", "payment", "instalment",
          "installment")  # fmt: skip
 
-_SYMBOL = "|".join(map(re.escape, sorted(SYMBOLS, key=len, reverse=True)))
-_CODE = "|".join(sorted(CODES, key=len, reverse=True))
+_SYMBOL = "|".join(map(re.escape, SYMBOLS))
+_CODE = "|".join(CODES)
 _WORD = "|".join(CURRENCY_WORDS)
 _MINUS = "-−–‐‑"
 _THIN = "\u00a0\u2009\u202f"
@@ -160,15 +160,13 @@ def _numbers(text: str) -> Iterator[Number]:
         start, end = token.span()
         joined, ended = start == ended + 1, end
         ahead = text[max(0, start - _AHEAD) : start]
-        if _NAMED.search(ahead[-2:]) and not joined:
+        if _NAMED.search(ahead) and not joined:
             continue  # COVID-19, but not the end of $5k-$6k
         negative, begin = _sign(ahead)
         negative |= bool(token["inner"])
-        scale = (
-            SCALES[word if (word := token["scale"].strip().lower()) in SCALES else word[:-1]] if token["scale"] else 0
-        )
+        scale = SCALES[token["scale"].strip().lower().removesuffix("s")] if token["scale"] else 0
         unit, factor = _unit(token)
-        if bracket := _OPEN.search(ahead[-6:]):
+        if bracket := _OPEN.search(ahead):
             closed = _CLOSE.match(text, end)
             if closed:
                 end = closed.end()
@@ -192,7 +190,7 @@ def _sign(ahead: str) -> tuple[bool, int]:
     """Whether a number is negative by what stands before it, and how many characters of that belong to it."""
     if word := _MINUS_WORD.search(ahead[-14:]):
         return True, len(word[0])
-    sign = _SIGN.search(ahead[-2:])
+    sign = _SIGN.search(ahead)
     if not sign:
         return False, 0
     outside = ahead[: len(ahead) - len(sign[0])]

@@ -123,7 +123,8 @@ def test_the_answer_is_the_first_number_after_the_mark_or_the_last_of_all(text: 
     ("5", 5), ("(5)", -5), ("**$5**", 5), ("$5", 5), ("It is $5.", 5), ("It is 5 %!", 5), ("It is 5.", None),
     ("x = 5", 5), ("3 x ≈ 5", 5), ("So 3, and Answer: 5", 5), ("3, so the answer is 5", 5), ("3 #### 5", 5),
     ("3 is \\boxed{5}.", 5), ("3 = (5)", -5), ("$3 or $5", None), ("It is $5 now", None), ("It is 5 years.", None),
-    ("$5" + "." * 40, 5), ("It is CHF 5", 5), ("1.2.3", None), ("x = 1.2.3", None), ("", None), ("no", None),
+    ("$5" + "." * 40, 5),
+    ("$5" + "." * 41, None), ("It is CHF 5", 5), ("1.2.3", None), ("x = 1.2.3", None), ("", None), ("no", None),
     ("2 = 5 apples", None), ("5\n", 5), ("x=5 )]}*_$", 5),
 ])  # fmt: skip
 def test_a_reference_asks_for_the_number_that_it_ends_in_for_sure(reference: str, value: int | None) -> None:
