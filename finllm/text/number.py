@@ -26,7 +26,7 @@ CODES = {"USD": "$", "EUR": "€", "GBP": "£", "JPY": "¥", "INR": "₹", "Rs":
          **{code: code for code in ("CAD", "AUD", "NZD", "HKD", "SGD", "BRL", "CHF", "CNY", "SEK", "NOK", "DKK", "PLN",
                                     "MXN", "ZAR", "KRW", "TRY")}}  # fmt: skip
 CURRENCY_WORDS = {"dollar": "$", "euro": "€", "pound": "£", "yen": "¥", "rupee": "₹", "yuan": "CNY", "franc": "CHF"}
-CURRENCIES = frozenset({*SYMBOLS.values(), *CODES.values()})
+CURRENCIES = frozenset(CODES.values())
 SCALES = {"hundred": 2, "k": 3, "thousand": 3, "lakh": 5, "m": 6, "mm": 6, "mn": 6, "million": 6, "crore": 7, "b": 9,
           "bn": 9, "billion": 9, "t": 12, "tn": 12, "trillion": 12}  # fmt: skip
 TIMES = ("year", "yr", "quarter", "month", "week", "day", "hour", "minute", "period", "payment", "instalment",
@@ -39,7 +39,7 @@ _MINUS = "-−–‐‑"
 _THIN = "\u00a0\u2009\u202f"
 _TOKEN = re.compile(
     rf"""(?<![^\W_])(?<!\d[.,])
-    (?:(?P<before>{_SYMBOL}|(?:{_CODE})(?![A-Za-z])\.?)\s?)?
+    (?:(?P<before>{_SYMBOL}|(?:{_CODE})(?![A-Za-z])\.?)\s{{0,2}})?
     (?(before)(?P<inner>[{_MINUS}]\s?)?)
     (?P<digits>\d(?:(?:[\d.,:/'’{_THIN}]|\ (?=\d{{3}}(?!\d)))*\d)?|\.\d+)
     (?P<power>[eE][-−+]?\d{{1,3}}|\s?[×x*]\s?10\s?\^\s?\(?(?P<exponent>[-−+]?\d{{1,3}})\)?)?
@@ -107,7 +107,7 @@ class Number:
 
 def numbers(text: str) -> list[Number]:
     """All numbers of a text, in their order."""
-    text = text.translate(_FULL_WIDTH).replace("\\$", " $").replace("\\%", " %")
+    text = text.translate(_FULL_WIDTH).replace("\\$", "$ ").replace("\\%", " %")
     text = _NO_NUMBER.sub(lambda found: re.sub(r"\S", "\0", found[0]), text)
     found = list(_numbers(text))
     for number, (first, second) in enumerate(pairwise(found)):
@@ -201,7 +201,7 @@ def _sign(ahead: str) -> tuple[bool, int]:
 
 def _unit(token: re.Match[str]) -> tuple[str, Decimal]:
     """A token's unit, and what its number is multiplied by to be in it."""
-    before, after = (token["before"] or "").rstrip("."), (token["after"] or "").strip().lstrip("-").strip()
+    before, after = (token["before"] or "").removesuffix("."), (token["after"] or "").strip().removeprefix("-")
     if before:
         return SYMBOLS.get(before) or CODES[before], Decimal(1)
     word = " ".join(after.lower().split())
