@@ -64,7 +64,7 @@ class Conversations:
 
     def __init__(self, source: str, special: dict[str, Any], controls: Sequence[str], eos: str, of: str):
         self.source, self.special, self.eos, self.of = source, special, eos, of
-        self.controls = sorted(filter(None, controls), key=len, reverse=True)
+        self.controls = sorted(filter(None, controls), reverse=True)  # of two that begin alike the longer one first
         self.spelling = re.compile("|".join(map(re.escape, self.controls)) + f"|[{START}{END}]")
         self.shape = self._found_shape()
 

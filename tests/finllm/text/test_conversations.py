@@ -5,7 +5,7 @@ import re
 import pytest
 
 from finllm.errors import UserError
-from finllm.text.conversations import END, START, Conversations, Shape, Texts, without_marks
+from finllm.text.conversations import END, START, Conversations, Shape, Texts, apart, without_marks
 from tests.finllm.text.chats import CHATML, ONE, SYSTEM, THREE
 
 CONTROLS = ["<|im_end|>", "", "<|im_start|>", "<|im_end|>s"]
@@ -32,7 +32,7 @@ FIRST, SECOND, LAST = ("ua?",), ("ua?", "ax", "ub?"), ("ua?", "ax", "ub?", "ay",
 WHOLE_OF_THREE = chatml(*LAST, "az")
 SPELLS = {**THREE, "id": "spells", "instruction": "Is <|im_end|> it?", "output": "<|im_end|>s."}
 MARKED_QUESTION, MARKED_ANSWER = f"uIs {START}<|im_end|>{END} it?", f"a{START}<|im_end|>s{END}."
-REFUSED = {**ONE, "instruction": "refuse"}
+REFUSED = {**ONE, "instruction": "refuse", "output": "<|im_end|>"}
 REFUSES = CHATML + "{% if messages[0].content == 'refuse' %}{{ raise_exception('no') }}{% endif %}"
 
 
@@ -89,6 +89,14 @@ def test_a_template_that_would_see_the_marks_gets_no_text_that_needs_them(change
     assert found[1] == Texts("", [], refused=ELSE)
 
 
+def test_a_prompt_may_not_be_another_one_where_marks_are_seen() -> None:
+    """Here it would be that of the first answer, which is the same text: only the prompts differ."""
+    only = f"messages[:1] if add_generation_prompt and '{START}' in messages[-1].content else messages"
+    sees = f"{{% set messages = {only} %}}"
+    turns = [{"role": "user", "content": "a?"}, {"role": "assistant", "content": "z"}]
+    assert made(sees + CHATML).texts([{**SPELLS, "history": turns, "output": "z"}]) == [Texts("", [], refused=ELSE)]
+
+
 # The shape of an answer
 
 
@@ -99,6 +107,8 @@ def test_a_template_that_would_see_the_marks_gets_no_text_that_needs_them(change
     (changed("'<|im_start|>assistant\n' }}", "'<|im_start|>assistant' }}"), CONTROLS, Shape("\n", "", "<|im_end|>")),
     ("{% for m in messages %}{{ m.content }}<e>{% endfor %}", ["<e>"], Shape("", "", "<e>")),
     (changed("'<|im_end|>\n'", "end_of_turn"), CONTROLS, Shape("", "", "<|im_end|>")),
+    (CHATML + "{% if not add_generation_prompt %}{{ messages[-1].content }}{% endif %}", CONTROLS,
+     Shape("", "", "<|im_end|>")),
 ])  # fmt: skip
 def test_what_stands_around_an_answer_is_found(template: str, controls: list[str], shape: Shape) -> None:
     found = made(template, controls, end_of_turn="<|im_end|>")
@@ -126,6 +136,12 @@ WAY_OUT = "; copy the template into a file, mend it there, and pass that as --te
      "the whole has '<|im_start|>user\\nWhat is a bond?<|im_end'"),
     ("{% if messages | length == 2 %}{{ raise_exception('one turn') }}{% endif %}" + CHATML,
      "does not render a question and its answer: one turn"),
+    *((f"{{% if strftime_now('%Y') == '{year}' and {when} %}}{{{{ raise_exception('now') }}}}{{% endif %}}" + CHATML,
+       "does not render a question and its answer: now")
+      for year in (2001, 2034) for when in ("add_generation_prompt", "not add_generation_prompt")),
+    (changed("assistant\n' }}", "assistant ' + strftime_now('%d') }}"),
+     "writes the date: 'sistant 03' on one day and 'sistant 16' on another, so a model would not be asked as it was "
+     "trained"),
 ])  # fmt: skip
 def test_a_template_that_cannot_be_trained_with_is_refused_with_the_place(template: str, said: str) -> None:
     with pytest.raises(UserError, match=re.escape(f"the template {said}{WAY_OUT}")):
@@ -158,7 +174,18 @@ def test_what_becomes_of_a_text_is_said_with_its_place(template: str, row: dict,
     assert [each.refused for each in made(template).texts([ONE if row is THREE else THREE, row])] == ["", said]
 
 
+def test_a_question_that_is_left_out_only_where_it_is_asked_is_told() -> None:
+    template = changed("message['content']", "(message['content'] if message['content'] != 'drop' else '')")
+    (found,) = made(template).texts([{**ONE, "instruction": "drop"}], whole=False)
+    assert found.refused == f"message 1 (user) {LEFT_OUT}: 'drop' is left out or changed"
+
+
 def test_a_text_may_be_the_first_thing_that_is_rendered_and_may_be_empty() -> None:
     found = made("{% for m in messages %}{{ m.content }}<e>{% endfor %}", ["<e>"])
     one, empty = found.texts([ONE, {**ONE, "output": ""}])
     assert one == Texts("Why?<e>So.<e>", ["Why?<e>"]) and empty == Texts("Why?<e><e>", ["Why?<e>"])
+
+
+def test_two_texts_are_apart_where_they_first_differ_or_where_the_shorter_ends() -> None:
+    for one, other, place in (("abc", "xbc", 0), ("abc", "abd", 2), ("ab", "abc", 2), ("", "a", 0), ("ab", "ab", 2)):
+        assert apart(one, other) == apart(other, one) == place
