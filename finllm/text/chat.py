@@ -17,7 +17,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from finllm.errors import UserError, at_most, raise_problems
-from finllm.text.conversations import ANSWERED, ASKED, END, START, Conversations, apart
+from finllm.text.conversations import ANSWERED, ASKED, START, Conversations, apart
 from finllm.text.prompts import messages_of
 from finllm.text.rendering import Job, render
 from finllm.text.tokens import ALL_TURNS, IGNORED, LAST_TURN, control_ids
@@ -65,11 +65,11 @@ class Chat:
 
     def prompts(self, rows: Sequence[Mapping[str, Any]]) -> list[str]:
         """What the model reads before it writes each row's last answer. A row that it refuses is a `UserError`."""
-        found = self._conversations.texts(rows, last=True, whole=False)
+        found = self._conversations.texts(rows, whole=False)
         named = zip((row.get("id", number) for number, row in enumerate(rows, 1)), found, strict=True)
         problems = [f"{name}: {texts.refused}" for name, texts in named if texts.refused]
         raise_problems(at_most(problems), f"what is asked with {self.of}")
-        return [texts.prompts[-1] for texts in found]
+        return [prompt for texts in found for prompt in texts.prompts]
 
     def encode_rows(
         self,
@@ -114,7 +114,7 @@ class Chat:
     def _encoded(self, text: str) -> list[int]:
         from transformers.utils.chat_template_utils import encode_marked_chat
 
-        if START not in text and END not in text:
+        if START not in text:
             return self.tokenizer(text, add_special_tokens=False).input_ids
         try:
             return encode_marked_chat(self.tokenizer, text)

@@ -255,7 +255,7 @@ def _features() -> Features:
     from datasets import Features, Sequence, Value
 
     ids = Sequence(Value("int32"))
-    counts = {**dict.fromkeys(COUNTS, Value("int32")), "spells": Value("bool")}
+    counts = dict.fromkeys(COUNTS, Value("int32"))
     counts |= dict.fromkeys(("unwritable", "refused"), Value("string"))
     return Features({"input_ids": ids, "labels": ids, **counts})
 

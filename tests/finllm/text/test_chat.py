@@ -4,7 +4,7 @@ import functools
 import re
 
 import pytest
-from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers
+from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
 from finllm.errors import UserError
@@ -94,13 +94,14 @@ def test_questions_that_cannot_be_asked_are_named_by_id_or_number() -> None:
         "conversation: no"
     )
     prompts = ["<|im_start|>user\nWhy?<|im_end|>\n<|im_start|>assistant\n"]
-    assert made().prompts([ONE]) == prompts and made().prompts([]) == []
+    assert made().prompts([ONE]) == made().prompts([{"instruction": "Why?"}]) == prompts and made().prompts([]) == []
     last = "<|im_start|>user\nAnd c?<|im_end|>\n<|im_start|>assistant\n"
     assert made().prompts([THREE])[0].endswith(f"<|im_start|>assistant\ny<|im_end|>\n{last}")
 
 
 def test_what_others_read_of_it() -> None:
     template = made()
+    assert Chat.takes_history is True and Chat.otherwise == "take the data without these rows, or another template"
     assert (template.id, template.of, template.jinja, template.lead) == ("own", "the template", CHATML, "")
     assert template.hash == hash_of(CHATML) != hash_of(CHATML + " ") and len(template.hash) == 64
     assert hash_of("") == "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"
@@ -161,6 +162,43 @@ def test_an_end_that_is_within_another_token_ends_nothing() -> None:
     assert three["refused"] == said.format("'z'", "<|im_end|>")
 
 
+def test_every_control_token_that_is_written_is_one_that_a_model_must_know() -> None:
+    tokenizer = with_more(special="<last>", bos_token="<first>")
+    template = made("{{ bos_token }}" + CHATML + "{% if not add_generation_prompt %}<last>{% endif %}", tokenizer)
+    more = tokenizer.convert_tokens_to_ids(["<first>", "<last>"])
+    assert template.ids == sorted([EOS, START, END, *more])
+
+
+def test_a_word_that_ends_answers_may_be_the_first_that_was_added() -> None:
+    vocabulary = {"<e>": 0, "</s>": 1, "<unk>": 2, "user": 3, "assistant": 4}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    tokenizer.add_tokens(["<e>"])
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="<unk>", eos_token="</s>")
+    template = made(BY_WORDS, fast)
+    assert template.stops == [1, 0] and template.ids == [0, 1, 2]
+    assert template.encode_rows([ONE])[0]["labels"] == [-100, -100, -100, -100, 2, 0]
+
+
+def test_an_answer_may_be_empty_and_ends_all_the_same() -> None:
+    (encoded,) = made().encode_rows([{**ONE, "output": ""}])
+    assert encoded["labels"] == labels_of("«user\nWhy?»\n«assistant\n[»]\n") and encoded["kept"] == 1
+
+
+def test_what_a_tokenizer_puts_around_a_text_by_itself_is_not_in_a_conversation() -> None:
+    tokenizer = chat_tokenizer(None)
+    end = "<|endoftext|>"
+    around = processors.TemplateProcessing(single=f"{end} $A {end}", special_tokens=[(end, EOS)])
+    tokenizer.backend_tokenizer.post_processor = around
+    template = made(CHATML, tokenizer)
+    for row in (ONE, SPELLS):
+        (encoded,), (plain,) = template.encode_rows([row]), made().encode_rows([row])
+        assert encoded == plain and EOS not in encoded["input_ids"]
+        (prompt,) = template.prompts([row])
+        asked, answered = template.encode_pair(prompt, row["output"])
+        assert asked == template.encode_prompt(prompt) and asked + answered == encoded["input_ids"][:-1]
+
+
 def words(*more: str, unk: str = "<unk>") -> PreTrainedTokenizerFast:
     """A word an id: no control token can be written as text."""
     names = ["<unk>", "</s>", "<e>", "user", "assistant", "Why?", "So.", *more]
@@ -189,6 +227,10 @@ def test_a_text_that_only_a_control_token_could_write_is_no_text_and_an_unknown_
 
 
 def test_an_unknown_word_ends_an_answer_where_its_token_is_eos() -> None:
+    learned = made(BY_WORDS, words(unk="<e>"))
+    (encoded,) = learned.encode_rows([{**ONE, "output": "So. what So."}])
+    _, answered = learned.encode_pair(learned.prompts([ONE])[0], "So. what So.")
+    assert answered == [6, 2] == [label for label in encoded["labels"] if label != -100]
     template = made(BY_WORDS, words(unk="</s>"))
     one, unknown = template.encode_rows([ONE, {**ONE, "output": "So. what"}])
     assert not one["refused"]
@@ -200,7 +242,8 @@ def test_a_prompt_whose_end_is_within_a_token_is_shown() -> None:
     template = made(CHATML, tokenizer)
     (encoded,) = template.encode_rows([ONE])
     apart = "the prompt alone has 'Ċ', the whole '\\nSo', '.', '<|im_end|>'"
-    assert encoded["refused"] == f"prompt and answer share a token: {apart}"
+    (refused,) = made(REFUSES).encode_rows([REFUSED])
+    assert encoded == {**refused, "refused": f"prompt and answer share a token: {apart}"}
 
 
 def test_the_first_sixteen_rows_that_can_be_written_are_held_against_transformers(monkeypatch) -> None:

@@ -1,19 +1,24 @@
 """What tokens are made of each text and row, as literals: control tokens, unknown characters, counts and hashes."""
 
 import hashlib
+import json
+from dataclasses import asdict
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 from datasets import Dataset, load_from_disk
 from set_models import byte_tokenizer
-from tokenizers import Tokenizer, models, pre_tokenizers, processors
+from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
 from finllm.errors import UserError
 from finllm.text import tokens
 from finllm.text.templates import Alpaca
 from finllm.text.tokens import (
+    ALL_TURNS,
+    LAST_TURN,
+    control_ids,
     count_tokens,
     encode,
     encode_prompt,
@@ -70,6 +75,21 @@ def test_a_text_is_written_without_control_tokens_where_that_can_be(known, text,
     assert encode(tokenizer, row(instruction=text))["spells"] is spells
 
 
+def test_what_is_only_flagged_as_special_is_a_control_token_too() -> None:
+    tokenizer = letters("ab<lst>")
+    tokenizer.add_tokens([AddedToken("<last>", special=True)])
+    assert control_ids(tokenizer) == {UNKNOWN, BEGIN, STOP, 3, 11}
+    assert encode_response(tokenizer, "<last>") == [*ids_of("ab<lst>", "<last>"), STOP]
+
+
+@pytest.mark.parametrize("task", ["<s>", "</s>"])
+def test_an_unknown_character_is_refused_where_its_token_controls_something(task: str) -> None:
+    tokenizer = letters("ab", unk=task, begins=False)
+    assert encode_response(tokenizer, "ab") == [4, 5, STOP]
+    with pytest.raises(UserError, match=f"its text holds '{task}', which"):
+        encode_response(tokenizer, "axb")
+
+
 def test_what_cannot_be_written_is_named_once_with_the_end_of_its_text() -> None:
     """A word an id, the control tokens' names included: there are no letters to write them with."""
     vocabulary = {"<unk>": 0, "</s>": 1, "<user>": 2, "a": 3}
@@ -108,6 +128,7 @@ def test_each_row_becomes_ids_and_labels_of_four_bytes_and_counts_go_into_the_re
         assert (report.supervised_tokens, report.truncated_rows, report.lost_tokens, report.dropped) == (9, 0, 0, [])
         assert report.lengths == lengths_of(tokenized) == [len(prompt) + each for each in (3, 2, 4)]
         _, report = tokenize(letters("ab"), Dataset.from_list(rows), None, prompt_loss=True, template=template)
+        assert json.dumps(asdict(report))  # as a run's folder holds it
         assert report.supervised_tokens == 9 + 3 * (len(prompt) - 1)  # nothing is asked before the first token
 
 
@@ -140,7 +161,7 @@ def test_a_template_is_asked_with_the_settings_and_its_refusals_are_counted_and_
     rows = [row("", "a"), row("", "b")]
     asking = Asking()
     tokenized, report = tokenize(letters("ab"), Dataset.from_list(rows), 5, True, 1, asking, "last_turn")
-    assert asking.asked == [(rows, 5, True, "last_turn")]
+    assert asking.asked == [(rows, 5, True, "last_turn")] and (ALL_TURNS, LAST_TURN) == ("all_turns", "last_turn")
     assert tokenized["input_ids"][:] == [[7], [7]] and report.supervised_tokens == 0
     asking = Asking()
     tokenize(letters("ab"), Dataset.from_list(rows), None, template=asking)
@@ -216,10 +237,17 @@ def test_the_hash_of_a_fast_tokenizer_is_of_what_decides_ids() -> None:
     tokenizer.backend_tokenizer.enable_padding(length=9)
     tokenizer.backend_tokenizer.enable_truncation(5)
     assert tokenizer_hash(tokenizer) == before
+    content = json.loads(tokenizer.backend_tokenizer.to_str())
+    assert content.pop("padding") and content.pop("truncation")
+    assert before == hashlib.sha256(json.dumps([content, STOP], sort_keys=True).encode()).hexdigest()
     assert len({before, tokenizer_hash(letters("ba")), tokenizer_hash(letters("ab", begins=False))}) == 3
     assert tokenizer_hash(SimpleNamespace(backend_tokenizer=tokenizer.backend_tokenizer, eos_token_id=0)) != before
 
 
 def test_texts_are_counted_without_what_a_tokenizer_puts_around_them() -> None:
     assert count_tokens(letters("ab", ends=True), ["ab", "", "a</s>"]) == [2, 0, 5]
+    tokenizer = letters("ab")  # and without a word in front that is no control token
+    around = processors.TemplateProcessing(single="a $A", special_tokens=[("a", 4)])
+    tokenizer.backend_tokenizer.post_processor = around
+    assert count_tokens(tokenizer, ["ab", "", "b"]) == [2, 0, 1]
     assert count_tokens(byte_tokenizer(), ["é", "a<|endoftext|>"]) == [2, 14]
