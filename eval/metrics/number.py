@@ -24,7 +24,7 @@ from finllm.text.number import PERCENT, Number, final_number, numbers_asked, sur
 from finllm.text.prompts import question_of
 from finllm.text.words import words
 
-SIGNATURE = "the first number after 'Answer:', else the last one; same unit and sign; rules 1"
+SIGNATURE = "the first number after 'Answer:', else the last one; same unit and sign; rules 2"
 CLOSE = Decimal("0.01")
 
 
