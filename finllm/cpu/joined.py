@@ -96,10 +96,9 @@ def documents_of(row: dict[str, Any]) -> list[dict[str, list[int]]]:
 def _shared(documents: list[tuple[int, list[int], list[int]]]) -> int:
     """How many first tokens all documents share, short of the token that predicts the first supervised one."""
     first, last = min(ids for _, ids, _ in documents), max(ids for _, ids, _ in documents)
-    limit = min(len(first), len(last)) - 1
-    for _, _, labels in documents:
-        supervised = next((i for i, label in enumerate(labels) if i and label != IGNORED), len(labels))
-        limit = min(limit, supervised - 1)
+    limit = -1 + min(
+        next((i for i in range(1, len(labels)) if labels[i] != IGNORED), len(labels)) for _, _, labels in documents
+    )
     # What the smallest and the largest begin with in common, all between them begin with too.
     return next((i for i in range(limit) if first[i] != last[i]), max(0, limit))
 
@@ -121,7 +120,7 @@ def attend(
     scale = query_1HTD.shape[-1] ** -0.5 if scaling is None else scaling
     spans, short, long = parts.tolist(), [], []
     for prefix_begin, prefix_end, begin, end in spans:
-        seen = ((prefix_begin, prefix_end), (begin, end)) if prefix_end > prefix_begin else ((begin, end),)
+        seen = ((prefix_begin, prefix_end), (begin, end))
         is_long = sum(last - first for first, last in seen) > LONG and not dropout
         (long if is_long else short).append(((begin, end), seen))
     query, key, value = query_1HTD[0], key_1HTD[0], value_1HTD[0]
