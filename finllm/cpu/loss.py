@@ -149,12 +149,12 @@ def _chunk(count: int) -> int:
 def _likelihood(logits_NV: Tensor, vocabulary: int, labels_N: Tensor, nll_N: Tensor, with_gradient: bool) -> None:
     """Write each position's negative log-likelihood into `nll_N`, and its gradient over the logits.
 
-    d nll / d logits = softmax(logits) − one_hot(label), and 0 in the rows and columns that are padding. Softmax and
-    likelihood come of the same exponentials, in float32 and in one place in memory.
+    d nll / d logits = softmax(logits) − one_hot(label), and 0 in the rows that are padding; in the columns that are,
+    it is 0 by itself, of weights of zeros. Softmax and likelihood come of the same exponentials, in float32 and in one
+    place in memory.
     """
-    logits_NV[:, vocabulary:] = 0
     logits_NV[len(labels_N) :] = 0
-    held = logits_NV.new_empty(min(BLOCK, len(labels_N)), vocabulary, dtype=torch.float32)
+    held = logits_NV.new_empty(BLOCK, vocabulary, dtype=torch.float32)
     for start in range(0, len(labels_N), BLOCK):
         rows = slice(start, start + BLOCK)
         labels = labels_N[rows, None]

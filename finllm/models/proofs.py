@@ -151,7 +151,7 @@ def tokenizer_fits(tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel, w
     rows = base_of(model).get_input_embeddings().weight.shape[0]
     if tokenizer.pad_token_id is not None and tokenizer.pad_token_id >= rows:
         tokenizer.pad_token = tokenizer.eos_token
-    needed = {tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id, tokenizer.unk_token_id, *written}
+    needed = {tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.unk_token_id, *written}
     unused = set(tokenizer.all_special_ids) - needed
     unused |= {id for id, token in tokenizer.added_tokens_decoder.items() if token.special and id not in needed}
     beyond = {token: id for token, id in tokenizer.get_vocab().items() if id >= rows and id not in unused}
@@ -236,8 +236,8 @@ def _product(hidden_BTC: Tensor, head: torch.nn.Module) -> Tensor:
 
 def _share_apart(own: Tensor, ours: Tensor) -> float:
     """The largest difference as a share of the largest number; infinite where one is no number."""
-    apart, largest = float((own - ours).abs().max()), float(own.abs().max())
-    return apart / (largest or 1.0) if math.isfinite(apart) and math.isfinite(largest) else math.inf
+    apart = float((own - ours).abs().max())
+    return apart / (float(own.abs().max()) or 1.0) if math.isfinite(apart) else math.inf
 
 
 @torch.no_grad()
