@@ -81,7 +81,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
             if ctx.tied is not None:
                 ctx.tied.of_head, grad_weight = grad_weight, None
         return (
-            None if grad_hidden is None else grad_hidden * grad_sum.to(grad_hidden.dtype),
+            None if grad_hidden is None else grad_hidden * grad_sum,
             grad_weight,
             None if grad_bias is None else grad_bias * grad_sum,
             *[None] * 4,
