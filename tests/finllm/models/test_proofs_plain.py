@@ -1,4 +1,4 @@
-"""Figures of proofs are plain numbers, which json can hold; and a vocabulary is read from its first entry to its last."""
+"""Figures of proofs are plain numbers, which json can hold; a vocabulary is read from its first entry to its last."""
 
 import json
 from types import SimpleNamespace
