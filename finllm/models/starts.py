@@ -121,7 +121,7 @@ def _batches(model, config, rows: Sequence[Mapping[str, Any]]) -> Iterator[dict[
         raise UserError(f"init_lora_weights is {_init(config)!r}, which reads training rows, and there are none here")
     device = next(model.parameters()).device
     needed, read = TOKENS_A_WIDTH * model.config.get_text_config().hidden_size, 0
-    for row in rows[:MOST_ROWS] if isinstance(rows, list) else (rows[i] for i in range(min(MOST_ROWS, len(rows)))):
+    for row in (rows[number] for number in range(min(MOST_ROWS, len(rows)))):
         ids, labels = row["input_ids"][:LONGEST], row["labels"][:LONGEST]
         if all(label == IGNORED for label in labels[1:]):
             continue

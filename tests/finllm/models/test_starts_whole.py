@@ -79,12 +79,13 @@ def test_rows_that_are_no_list_are_read_one_by_one_up_to_256():
 
 
 def test_what_is_taken_out_is_kept_by_name_and_trains_no_more():
-    config = LoraConfig(r=2, target_modules=["q_proj"], init_lora_weights="pissa", modules_to_save=["lm_head"])
+    """The head's is the last of a model's tensors."""
+    config = LoraConfig(r=2, target_modules=["q_proj", "lm_head"], init_lora_weights="pissa")
     adapted = get_peft_model(llama(), config)
     starts.finish(adapted, [])
-    place = "base_model.model.model.layers.0.self_attn.q_proj"
+    places = ("base_model.model.model.layers.0.self_attn.q_proj", "base_model.model.lm_head")
     parameters = dict(adapted.named_parameters())
-    assert [*adapted.taken_out] == [f"{place}.lora_A.default.weight", f"{place}.lora_B.default.weight"]
+    assert [*adapted.taken_out] == [f"{place}.lora_{side}.default.weight" for place in places for side in "AB"]
     for name, held in adapted.taken_out.items():
         assert torch.equal(held, parameters[name]) and not held.requires_grad
         assert held.data_ptr() != parameters[name].data_ptr()
