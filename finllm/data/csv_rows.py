@@ -16,7 +16,7 @@ import sys
 from collections.abc import Collection, Iterable, Iterator
 from typing import IO, Any, NamedTuple
 
-from finllm.data.encoding import undecoded
+from finllm.data.encoding import codec, undecoded
 from finllm.data.parts import TWICE, BadRow, RawRow
 from finllm.errors import UserError
 
@@ -70,7 +70,7 @@ def read_csv(stream: IO[bytes], file: str, place: str, encoding: str, wanted: Co
     """The rows of one file, `RawRow` and `BadRow`. `wanted` are column names that tell a header, in small letters."""
     csv.field_size_limit(sys.maxsize)  # the default of 131,072 is less than some answers
     errors = "strict" if encoding else "surrogateescape"
-    text = io.TextIOWrapper(stream, encoding or "utf-8-sig", errors, newline="")
+    text = io.TextIOWrapper(stream, codec(encoding), errors, newline="")
     text._CHUNK_SIZE = SAMPLE  # a long line is put together of few pieces
     try:
         head = text.read(SAMPLE)
@@ -158,7 +158,7 @@ class Records:
                 return next(self.reader, None)
             return _long_record(self.dialect, self.lines.let_go())
         finally:
-            self.last = max(self.lines.number, self.first)
+            self.last = self.lines.number
 
 
 def _long_record(dialect: Dialect, lines: Iterator[str]) -> list[str]:
@@ -181,8 +181,7 @@ def _long_record(dialect: Dialect, lines: Iterator[str]) -> list[str]:
                     continue
                 at += 1
             close = _closing(line, quote, at)
-            text = line[at : len(line) if close < 0 else close]
-            text = text.replace(quote + quote, quote) if quote in text else text
+            text = line[at : len(line) if close < 0 else close].replace(quote + quote, quote)
             if close < 0:
                 open_field = open_field or io.StringIO()
                 open_field.write(text)
@@ -243,9 +242,7 @@ def _rows(records: Records, file: str) -> Iterator[RawRow | BadRow]:
             )
             yield BadRow(reason, fields, file, first)
             continue
-        row: dict[str, Any] = dict(zip(header, fields, strict=False))
-        if len(fields) < len(header):
-            row.update(dict.fromkeys(header[len(fields) :]))
+        row: dict[str, Any] = dict(itertools.zip_longest(header, fields[: len(header)]))
         for name in twice:
             row[name] = TWICE
         if byte := next((said for value in fields if not value.isascii() and (said := undecoded(value))), ""):

@@ -24,10 +24,15 @@ def check_encoding(name: str) -> None:
         ) from None
 
 
+def codec(encoding: str) -> str:
+    """What decodes a text: of UTF-8, whether it is asked for or not, a byte order mark is no part of the text."""
+    return "utf-8-sig" if codecs.lookup(encoding or "utf-8").name == "utf-8" else encoding
+
+
 def decoded(block: bytes, place: str, encoding: str) -> str:
     """The beginning of a file as text; what cannot be decoded there is left out. Raises `UserError` for UTF-16."""
     if encoding:
-        return codecs.getincrementaldecoder(encoding)("replace").decode(block)
+        return codecs.getincrementaldecoder(codec(encoding))("replace").decode(block)
     if block[:2] in MARKS or 3 * block[:200].count(0) > len(block[:200]):
         of_two = MARKS.get(block[:2]) or ("utf-16-le" if block[1:2] == b"\0" else "utf-16-be")
         raise UserError(f"{place} is not UTF-8; it looks like {of_two.upper()}: give --encoding {of_two}")

@@ -15,7 +15,7 @@ import re
 from collections.abc import Iterator
 from typing import IO, Any, NamedTuple
 
-from finllm.data.encoding import decoded, undecoded
+from finllm.data.encoding import codec, decoded, undecoded
 from finllm.data.parts import TWICE, BadRow, RawRow, is_lines
 from finllm.errors import UserError
 
@@ -99,12 +99,14 @@ def lists_of(stream: IO[bytes], place: str, encoding: str) -> list[str]:
                 others.append(key)
                 continue
             items = window.items()
-            first = next(items, None)
+            first = next(items, {})
             for _ in items:
                 pass
-            (lists if first is None or isinstance(first, (dict, Broken)) else others).append(key)
+            (lists if isinstance(first, (dict, Broken)) else others).append(key)
         if window.peek():
             raise json.JSONDecodeError("Extra data", window.text, window.at)
+    except UserError:  # of bytes that are not in the encoding, which is a ValueError, too
+        raise
     except (ValueError, RecursionError) as error:
         raise UserError(f"{place}{window.said(error)}") from None
     if not lists:
@@ -126,12 +128,14 @@ def read_json(stream: IO[bytes], layout: str, key: str, file: str, place: str, e
                 yield BadRow(fields.reason, fields.text, file, number, "row")
             else:
                 yield _row(fields, file, number, "row", window.damaged)
+    except UserError:
+        raise
     except (ValueError, RecursionError) as error:
         yield BadRow(window.said(error).lstrip(",: "), None, file, number + 1, "row", last=True)
 
 
 def _lines(stream: IO[bytes], file: str, place: str, encoding: str) -> Iterator[RawRow | BadRow]:
-    lines = stream if not encoding else io.TextIOWrapper(stream, encoding, newline="\n")
+    lines = stream if not encoding else io.TextIOWrapper(stream, codec(encoding), newline="\n")
     number = 0
     while True:
         try:
@@ -145,10 +149,11 @@ def _lines(stream: IO[bytes], file: str, place: str, encoding: str) -> Iterator[
             continue
         damaged = False
         if not encoding:
+            utf_8 = "utf-8-sig" if number == 1 else "utf-8"
             try:
-                line = line.decode("utf-8-sig" if number == 1 else "utf-8")
+                line = line.decode(utf_8)
             except UnicodeDecodeError:
-                line, damaged = line.decode("utf-8", "surrogateescape"), True
+                line, damaged = line.decode(utf_8, "surrogateescape"), True
         try:
             fields = DECODER.decode(line)
         except json.JSONDecodeError as error:
@@ -175,8 +180,9 @@ class Window:
     def __init__(self, stream: IO[bytes], place: str, encoding: str):
         self.stream, self.place, self.encoding = stream, place, encoding
         errors = "strict" if encoding else "surrogateescape"
-        self.decoder = codecs.getincrementaldecoder(encoding or "utf-8-sig")(errors)
+        self.decoder = codecs.getincrementaldecoder(codec(encoding))(errors)
         self.text, self.at, self.line = "", 0, 1
+        self.before = 0  # characters of the line that the window begins in, before the window
         self.ended = self.damaged = False
 
     def rows(self, layout: str, key: str = "") -> Iterator[Any]:
@@ -236,6 +242,8 @@ class Window:
 
     def _indentation(self) -> str | None:
         """The blanks before a row that begins its line; None where it does not, or where what is inside may too."""
+        if self.at + 1 == len(self.text):
+            self._grow()  # what follows the bracket counts
         start = self.text.rfind("\n", max(0, self.at - MOST_INDENTED), self.at)
         before = self.text[start + 1 : self.at]
         if start < 0 or before.strip() or self.text[self.at : self.at + 1] != "{":
@@ -286,7 +294,8 @@ class Window:
         if not isinstance(error, json.JSONDecodeError):
             return f": JSON that cannot be read ({error})"
         line = self.line + self.text.count("\n", 0, error.pos)
-        column = error.pos - self.text.rfind("\n", 0, error.pos)
+        start = self.text.rfind("\n", 0, error.pos)
+        column = error.pos - start + (self.before if start < 0 else 0)
         return f", line {line}: not JSON ({error.msg}, column {column}){NOTHING_AFTER}"
 
     def _take(self, character: str) -> None:
@@ -304,4 +313,6 @@ class Window:
         line = self.text.rfind("\n", max(0, self.at - MOST_INDENTED), self.at)
         kept = self.at if line < 0 else line  # the indentation of the row is looked at
         self.line += self.text.count("\n", 0, kept)
+        start = self.text.rfind("\n", 0, kept)
+        self.before = kept - start - 1 + (self.before if start < 0 else 0)
         self.text, self.at, self.ended = self.text[kept:] + new, self.at - kept, not block

@@ -91,14 +91,14 @@ def bounds_with_one_each(bounds: Bounds, places: Collection[float], own: Collect
     if len(in_order) < 3 - len({"test", "validation"} & set(own)):
         return None
 
-    def end(bound: float, before: int, name: str) -> tuple[float, int]:
-        """Where a split ends that `before` questions stand before, and how many stand before its end."""
-        if name in own:
-            return bound, before
-        after = 2 if name == "test" and "validation" not in own else 1  # questions that the splits after it need
+    def end(bound: float, before: int, after: int) -> tuple[float, int]:
+        """Where a split ends that `before` questions stand before, and how many stand before its end.
+
+        The splits after it need `after` questions.
+        """
         natural = bisect.bisect_left(in_order, bound)
         count = min(max(natural, before + 1), len(in_order) - after)
         return (bound if count == natural else math.nextafter(in_order[count - 1], 2)), count
 
-    test, count = end(bounds.test, 0, "test")
-    return Bounds(test, test if "validation" in own else end(bounds.validation, count, "validation")[0])
+    test, count = (bounds.test, 0) if "test" in own else end(bounds.test, 0, 1 if "validation" in own else 2)
+    return Bounds(test, test if "validation" in own else end(bounds.validation, count, 1)[0])
