@@ -1,0 +1,19 @@
+"""CSV files that begin with an empty line, whatever ends it and wherever a piece of the file ends."""
+
+import io
+import itertools
+
+import pytest
+
+from finllm.data import csv_rows
+from finllm.data.csv_rows import Dialect, read_csv
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
+def test_empty_lines_before_the_header_in_pieces_of_any_size(monkeypatch, end):
+    monkeypatch.setattr(csv_rows, "find_dialect", lambda *_: Dialect(",", "doubled", False))
+    for blank, size in itertools.product((0, 1, 2), range(1, 20)):
+        monkeypatch.setattr(csv_rows, "SAMPLE", size)
+        text = end * blank + end.join(("a,b", "1,2", "", '3,"4', '5"'))
+        rows = [(row.number, row.fields) for row in read_csv(io.BytesIO(text.encode()), "a", "a", "", ())]
+        assert rows == [(blank + 2, {"a": "1", "b": "2"}), (blank + 4, {"a": "3", "b": f"4{end}5"})], (blank, size)
