@@ -103,11 +103,11 @@ ROWS = [
 def table():
     numbers = {name: [row[name] and float(row[name]) for row in ROWS] for name in ("half", "single", "double")}
     return pyarrow.table({
-        "a": [row["a"] for row in ROWS],
         "half": pyarrow.array([n if n is None else numpy.float16(n) for n in numbers["half"]], pyarrow.float16()),
-        "single": pyarrow.array(numbers["single"], pyarrow.float32()),
+        "a": [row["a"] for row in ROWS],
         "double": pyarrow.array(numbers["double"], pyarrow.float64()),
         "n": pyarrow.array([row["n"] for row in ROWS], pyarrow.int8()), "list": [row["list"] for row in ROWS],
+        "single": pyarrow.array(numbers["single"], pyarrow.float32()),
     })  # fmt: skip
 
 
