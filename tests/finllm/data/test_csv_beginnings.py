@@ -1,4 +1,4 @@
-"""CSV files that begin with an empty line, whatever ends it and wherever a piece of the file ends."""
+"""CSV files that begin with an empty line, whatever ends it and wherever a piece ends; letters, which part nothing."""
 
 import io
 import itertools
@@ -6,7 +6,7 @@ import itertools
 import pytest
 
 from finllm.data import csv_rows
-from finllm.data.csv_rows import Dialect, read_csv
+from finllm.data.csv_rows import Dialect, find_dialect, read_csv
 
 
 @pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
@@ -17,3 +17,10 @@ def test_empty_lines_before_the_header_in_pieces_of_any_size(monkeypatch, end):
         text = end * blank + end.join(("a,b", "1,2", "", '3,"4', '5"'))
         rows = [(row.number, row.fields) for row in read_csv(io.BytesIO(text.encode()), "a", "a", "", ())]
         assert rows == [(blank + 2, {"a": "1", "b": "2"}), (blank + 4, {"a": "3", "b": f"4{end}5"})], (blank, size)
+
+
+@pytest.mark.parametrize("letter", "XaZ1_-:/.")
+def test_a_letter_parts_no_fields_and_no_blank_from_a_quote(letter):
+    plain = Dialect(",", "doubled", False)
+    for text in ("ask{0}say\n1{0}2\n3{0}4\n", 'ask,say\n{0}"1",2\n3,{0}"4"\n5,"6; 7"\n'):
+        assert find_dialect(text.format(letter), True, ()) == plain
