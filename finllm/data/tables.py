@@ -43,9 +43,8 @@ def read_saved(part: Part) -> Iterator[RawRow]:
     """The rows of a folder, or of a split in it, that `datasets.save_to_disk` wrote."""
     import datasets
 
-    folder = part.path / part.key if part.key else part.path
     try:
-        dataset = datasets.load_from_disk(str(folder))
+        dataset = datasets.load_from_disk(str(part.path / part.key))
     except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
         raise UserError(f"{part.place}: not a saved dataset that can be read ({error})") from None
     yield from read_dataset(dataset, part.name)
