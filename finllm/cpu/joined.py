@@ -120,7 +120,7 @@ def attend(
     scale = query_1HTD.shape[-1] ** -0.5 if scaling is None else scaling
     spans, short, long = parts.tolist(), [], []
     for prefix_begin, prefix_end, begin, end in spans:
-        seen = ((prefix_begin, prefix_end), (begin, end))
+        seen = ((prefix_begin, prefix_end), (begin, end)) if prefix_end > prefix_begin else ((begin, end),)
         is_long = sum(last - first for first, last in seen) > LONG and not dropout
         (long if is_long else short).append(((begin, end), seen))
     query, key, value = query_1HTD[0], key_1HTD[0], value_1HTD[0]

@@ -35,7 +35,7 @@ def batches_of_epoch(lengths: Sequence[int], budget: int, seed: int, epoch: int)
     for start in range(0, len(order), bucket):
         batch: list[int] = []
         for index in sorted(order[start : start + bucket], key=lengths.__getitem__):
-            if (len(batch) + 1) * lengths[index] > budget:  # this one is the longest so far
+            if batch and (len(batch) + 1) * lengths[index] > budget:  # this one is the longest so far
                 batches.append(batch)
                 batch = []
             batch.append(index)

@@ -141,7 +141,7 @@ class SupervisedTrainer(ResumableTrainer):
         nll, nll_B, tokens_B = self._likelihood(model, inputs)
         if self.model.training:
             counted = inputs["lengths"] if self.joins_rows else inputs.get("attention_mask", inputs["input_ids"].ne(-1))
-            sums = torch.stack([nll_B.sum(), counted.sum(), tokens_B.sum()])  # as float32: counts below 2 ** 24
+            sums = torch.stack([nll_B.sum(), counted.sum().float(), tokens_B.sum().float()])  # counts below 2 ** 24
             summed, tokens, supervised = sums.tolist()  # one wait for a GPU, not three
             if not math.isfinite(summed):  # before backward, so the weights stay as the last step left them
                 raise UserError(
@@ -169,8 +169,8 @@ class SupervisedTrainer(ResumableTrainer):
             base_of(self.model).get_input_embeddings().neftune_noise_alpha = strength * self.args.neftune_noise_alpha
         if not (self.on_cpu or self.uses_own_logits):
             output = model(**batch, labels=labels, use_cache=False, fused_lm_head=True)
-            nll_BxT = -output.log_probs  # 0 where no token is supervised
-            return nll_BxT.sum(), nll_BxT.detach().float().sum(1), output.label_mask.sum(1)
+            nll_BxT = -output.log_probs.detach().float().where(output.label_mask, 0.0)
+            return -output.log_probs.sum(), nll_BxT.sum(1), output.label_mask.sum(1)
         output = model(**batch, labels=labels, use_cache=False, supervised_head=True, own_logits=self.uses_own_logits)
         rows_N = inputs["rows"][:, 1:][output.mask] if self.joins_rows else output.mask.nonzero()[:, 0]
         zeros_B = torch.zeros(len(inputs["lengths"] if self.joins_rows else labels), device=labels.device)
@@ -197,7 +197,7 @@ class SupervisedTrainer(ResumableTrainer):
     def _clip_grad_norm(self, model):
         """As transformers', and a gradient that is no number never reaches the optimizer."""
         norm = super()._clip_grad_norm(model)
-        if not self.args.fp16 and norm is not None and not math.isfinite(norm):  # fp16's scaler expects some
+        if not self.args.fp16 and norm is not None and not math.isfinite(float(norm)):  # fp16's scaler expects some
             raise UserError(
                 f"the gradient's norm is {float(norm)} in step {self.state.global_step + 1} and was not applied; "
                 f"{self._milder()}"
