@@ -279,8 +279,36 @@ def test_answers_are_held_against_the_next_of_another_question_around_the_end():
     texts = [([1], [49])] * 5
     model = Told(swapped=lambda *_: Score(0.0, 1, 0))
     found = question(model, [*data, unanswered], texts, nothing(texts))
-    assert (found["rougeL"], found["shuffled_rougeL"]) == (1.75 / 4, 0.75)
+    assert (found["rougeL"], found["shuffled_rougeL"], found["questions"]) == (1.75 / 4, 0.75, 3)
     assert "ROUGE-L is 0.438 against the answers' own references and 0.750 against" in found["summary"]
+    turned = question(model, [unanswered, *data], texts, nothing(texts))
+    assert (turned["rougeL"], turned["shuffled_rougeL"], turned["questions"]) == (1.75 / 4, 0.75, 3)
+    for two in (data[:2], data[1::-1], [unanswered, *data[:2]], [*data[:2], unanswered]):
+        found = question(model, two, texts[: len(two)], nothing(texts[: len(two)]))
+        assert (found["rougeL"], found["shuffled_rougeL"]) == (0.75 / 2, 1.0)
     assert "rougeL" not in question(model, [*data[1:], unanswered], texts[:4], nothing(texts[:4]))
     alone = question(model, data[:1], texts[:1], nothing(texts[:1]))
     assert alone == {"passed": True, "summary": "one question alone allows no control"}
+
+
+@pytest.mark.parametrize("at", [0, 1, 2, 3])
+def test_a_reference_without_words_is_held_against_no_answer_and_an_answer_without_them_is_wrong(at):
+    """The one has no ROUGE, that of the other is 0."""
+    data = [{**ROWS[number], "prediction": words, "reference": words, "rougeL": 0.5}
+            for number, words in enumerate(("gold", "…", "gold tax"))]  # fmt: skip
+    data[1] |= {"reference": "gold", "rougeL": 0.0}
+    data.insert(at, {**ROWS[3], "prediction": "gold", "reference": "…", "rougeL": None})
+    texts = [([1], [49])] * 4
+    found = question(Told(swapped=lambda *_: Score(0.0, 1, 0)), data, texts, nothing(texts))
+    assert found["rougeL"] == pytest.approx(1 / 3)
+    assert found["shuffled_rougeL"] == pytest.approx((1 + 0 + 2 / 3) / 3)
+    data = [{**row, "rougeL": None} for row in data]
+    found = question(Told(swapped=lambda *_: Score(0.0, 1, 0)), data, texts, nothing(texts))
+    assert "rougeL" not in found and "ROUGE" not in found["summary"]
+
+
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_where_there_are_no_more_than_three_texts_all_are_run_in_every_other_way(count):
+    model = Told(ways={"packed": lambda pair: 0.0})
+    assert padding(model, TEXTS[:count], nothing())["passed"]
+    assert sorted(model.calls[0][1]) == sorted(TEXTS[:count])
