@@ -7,7 +7,6 @@ worth as much as the products. Functions and distributions are those of the modu
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -106,6 +105,9 @@ def has_amx() -> bool:
     return processor.instructions() == "AMX"
 
 
+# Autograd turns each gradient below into the dtype of the tensor that it is of.
+
+
 class _AdaptedProduct(torch.autograd.Function):
     """xW + b + scaling · (dropped x)AᵀBᵀ. T tokens, I inputs, O outputs, R rank. W is frozen, as is b."""
 
@@ -118,7 +120,7 @@ class _AdaptedProduct(torch.autograd.Function):
         inner_TR = adapted @ a.T
         result_TO.addmm_(inner_TR, b.T, alpha=scaling)
         ctx.save_for_backward(adapted, inner_TR, weight_IO, a, b)
-        ctx.scaling, ctx.dtypes = scaling, (x_TI.dtype, a_RI.dtype)
+        ctx.scaling = scaling
         return result_TO
 
     @staticmethod
@@ -131,9 +133,7 @@ class _AdaptedProduct(torch.autograd.Function):
         if wants_x and not wants_dropped:  # then x itself went through the adapter
             grad_x.addmm_(inner_grad_TR, a)
         grad_dropped = inner_grad_TR @ a if wants_dropped else None
-        inputs, adapter = ctx.dtypes
-        grads = (grad_x, grad_dropped, None, None, grad_a, grad_b)
-        return (*_in_dtypes(grads, (inputs, inputs, None, None, adapter, adapter)), None, None)
+        return grad_x, grad_dropped, None, None, grad_a, grad_b, None, None
 
 
 class _Product(torch.autograd.Function):
@@ -143,19 +143,18 @@ class _Product(torch.autograd.Function):
     def forward(ctx, x_TI, weight_IO, bias_O, dtype):
         x, weight = x_TI.to(dtype), weight_IO.to(dtype)
         ctx.save_for_backward(x if ctx.needs_input_grad[1] else None, weight if ctx.needs_input_grad[0] else None)
-        ctx.dtypes = x_TI.dtype, weight_IO.dtype, None if bias_O is None else bias_O.dtype
         return product(x, weight, None if bias_O is None else bias_O.to(dtype))
 
     @staticmethod
     def backward(ctx, grad_TO):
         x, weight = ctx.saved_tensors
         wants_x, wants_weight, wants_bias, _ = ctx.needs_input_grad
-        grads = (
+        return (
             product(grad_TO, weight.T) if wants_x else None,
             x.T @ grad_TO if wants_weight else None,
             grad_TO.sum(0) if wants_bias else None,
+            None,
         )
-        return (*_in_dtypes(grads, ctx.dtypes), None)
 
 
 class _DirectedProduct(torch.autograd.Function):
@@ -175,9 +174,9 @@ class _DirectedProduct(torch.autograd.Function):
         scaled = z_TO * gain_O
         result_TO = scaled if dropped_TI is None else product(x, weight).sub_(plain_TO).add_(scaled)
         if bias_O is not None:
-            result_TO += bias_O.to(dtype)
+            result_TO += bias_O
         ctx.save_for_backward(adapted, inner_TR, z_TO, weight_IO, a, b, gain_O, norm_O)
-        ctx.scaling, ctx.dtypes = scaling, (x_TI.dtype, a_RI.dtype, magnitude_O.dtype)
+        ctx.scaling = scaling
         return result_TO
 
     @staticmethod
@@ -191,19 +190,11 @@ class _DirectedProduct(torch.autograd.Function):
         grad_a, grad_b = inner_grad_TR.T @ adapted, (scaled_TO.T @ inner_TR).mul_(ctx.scaling)
         grad_x = grad_dropped = None
         if wants_dropped:
-            grad_x = product(grad_TO, weight_OI) if wants_x else None
+            grad_x = product(grad_TO, weight_OI)
             grad_dropped = product(scaled_TO - grad_TO, weight_OI).addmm_(inner_grad_TR, a)
         elif wants_x:
             grad_x = product(scaled_TO, weight_OI).addmm_(inner_grad_TR, a)
-        inputs, adapter, of_magnitude = ctx.dtypes
-        grads = (grad_x, grad_dropped, None, None, grad_a, grad_b, grad_magnitude)
-        dtypes = (inputs, inputs, None, None, adapter, adapter, of_magnitude)
-        return (*_in_dtypes(grads, dtypes), None, None, None)
-
-
-def _in_dtypes(grads: Sequence[Tensor | None], dtypes: Sequence[torch.dtype | None]) -> list[Tensor | None]:
-    """Gradients in the dtypes of what they are of; None stays None."""
-    return [None if grad is None else grad.to(dtype) for grad, dtype in zip(grads, dtypes, strict=True)]
+        return grad_x, grad_dropped, None, None, grad_a, grad_b, grad_magnitude, None, None, None
 
 
 class AdaptedLinear(lora.Linear):
