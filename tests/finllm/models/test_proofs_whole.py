@@ -1,0 +1,47 @@
+"""The head of a model that must be asked whole, since what lies under it knows nothing of its virtual tokens."""
+
+import math
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch import nn
+
+from finllm.models.proofs import head_difference
+
+
+class Body(nn.Module):
+    def forward(self, hidden):
+        return SimpleNamespace(last_hidden_state=torch.tanh(hidden))
+
+
+class Whole(nn.Module):
+    """Two virtual tokens stand before every text, and logits are of the text's own."""
+
+    takes_one_task = True
+
+    def __init__(self, times, factor):
+        super().__init__()
+        torch.manual_seed(0)
+        self.embedding, self.virtual = nn.Embedding(9, 4), nn.Parameter(torch.randn(1, 2, 4))
+        self.base_model, self.head, self.times, self.factor = Body(), nn.Linear(4, 9), times, factor
+
+    def get_output_embeddings(self):
+        return self.head
+
+    def forward(self, input_ids, use_cache):
+        assert use_cache is False
+        hidden = torch.cat([self.virtual.expand(len(input_ids), -1, -1), self.embedding(input_ids)], 1)
+        for _ in range(self.times):
+            hidden = self.base_model(hidden).last_hidden_state
+        return SimpleNamespace(logits=self.factor * self.head(hidden)[:, 2:])
+
+
+@pytest.mark.parametrize(("times", "factor", "least", "most"), [
+    (1, 1.0, 0, 1e-6), (1, 1.25, 0.199, 0.201), (0, 1.0, math.inf, math.inf), (2, 1.0, math.inf, math.inf),
+    (3, 1.0, math.inf, math.inf),
+])  # fmt: skip
+def test_a_model_is_asked_whole_and_its_body_looked_at_inside(times, factor, least, most):
+    model = Whole(times, factor)
+    assert least <= head_difference(model, torch.arange(6).view(2, 3)) <= most
+    assert not model.base_model._forward_hooks and not model.head._forward_pre_hooks
