@@ -1,5 +1,6 @@
 """How answers are written: by which random numbers, in which format, on which device, and what is read for them."""
 
+import itertools
 from types import SimpleNamespace
 
 import pytest
@@ -56,10 +57,20 @@ def test_a_texts_numbers_are_those_of_its_own_seed():
 def test_coarse_logits_are_summed_in_float32(seed, sampling):
     search = beam_search if sampling.num_beams > 1 else write_one_each
     table = table_of(seed)
-    coarse = Session(table, 2, torch.bfloat16)
-    fine = Session(table, 2)
+    larger = 5 * torch.randn(7, 1, generator=torch.Generator().manual_seed(seed))  # logits are no log-probabilities
+    coarse, fine = Session(table * larger.exp(), 2, torch.bfloat16), Session(table, 2)
     fine.logits_VV = coarse.logits_VV.float()
     assert search(coarse, [8, 5], sampling) == search(fine, [8, 5], sampling)
+
+
+@pytest.mark.parametrize(("better", "worse"), [(5, 6), (6, 5)])
+def test_beams_of_coarse_logits_are_held_against_each_other_in_float32(better, worse):
+    """The end of an answer has -1.0645 after one token and -1.0748 after the other: in bfloat16 both are -1.0703."""
+    session = Session(torch.zeros(7, 7), 1, torch.bfloat16)
+    session.logits_VV[:, EOS] = 0.0
+    session.logits_VV[4, 5:] = 20.0
+    session.logits_VV[better, 4:], session.logits_VV[worse, 4:] = -0.45703125, -0.44140625
+    assert beam_search(session, [2], Sampling(num_beams=2)) == [[better, EOS]]
 
 
 @pytest.mark.parametrize("seed", range(10))
@@ -70,6 +81,35 @@ def test_beams_are_held_against_each_other_by_probabilities_and_not_by_logits(se
     raised.logits_VV = raised.logits_VV + 20 * torch.randn(7, 1, generator=torch.Generator().manual_seed(seed))
     sampling = Sampling(num_beams=3)
     assert beam_search(raised, [6, 4], sampling) == beam_search(Session(table, 2), [6, 4], sampling)
+
+
+class Remembering(Session):
+    """The next token depends on the last two: of a beam it must be known which one it goes on from."""
+
+    def __init__(self, table_VVV):
+        self.log_table_VVV, self.texts = table_VVV.log(), [[4, 4]]
+
+    def next_logits(self):
+        return torch.stack([self.log_table_VVV[text[-2], text[-1]] for text in self.texts])
+
+    def add(self, ids):
+        self.texts = [[*text, id] for text, id in zip(self.texts, ids.tolist(), strict=True)]
+
+    def keep(self, rows):
+        self.texts = [self.texts[row] for row in rows.tolist()]
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_each_beam_goes_on_from_what_it_has_written_itself(seed):
+    table = torch.stack([table_of(100 * seed + first) for first in range(7)])
+    answers = []
+    for size in range(1, 5):
+        for words in itertools.product((4, 5, 6), repeat=size - 1):
+            for last in (EOS,) if size < 4 else (EOS, 4, 5, 6):
+                text = [4, 4, *words, last]
+                log_p = sum(table[tuple(text[at : at + 3])].log().item() for at in range(size))
+                answers.append((log_p / size, text[2:]))
+    assert beam_search(Remembering(table), [4], Sampling(num_beams=108)) == [max(answers)[1]]
 
 
 class Reader:
