@@ -13,7 +13,7 @@ from typing import Any
 
 from eval import shapes
 from eval.results import Results, SplitResults, how_to_evaluate, predictions
-from finllm.errors import UserError, at_most, raise_problems
+from finllm.errors import MANY, UserError, raise_problems
 from finllm.files import read_jsonl
 from finllm.models.find import weights_hash
 from finllm.run_dir import RunDir
@@ -68,7 +68,7 @@ class Run:
         wrong += shapes.problems(proofs, shapes.PROOFS, "proofs.json: ")
         for number, line in enumerate(metrics, 1):
             wrong += shapes.problems(line, shapes.METRICS_LINE, f"metrics.jsonl, line {number}: ")
-        raise_problems(at_most(wrong), f"{path}, which training wrote; put its files back or train the run anew")
+        raise_problems(wrong, f"{path}, which training wrote; put its files back or train the run anew", MANY)
         return cls(path, results.name, results, split, rows, summary, metrics, provenance, config, proofs)
 
 

@@ -20,7 +20,7 @@ from typing import Any
 from eval import shapes
 from eval.models.language_model import Description
 from eval.shapes import COUNT, SHARE, SIZE, Each, Maybe, Number
-from finllm.errors import UserError, at_most, did_you_mean, raise_problems, shortened
+from finllm.errors import MANY, UserError, did_you_mean, raise_problems, shortened
 from finllm.files import read_json, read_jsonl, write_json
 from finllm.run_dir import RunDir
 
@@ -215,7 +215,7 @@ def predictions(run_path: Path | str) -> list[dict[str, Any]]:
             counts = Counter(row["id"] for row in rows)
             problems = [f"id {id} is on {count} lines" for id, count in counts.items() if count > 1]
             problems += [f"line {line} has no bytes" for line, row in enumerate(rows, 1) if row["bytes"] < 1]
-        raise_problems(at_most(problems), str(path))
+        raise_problems(problems, str(path), MANY)
     except UserError as error:
         raise UserError(f"{error}; {fix}") from None
     return rows

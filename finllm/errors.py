@@ -21,17 +21,24 @@ class UserError(ValueError):
         self.lines = list(lines)
 
 
-def raise_problems(problems: Iterable[str], where: str) -> None:
-    """Raise one `UserError` that names every problem, or return when there is none."""
+MANY = 5  # problems of one kind that are named; there may be one for each row
+
+
+def raise_problems(problems: Iterable[str], where: str, most: int | None = None, fix: str = "") -> None:
+    """Raise one `UserError` that counts and names every problem, or `most` of them; return when there is none.
+
+    `fix` comes last, where one is for all of them.
+    """
     problems = list(problems)
     if problems:
-        count = f"{len(problems)} problem{'s' if len(problems) > 1 else ''} in {where}: "
-        raise UserError(count + "; ".join(problems))
+        named = problems if most is None else at_most(problems, most)
+        count = f"{len(problems):,} problem{'s' if len(problems) > 1 else ''} in {where}: "
+        raise UserError("; ".join([count + named[0], *named[1:], *([fix] if fix else [])]))
 
 
-def at_most(problems: list[str], most: int = 5) -> list[str]:
+def at_most(problems: list[str], most: int = MANY) -> list[str]:
     """The first problems, and how many more there are."""
-    return problems if len(problems) <= most else [*problems[:most], f"and {len(problems) - most} more"]
+    return problems if len(problems) <= most else [*problems[:most], f"and {len(problems) - most:,} more"]
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:

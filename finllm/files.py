@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from finllm.bounded import MOST_JSON_BYTES, each_json_line, kind_of, parse_json, read_text, require_unicode
-from finllm.errors import UserError, at_most, raise_problems, shortened
+from finllm.errors import MANY, UserError, raise_problems, shortened
 
 SCHEMA_VERSION = 1
 
@@ -270,7 +270,7 @@ def refuse_links(folder: Path) -> None:
                     problems.append(f"{path.relative_to(folder)} is a link to {os.readlink(path)!r}{_led_to(path)}")
             elif not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
                 problems.append(f"{path.relative_to(folder)} is {kind_of(mode)}")
-    raise_problems(at_most(problems), f"{folder}, which must hold its files itself; put copies there, or remove them")
+    raise_problems(problems, f"{folder}, which must hold its files itself; put copies there, or remove them", MANY)
 
 
 def _led_to(link: Path) -> str:

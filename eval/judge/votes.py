@@ -23,7 +23,7 @@ from eval import shapes
 from eval.evaluated import Run
 from eval.judge.screens import answer_key, key_of, reference_key
 from eval.shapes import COUNT, Each
-from finllm.errors import UserError, at_most, raise_problems, shortened
+from finllm.errors import MANY, UserError, raise_problems, shortened
 from finllm.files import read_json
 
 CHOICES = ("first", "second", "tie", "neither")
@@ -126,7 +126,7 @@ def _read(path: Path, known: Known, questions: dict[str, str]) -> Judge:
         changed = f"{path} was changed after it was saved: its checksum is {shortened(file['checksum'])}, that of its "
         raise UserError(f"{changed}content {found!r}; {ASK}")
     problems = [*shapes.problems(content, CONTENT, "content")] or _problems_of_content(content)
-    raise_problems(at_most(problems), f"{path}; {ASK}")
+    raise_problems(problems, f"{path}; {ASK}", MANY)
     votes = [_vote(vote, known, questions) for vote in content["votes"]]
     if foreign := votes.count(None):
         raise UserError(

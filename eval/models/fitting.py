@@ -78,9 +78,7 @@ def encoded(reader: Reader | LanguageModel, examples: Sequence[dict[str, Any]], 
             pairs.append(reader.encode(prompt, example["output"]))
         except UserError as error:
             problems.append(f"example {example['id']}: {error}")
-    if len(problems) > 3:
-        problems[3:] = [f"and {len(problems) - 3} more"]
-    raise_problems(problems, "the references")
+    raise_problems(problems, "the references", most=3)
     return pairs
 
 

@@ -20,7 +20,7 @@ from eval.report.findings import listing
 from eval.shapes import COUNT, Each, Maybe
 from eval.statistics.comparison import ALPHA, ranks
 from eval.statistics.seeds import compare_recipes, recipes
-from finllm.errors import UserError, at_most, raise_problems
+from finllm.errors import MANY, UserError, raise_problems
 from finllm.files import read_json
 from finllm.run_dir import RunDir
 from finllm.study.equal import losses_at_equal_seconds
@@ -48,7 +48,7 @@ def read_study(folder: Path, runs: list[Run]) -> dict[str, Any]:
     problems = list(shapes.problems(content, SHAPE, ""))
     for name, method in content["methods"].items() if not problems else ():
         problems += [*shapes.problems(method, METHOD, f"methods.{name}")] or _not_chosen(method, f"methods.{name}")
-    raise_problems(at_most(problems), f"{path}; write it again: python recipes/compare.py … --resume auto")
+    raise_problems(problems, f"{path}; write it again: python recipes/compare.py … --resume auto", MANY)
     methods = {name: {"chosen": None, "failed": None, **method} for name, method in content["methods"].items()}
     by_place = {run.path.resolve(): run for run in runs}
     found, missing = {}, []
@@ -57,7 +57,7 @@ def read_study(folder: Path, runs: list[Run]) -> dict[str, Any]:
         missing += [str(place) for place in places if place not in by_place]
         found[name] = [by_place[place] for place in places if place in by_place]
     raise_problems(
-        [f"{place} is a final run of the study and was not given" for place in at_most(missing)], "the runs to compare"
+        [f"{place} is a final run of the study and was not given" for place in missing], "the runs to compare", MANY
     )
     if not any(found.values()):
         raise UserError(f"{path} has no final runs yet; finish it: python recipes/compare.py … --resume auto")

@@ -17,7 +17,7 @@ from typing import Any
 
 from finllm.data.csv_rows import read_csv
 from finllm.data.parts import BadRow
-from finllm.errors import UserError, at_most, raise_problems, shortened
+from finllm.errors import MANY, UserError, raise_problems, shortened
 from finllm.files import atomic_open, read_jsonl, write_jsonl
 from finllm.models.generate import Answer
 
@@ -59,7 +59,7 @@ def _read_csv(path: str) -> list[dict[str, Any]]:
     with open(path, "rb") as stream:
         found = list(read_csv(stream, Path(path).name, path, "", ASKED))
     bad = [f"{row.place}: {row.reason}" for row in found if isinstance(row, BadRow)]
-    raise_problems(at_most(bad), f"{path}; put these lines right")
+    raise_problems(bad, f"{path}; put these lines right", MANY)
     return [{name: value if value is not None else "" for name, value in row.fields.items()} for row in found]
 
 

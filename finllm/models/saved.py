@@ -14,6 +14,7 @@ from finllm.models.methods import known_method
 from finllm.models.patterns import check_patterns
 from finllm.models.skeletons import numbers_at_most, shapes_made
 
+FEW = 3  # tensors of an adapter's file that are named
 MADE_LATER = ".lora_monteclora_sampler."  # MonteCLoRA's, which peft makes where there is memory only
 
 
@@ -44,13 +45,13 @@ def load_adapter(base: PreTrainedModel, folder: Path) -> PreTrainedModel:
         config = PEFT_TYPE_TO_CONFIG_MAPPING[kind].from_pretrained(str(folder), trust_remote_code=False)
         made = shapes_made(base, config)
         if made is not None:
-            raise_problems(_differences(made, shapes, own), what)
+            raise_problems(_differences(made, shapes, own), what, FEW)
         elif 4 * numbers_at_most(config, base) > memory_bytes():
             raise ValueError("its numbers are larger than this machine's memory")
         adapted = PeftModel.from_pretrained(base, str(folder), trust_remote_code=False)
         if made is None:
             saved = get_peft_model_state_dict(adapted, save_embedding_layers=False)
-            raise_problems(_differences({name: tuple(t.shape) for name, t in saved.items()}, shapes, own), what)
+            raise_problems(_differences({name: tuple(t.shape) for name, t in saved.items()}, shapes, own), what, FEW)
     except UserError:
         raise
     except Exception as error:  # of a config of somebody else's a library may raise anything
@@ -68,4 +69,4 @@ def _differences(made: checked.Shapes, held: checked.Shapes, base: checked.Shape
     ]
     beside = [name for name in held if name not in made and name.removeprefix("base_model.model.") not in base]
     found += [f"{name} belongs to nothing" for name in beside if MADE_LATER not in name]
-    return found if len(found) < 4 else [*found[:3], f"and {len(found) - 3:,} more"]
+    return found

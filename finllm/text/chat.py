@@ -16,7 +16,7 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from finllm.errors import UserError, at_most, raise_problems
+from finllm.errors import MANY, UserError, raise_problems
 from finllm.text.conversations import ANSWERED, ASKED, START, Conversations, apart
 from finllm.text.prompts import messages_of
 from finllm.text.rendering import Job, render
@@ -68,7 +68,7 @@ class Chat:
         found = self._conversations.texts(rows, whole=False)
         named = zip((row.get("id", number) for number, row in enumerate(rows, 1)), found, strict=True)
         problems = [f"{name}: {texts.refused}" for name, texts in named if texts.refused]
-        raise_problems(at_most(problems), f"what is asked with {self.of}")
+        raise_problems(problems, f"what is asked with {self.of}", MANY)
         return [prompt for texts in found for prompt in texts.prompts]
 
     def encode_rows(

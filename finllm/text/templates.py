@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from finllm.bounded import read_text
-from finllm.errors import UserError, at_most, did_you_mean, raise_problems
+from finllm.errors import MANY, UserError, did_you_mean, raise_problems
 from finllm.text.chat import Chat
 from finllm.text.prompts import (
     CHAT,
@@ -79,9 +79,8 @@ class Alpaca:
 
     def prompts(self, rows: Sequence[Mapping[str, Any]]) -> list[str]:
         reasons = {row.get("id", number): refused_by_alpaca(row) for number, row in enumerate(rows, 1)}
-        if problems := at_most([f"{id}: {reason}" for id, reason in reasons.items() if reason]):
-            problems[-1] += f"; {ROLES_TAKE}"
-            raise_problems(problems, "what is asked with template alpaca")
+        problems = [f"{id}: {reason}" for id, reason in reasons.items() if reason]
+        raise_problems(problems, "what is asked with template alpaca", MANY, ROLES_TAKE)
         return [build_prompt(row["instruction"], row.get("input") or "") for row in rows]
 
     def encode_prompt(self, prompt: str) -> list[int]:

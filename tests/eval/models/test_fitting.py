@@ -84,7 +84,7 @@ def test_the_tokens_of_each_example_in_their_order():
     ("abc", "3 problems in the references: example a: no answer a; example b: no answer b; example c: no answer c"),
     ("abcd", "4 problems in the references: example a: no answer a; example b: no answer b; example c: no answer c; "
              "and 1 more"),
-    ("abcdefg", "4 problems in the references: example a: no answer a; example b: no answer b; "
+    ("abcdefg", "7 problems in the references: example a: no answer a; example b: no answer b; "
                 "example c: no answer c; and 4 more"),
 ])  # fmt: skip
 def test_what_cannot_be_written_is_named(ids, said):
