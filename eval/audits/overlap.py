@@ -185,7 +185,7 @@ def nearest_answers(rows: Sequence[dict[str, str]], training: Sequence[dict[str,
     starts = np.cumsum([0, *map(len, questions)])
     counts = csr_matrix((np.ones(len(columns)), columns, starts), shape=(len(questions), len(vocabulary)))
     counts.sum_duplicates()
-    weights = counts @ diags(np.log(len(questions) / np.bincount(counts.indices, minlength=len(vocabulary))))
+    weights = counts @ diags(np.log(len(questions) / np.bincount(counts.indices)))
     norms = np.sqrt(np.asarray(weights.multiply(weights).sum(1)).ravel())
     unit = (diags(1 / np.maximum(norms, 1e-12)) @ weights).tocsr()
     known, asked = unit[: len(training)], unit[len(training) :]
