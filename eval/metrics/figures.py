@@ -52,7 +52,7 @@ def measure(rows: list[dict[str, Any]], tokenizer: str | None = None) -> SplitRe
         metrics |= intervals(statistics, questions, _generation_figures, GENERATION)
     asked = [row for row in answered if row.get("number")]
     if asked:
-        statistics = np.array([[1, *(row[name] for name in NUMBER_METRICS)] for row in asked], dtype=float)
+        statistics = np.array([[1, *(row[name] for name in NUMBER_METRICS)] for row in asked])
         questions = [row["question_id"] for row in asked]
         found = intervals(statistics, questions, _shares_of_numbers, NUMBERS)
         metrics |= {name: _at_an_end(interval, len(set(questions))) for name, interval in found.items()}

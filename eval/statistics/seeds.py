@@ -72,12 +72,11 @@ def compare_recipes(runs: list[Run], method_of: Mapping[str, str] = MappingProxy
 def _groups(runs: list[Run], method_of: Mapping[str, str]) -> list[list[Run]]:
     groups: dict[str, list[Run]] = defaultdict(list)
     for run in runs:
-        if run.config:
-            origin = run.provenance
-            named = {key for key, known in NAMED_BY.items() if origin.get(known)}  # content tells them, not the place
-            recipe = {key: value for key, value in run.config.items() if key not in SEED_KEYS | named}
-            data = [origin.get(key) for key in ("dataset_hash", "base_model_hash", "tokenizer_hash", "extended")]
-            groups[json.dumps([recipe, data, method_of.get(run.name)], sort_keys=True, default=str)].append(run)
+        origin = run.provenance
+        named = {key for key, known in NAMED_BY.items() if origin.get(known)}  # content tells them, not the place
+        recipe = {key: value for key, value in run.config.items() if key not in SEED_KEYS | named}
+        data = [origin.get(key) for key in ("dataset_hash", "base_model_hash", "tokenizer_hash", "extended")]
+        groups[json.dumps([recipe, data, method_of.get(run.name)], sort_keys=True, default=str)].append(run)
     return [group for group in groups.values() if len({run.config.get("seed") for run in group}) > 1]
 
 

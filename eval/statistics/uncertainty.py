@@ -129,7 +129,7 @@ def intervals(
 
 def _interval(value: float, left_out: list[float | None], sums: np.ndarray, kind: Figure) -> Interval:
     value = float(value)
-    if not left_out or not math.isfinite(value):
+    if not math.isfinite(value):
         return Interval(value, value, value)
     scale = math.log if kind.exponential else float
     centre = scale(value)
