@@ -1,13 +1,15 @@
-"""The head of a model that must be asked whole, since what lies under it knows nothing of its virtual tokens."""
+"""The head of a model that must be asked whole, since what lies under it knows nothing of its virtual tokens; zeros."""
 
+import json
 import math
 from types import SimpleNamespace
 
 import pytest
 import torch
+from datasets import Dataset
 from torch import nn
 
-from finllm.models.proofs import head_difference
+from finllm.models.proofs import Stopwatch, head_difference, template_proofs
 
 
 class Body(nn.Module):
@@ -45,3 +47,13 @@ def test_a_model_is_asked_whole_and_its_body_looked_at_inside(times, factor, lea
     model = Whole(times, factor)
     assert least <= head_difference(model, torch.arange(6).view(2, 3)) <= most
     assert not model.base_model._forward_hooks and not model.head._forward_pre_hooks
+
+
+def test_nothing_is_told_as_a_zero_without_a_sign():
+    """As json writes it into a run's folder, and as seconds are printed."""
+    template = SimpleNamespace(jinja="{{ x }}", id="chatml", prove=lambda rows: "told")
+    (proof,) = template_proofs(template, Dataset.from_dict({"number": [1]}))
+    assert json.dumps(proof.as_json()) == (
+        '{"name": "template", "figure": 0.0, "limit": 0.0, "passed": true, "said": "told"}'
+    )
+    assert str(Stopwatch().seconds) == "0.0"
