@@ -6,7 +6,7 @@ import itertools
 import pytest
 
 from finllm.data import csv_rows
-from finllm.data.csv_rows import Dialect, find_dialect, read_csv
+from finllm.data.csv_rows import Dialect, _fits, find_dialect, read_csv
 
 
 @pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
@@ -24,3 +24,8 @@ def test_a_letter_parts_no_fields_and_no_blank_from_a_quote(letter):
     plain = Dialect(",", "doubled", False)
     for text in ("ask{0}say\n1{0}2\n3{0}4\n", 'ask,say\n{0}"1",2\n3,{0}"4"\n5,"6; 7"\n'):
         assert find_dialect(text.format(letter), True, ()) == plain
+
+
+def test_a_blank_inside_quotes_belongs_to_the_field():
+    for blanks, fits in ((True, (0, 2, 1, 1)), (False, (0, 2, 1 / 2, 0))):
+        assert _fits(Dialect(",", "doubled", blanks), 'a,b\n1, " ""2"\n', True, ()) == fits
