@@ -29,3 +29,19 @@ def test_a_letter_parts_no_fields_and_no_blank_from_a_quote(letter):
 def test_a_blank_inside_quotes_belongs_to_the_field():
     for blanks, fits in ((True, (0, 2, 1, 1)), (False, (0, 2, 1 / 2, 0))):
         assert _fits(Dialect(",", "doubled", blanks), 'a,b\n1, " ""2"\n', True, ()) == fits
+
+
+def test_whether_the_head_is_the_whole_file(monkeypatch):
+    heads = []
+
+    def found(head, whole, wanted):
+        heads.append((head, whole, wanted))
+        return Dialect(",", "doubled", False)
+
+    monkeypatch.setattr(csv_rows, "find_dialect", found)
+    for size in (5, 6, 7, 8):
+        monkeypatch.setattr(csv_rows, "SAMPLE", size)
+        assert len(list(read_csv(io.BytesIO(b"a,b\n1,2"), "a", "a", "", {"a"}))) == 1
+    # Of a head that is as long as it may be nobody knows whether more follows.
+    assert heads == [("a,b\n1", False, {"a"}), ("a,b\n1,", False, {"a"}), ("a,b\n1,2", False, {"a"}),
+                     ("a,b\n1,2", True, {"a"})]  # fmt: skip
