@@ -30,5 +30,5 @@ def test_every_step_that_nobody_knows_is_named():
     assert str(raised.value) == (
         f"1 problem in skip_cleaning: unknown step 'echos' (did you mean 'echo'?); known are {known}"
     )
-    with pytest.raises(UserError, match="^2 problems in skip_cleaning: unknown step 'one'; .*; unknown step 'two'; "):
+    with pytest.raises(UserError, match=r"^2 problems in skip_cleaning: unknown step 'one'; .*; unknown step 'two'; "):
         check_steps(["one", "two"])
