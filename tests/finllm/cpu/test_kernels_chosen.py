@@ -100,3 +100,20 @@ def test_norms_of_a_fine_adapter_on_coarse_weights():
         layer.base_layer.weight.T, *(side["default"].weight for side in (layer.lora_A, layer.lora_B)), 1.5
     )
     assert found.tolist() == pytest.approx([(256 + 2.5015**2) ** 0.5, 257**0.5], rel=1e-6)
+
+
+@pytest.mark.parametrize("dora", [True, False])
+def test_a_merged_layer_adds_its_adapter_no_second_time(dora):
+    layer, x = adapted(nn.Linear(3, 2), use_dora=dora), torch.arange(12.0).view(4, 3)
+    own = layer(x)
+    layer.merge()
+    torch.testing.assert_close(layer(x), own)
+    layer.unmerge()
+    torch.testing.assert_close(layer(x), own)
+
+
+def test_a_gradient_goes_through_what_dropout_kept():
+    values, weights = torch.ones(50, requires_grad=True), torch.arange(50.0)
+    dropped = kernels.dropout(values, 0.5)
+    (dropped * weights).sum().backward()
+    assert torch.equal(values.grad, dropped.detach() * weights) and 0 < (dropped == 0).sum() < 50

@@ -34,16 +34,18 @@ def test_a_heads_gradient_is_a_sum_in_float32_of_every_chunk(monkeypatch):
     assert weight.grad.tolist() == [[-1025 * 7 / 8] * 2] + [[1025 / 8] * 2] * 7
 
 
+@pytest.mark.parametrize("count", [40, 70])
+@pytest.mark.parametrize("filled", [True, False])
 @pytest.mark.parametrize("bias", [None, torch.ones(8)], ids=["plain", "bias"])
-def test_a_last_chunk_that_is_shorter_makes_no_noise(monkeypatch, bias):
+def test_a_last_chunk_that_is_shorter_makes_no_noise(monkeypatch, bias, filled, count):
     """torch warns of a product whose place has another size."""
     monkeypatch.setattr(loss, "CHUNK", 64)
-    monkeypatch.setattr(loss, "has_amx", lambda: False)
+    monkeypatch.setattr(loss, "has_amx", lambda: filled)
     weight = torch.ones(8, 2, requires_grad=True)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        _, nll_N = linear_cross_entropy(torch.ones(70, 2), weight, torch.zeros(70, dtype=torch.long), bias)
-    assert nll_N.tolist() == pytest.approx([math.log(8)] * 70, rel=1e-6)
+        _, nll_N = linear_cross_entropy(torch.ones(count, 2), weight, torch.zeros(count, dtype=torch.long), bias)
+    assert nll_N.tolist() == pytest.approx([math.log(8)] * count, rel=1e-6)
 
 
 def test_what_a_head_was_while_it_trained_is_no_longer_known_when_it_does_not():
