@@ -48,7 +48,7 @@ def place(dataset, tmp_path_factory):
 def test_the_run_dir_is_complete(place, dataset):
     run = place / "runs/small"
     names = [".lock", "checkpoints", "config.yaml", "loss.png", "metrics.jsonl", "model", "proofs.json"]
-    names += ["provenance.json", "summary.json"]
+    names += ["provenance.json", "summary.json", "validation.jsonl"]
     assert sorted(path.name for path in run.iterdir()) == names
     assert sorted(path.name for path in (run / "model").iterdir()) == RUN_DIR
     assert (run / "loss.png").read_bytes().startswith(b"\x89PNG")
