@@ -65,7 +65,7 @@ def adapt(
     proofs += _variant(adapted, _bits_of(arguments))
     bits = _bits_of(arguments)
     finer = f"set no {bits}" if bits else "set dtype: float32" if _has_coarse_numbers(adapted) else ""
-    with PROVING, in_float32(adapted):  # once for all of what follows: turning the weights takes as long as a pass
+    with PROVING, in_float32(adapted, beside=True):  # once for all of what follows
         try:
             after = _likelihood(adapted.eval(), probe)
         except Exception as error:  # of a method and layers that do not go together, any
@@ -93,7 +93,7 @@ def _bits_of(arguments: MethodConfig) -> str:
 @torch.no_grad()
 def _likelihood(model: PreTrainedModel, probe: list[dict[str, list[int]]]) -> torch.Tensor:
     """Nats of each supervised token, in float32."""
-    with in_float32(model):
+    with in_float32(model, beside=True):
         return nll_of(model, probe).double()
 
 

@@ -25,6 +25,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy, linear
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from finllm.cpu.machine import memory_bytes
 from finllm.errors import UserError
 from finllm.models.adapters import base_of
 from finllm.models.virtual import answers_whole
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 CHANGED = 16  # tokens, by which a row goes on otherwise where it is asked what it sees of them
+LITTLE = 1 / 16  # of this machine's memory, in which what is turned back soon may be held twice
 LARGE = 60.0  # the size of a logit at which soft caps, multipliers and clamps of a head show
 # Rounding of one computation done twice, as a share of what was computed: float32, and formats of 8 bits or so.
 ROUNDING, COARSE_ROUNDING = 1e-4, 2**-5
@@ -108,29 +110,38 @@ def _numbers_of(model: torch.nn.Module) -> tuple[list[Tensor], list[Tensor], lis
 
 
 @contextmanager
-def in_float32(model: torch.nn.Module, used_up: bool = False) -> Iterator[None]:
+def in_float32(model: torch.nn.Module, used_up: bool = False, beside: bool = False) -> Iterator[None]:
     """Inside, the model computes in float32: no autocast, and coarser weights as what they stand for, exactly.
 
     Afterwards they are what they were, since every number of bfloat16 and float16 is one of float32; not of a model
     that is `used_up` then, which saves the time. Weights in 8 bits stay as they are, see `is_exact`.
+
+    Turning them back takes as long as a short pass. With `beside` the coarse ones are held meanwhile, where they are
+    `LITTLE` of this machine's memory: for blocks that merge nothing. What else changes a weight inside is seen.
     """
     parameters, buffers, all_told = _numbers_of(model)
     coarse = [
-        (tensor, tensor.dtype)
+        (tensor, tensor.data)
         for tensor in (*parameters, *buffers)
         if tensor.dtype in (torch.bfloat16, torch.float16) and not _in_4_bits(tensor)
     ]
-    told = [(module, module.compute_dtype) for module in all_told]
+    dtypes = [(tensor, held.dtype) for tensor, held in coarse]
+    if not beside or sum(held.nbytes for _, held in coarse) > LITTLE * memory_bytes():
+        coarse.clear()
+    told, versions = [(module, module.compute_dtype) for module in all_told], {}
     try:
-        for tensor, _ in coarse:
+        for tensor, _ in dtypes:
             tensor.data = tensor.data.float()
+        versions.update((id(tensor), tensor._version) for tensor, _ in coarse)
         for module, _ in told:
             module.compute_dtype = torch.float32
         with torch.autocast((*parameters, *buffers)[0].device.type, enabled=False):
             yield
     finally:
-        for tensor, dtype in [] if used_up else coarse:
-            tensor.data = tensor.data.to(dtype)
+        unchanged = {id(tensor): held for tensor, held in coarse if versions.get(id(tensor)) == tensor._version}
+        for tensor, dtype in [] if used_up else dtypes:
+            held = unchanged.get(id(tensor))
+            tensor.data = tensor.data.to(dtype) if held is None else held
         for module, dtype in told:
             module.compute_dtype = dtype
 

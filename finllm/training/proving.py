@@ -68,7 +68,7 @@ def prove(trainer: Any) -> list[Proof]:
     training = trainer.model.training
     trainer.model.eval()
     try:
-        with in_float32(trainer.model):
+        with in_float32(trainer.model, beside=True):
             # An adapter beside its beginning, where half of its tensors have a gradient of zero on every way.
             aside = nudged(trainer.model) if isinstance(trainer.model, PeftModel) else nullcontext()
             with aside:
@@ -303,7 +303,7 @@ def prove_saved(trainer: Any, saved: Path, load_saved: Callable[[Path], PreTrain
     loaded = load_saved(saved)
     if not getattr(loaded, "quantization_method", None):
         loaded.to(trainer.args.device)
-    with in_float32(trained):
+    with in_float32(trained, beside=True):
         before_N = nll_of(trained, rows).double()
     with in_float32(loaded.eval(), used_up=True):
         after_N, limit = nll_of(loaded, rows).double(), LOSS if is_exact(loaded) else RELOADED_COARSE

@@ -244,6 +244,31 @@ def test_what_no_loss_reaches_has_a_gradient_of_zeros():
     assert (share, name) == (pytest.approx(math.sqrt(2) / (0.1 * math.sqrt(8)), rel=1e-6), "a")
 
 
+@pytest.mark.parametrize(("memory", "held"), [(6 * 2 * 16, True), (6 * 2 * 16 - 1, False)])
+def test_what_is_held_beside_comes_back_unless_it_was_changed(monkeypatch, memory, held):
+    """Six numbers of two bytes, a buffer's among them."""
+    monkeypatch.setattr("finllm.models.proofs.memory_bytes", lambda: memory)
+    model = Two().bfloat16()
+    model.register_buffer("kept", torch.ones(2, dtype=torch.float16))
+    places = {name: tensor.data_ptr() for name, tensor in model.state_dict().items()}
+    sizes = {tensor.dtype.itemsize * tensor.numel() for tensor in model.state_dict().values()}
+    assert sizes == {2, 4}
+    with torch.no_grad(), in_float32(model, beside=True):
+        assert is_exact(model) and model.kept.dtype == torch.float32
+        model.b.add_(1.0)  # to 2, as a step would
+    found = model.state_dict()
+    assert {str(tensor.dtype) for tensor in found.values()} == {"torch.bfloat16", "torch.float16"}
+    assert (found["a"].tolist(), found["b"].tolist(), found["kept"].tolist()) == ([3, 4], [2], [1, 1])
+    same = {name for name, tensor in found.items() if tensor.data_ptr() == places[name]}
+    assert same == ({"a", "frozen", "kept"} if held else set())
+    with pytest.raises(ZeroDivisionError), in_float32(model, beside=True):
+        raise ZeroDivisionError
+    assert not is_exact(model)
+    with in_float32(model, beside=True, used_up=True):
+        pass
+    assert is_exact(model)
+
+
 def test_precision_and_what_it_is_turned_back_into(model):
     assert is_exact(model) and rounding_of(model) == 1e-4
     with torch.autocast("cpu", torch.bfloat16):

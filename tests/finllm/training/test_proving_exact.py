@@ -53,7 +53,7 @@ def row(length, first=0):
 @pytest.fixture(autouse=True)
 def given(monkeypatch):
     monkeypatch.setattr(proving, "is_exact", lambda model: True)
-    monkeypatch.setattr(proving, "in_float32", lambda model, used_up=False: nullcontext())
+    monkeypatch.setattr(proving, "in_float32", lambda model, **how: nullcontext())
     monkeypatch.setattr(proving, "base_of", lambda model: model)
     monkeypatch.setattr(proving.joined, "documents_of", lambda each: each if isinstance(each, list) else [each])
 

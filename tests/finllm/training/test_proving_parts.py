@@ -54,9 +54,7 @@ def given(monkeypatch):
         exact=True, rounding=1e-4, head=0.0, gradients=(0.0, "w"), nll={}, kernels=[], asked=[], float32=[]
     )
     monkeypatch.setattr(proving, "is_exact", lambda model: found.exact)
-    monkeypatch.setattr(
-        proving, "in_float32", lambda model, used_up=False: found.float32.append(used_up) or nullcontext()
-    )
+    monkeypatch.setattr(proving, "in_float32", lambda model, **how: found.float32.append(how) or nullcontext())
     monkeypatch.setattr(proving, "base_of", lambda model: model)
     monkeypatch.setattr(proving, "rounding_of", lambda model: found.rounding)
     monkeypatch.setattr(proving, "head_difference", lambda model, ids: found.asked.append(ids.tolist()) or found.head)
@@ -498,6 +496,6 @@ def test_what_was_saved_is_what_was_trained(given, monkeypatch, exact, apart, go
         with pytest.raises(UserError, match=rf"saved to {tmp_path} is not the one that was trained: a validation row"):
             proving.prove_saved(trainer, tmp_path, load)
     assert asked == [(name, 64, 1, False, ("padded", way[1])) for name in ("trained", "loaded")]
-    assert trainer.taken == [("padded", way[1]), way] and given.float32 == [False, True]
+    assert trainer.taken == [("padded", way[1]), way] and given.float32 == [{"beside": True}, {"used_up": True}]
     assert loaded.moved_to == ([] if quantised else ["cpu"]) and trained.moved_to == []
     assert bare == [{"keep_fp32_wrapper": False, "keep_torch_compile": False}]
