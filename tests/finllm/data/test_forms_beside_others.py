@@ -1,8 +1,9 @@
-"""Forms whose columns stand beside those of all other forms, and what one row more or less decides."""
+"""Forms whose columns stand beside those of all other forms, what one row more or less decides, and whole words."""
 
 import pytest
 
-from finllm.data.forms import PAIRS, Asked, Form, looks_fixed, recognise
+from finllm.data.conversations import Turn, Unreadable, history_of, turns_of
+from finllm.data.forms import PAIRS, QUESTIONS, Asked, Form, looks_fixed, recognise
 from finllm.errors import UserError
 
 COLUMNS = {
@@ -48,3 +49,20 @@ def test_turns_beside_texts_and_images(column):
 def test_the_first_and_the_last_row_count(instructions, inputs, fixed):
     rows = [{"a": one, "b": other} for one, other in zip(instructions, inputs, strict=True)]
     assert looks_fixed(rows, Form("", "a", "b", "c")) is fixed
+
+
+@pytest.mark.parametrize("question", QUESTIONS)
+def test_a_text_beside_a_question_is_no_plain_text(question):
+    with pytest.raises(
+        UserError, match="^1 problem in a, which has the columns text, [a-z]*: no column 'output'; name"
+    ):
+        recognise(["text", question], Asked(), "a")
+
+
+def test_contents_of_many_letters_and_a_history_that_begins_with_a_message():
+    messages = [{"role": "user", "content": "Who pays it?"}, {"role": "assistant", "content": ["The ", "bank."]}]
+    turns = [Turn("user", "Who pays it?"), Turn("assistant", "The \nbank.")]
+    assert turns_of(messages) == history_of(messages) == turns
+    for mixed, number in (([messages[0], ["a", "b"]], 2), ([["a", "b"], messages[0]], 1)):
+        with pytest.raises(Unreadable, match=f"^turn {number} is list .*, not an object of role and content$"):
+            history_of(mixed)
