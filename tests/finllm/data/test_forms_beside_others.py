@@ -54,7 +54,7 @@ def test_the_first_and_the_last_row_count(instructions, inputs, fixed):
 @pytest.mark.parametrize("question", QUESTIONS)
 def test_a_text_beside_a_question_is_no_plain_text(question):
     with pytest.raises(
-        UserError, match="^1 problem in a, which has the columns text, [a-z]*: no column 'output'; name"
+        UserError, match=r"^1 problem in a, which has the columns text, [a-z]*: no column 'output'; name"
     ):
         recognise(["text", question], Asked(), "a")
 
