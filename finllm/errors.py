@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import functools
 import errno
 import gc
 import re
@@ -79,10 +80,15 @@ def _code(character: str) -> str:
     return f"\\x{number:02x}" if number < 256 else f"\\u{number:04x}" if number < 65536 else f"\\U{number:08x}"
 
 
+@functools.cache
+def _keep_what_was_imported() -> None:
+    """Once: it lives as long as the process, and is half a million objects that a collection would look through."""
+    gc.freeze()
+
+
 def run_command(main: Callable[[], None]) -> None:
     """Run a command's `main`: a `UserError` is printed to stderr, not traced, and ends the process with status 2."""
-    if not gc.get_freeze_count():
-        gc.freeze()  # what was imported lives as long as the process, and is half a million objects to look through
+    _keep_what_was_imported()
     try:
         main()
     except UserError as error:
