@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import difflib
-import functools
 import errno
+import functools
 import gc
 import re
 import sys
