@@ -118,7 +118,7 @@ def test_what_else_the_page_shows(made):
     assert [content[key] for key in ("budget", "seeds", "seconds", "trainings", "equal_seconds", "findings")] == [
         {"steps": 60, "search_steps": 20}, [1, 2], 99.0, 7, {"full": True, "lora": True, "one": True}, ["full", 12],
     ]  # fmt: skip
-    assert content["groups"] == [["full", "lora"], ["one"]]
+    assert content["groups"] == view(study, runs[1:])["groups"] == [["full", "lora"], ["one"]]
     assert content["curves"][1] == {"name": "lora", "whole": [[1e-3, 1.5], [1e-4, 1.75]],
                                     "part": [[1e-3, 2.0], [1e-2, 3.0]], "rate": 1e-3}  # fmt: skip
     assert [each["name"] for each in content["curves"]] == ["full", "lora", "one"]

@@ -250,7 +250,8 @@ def test_what_is_held_beside_comes_back_unless_it_was_changed(monkeypatch, memor
     monkeypatch.setattr("finllm.models.proofs.memory_bytes", lambda: memory)
     model = Two().bfloat16()
     model.register_buffer("kept", torch.ones(2, dtype=torch.float16))
-    places = {name: tensor.data_ptr() for name, tensor in model.state_dict().items()}
+    before = model.state_dict()  # held, so that nobody else is given their places
+    places = {name: tensor.data_ptr() for name, tensor in before.items()}
     sizes = {tensor.dtype.itemsize * tensor.numel() for tensor in model.state_dict().values()}
     assert sizes == {2, 4}
     with torch.no_grad(), in_float32(model, beside=True):
@@ -264,6 +265,10 @@ def test_what_is_held_beside_comes_back_unless_it_was_changed(monkeypatch, memor
     with pytest.raises(ZeroDivisionError), in_float32(model, beside=True):
         raise ZeroDivisionError
     assert not is_exact(model)
+    last = model.state_dict()
+    with in_float32(model):  # and nothing is held where nobody asks for it
+        pass
+    assert {name for name, tensor in model.state_dict().items() if tensor.data_ptr() == last[name].data_ptr()} == set()
     with in_float32(model, beside=True, used_up=True):
         pass
     assert is_exact(model)

@@ -32,10 +32,11 @@ def test_what_is_searched_in_a_method_makes_a_candidate_each(tmp_path):
     assert [candidate.settings["lora_r"] for candidate in read(tmp_path, ranged).candidates] == [4, 16, 64]
 
 
-def test_the_scratch_baseline_has_keys_of_its_own_and_of_the_shared_ones_the_data(tmp_path):
+@pytest.mark.parametrize("others", [{"max_length": 64, "seed": 1}, {"bf16": False}])  # after the data, and before
+def test_the_scratch_baseline_has_keys_of_its_own_and_of_the_shared_ones_the_data(tmp_path, others):
     asked = []
     content = {
-        "shared": {"max_length": 64, "seed": 1, "dataset_name": "data"},
+        "shared": {**others, "dataset_name": "data"},
         "methods": {"scratch": {"baseline": "scratch", "width": 32, "search": {"layers": [1, 2]}}},
     }
     study = read(tmp_path, content, lambda settings: asked.append(settings) or (1e-3, 1e-2))
