@@ -149,7 +149,7 @@ def _what_varies(values: np.ndarray, sizes: np.ndarray, common: np.ndarray) -> t
     kept = common[place] != values
     left = np.bincount(np.repeat(np.arange(len(sizes)), sizes)[kept], minlength=len(sizes))
     none = np.flatnonzero(left == 0)
-    values = np.insert(values[kept], (np.cumsum(left) - left)[none], NOTHING_VARIES)
+    values = np.insert(values[kept], np.cumsum(left)[none], NOTHING_VARIES)
     left[none] = 1
     return values, left
 
@@ -165,7 +165,7 @@ def _hashed(texts: Sequence[str], width: int, width_alone: int) -> tuple[np.ndar
     left = np.repeat(ends, lengths) - np.arange(len(codes))  # characters from here to the text's end
     widths = np.full(len(codes), width)
     number = (codes == ord(MASK)) | ((codes >= ord("0")) & (codes <= ord("9")))
-    words = np.add.reduceat((codes[:-1] == 32) & (codes[1:] != 32) & ~number[1:], firsts).astype(np.int64)
+    words = np.add.reduceat((codes[:-1] == 32) & (codes[1:] != 32) & ~number[1:], firsts)
     values = _rolled(codes, width)
     if not whole.isascii() and (signs := [ord(sign) for sign in set(whole) if stands_alone(sign)]):
         table = np.zeros(0x110000, bool)
@@ -179,7 +179,7 @@ def _hashed(texts: Sequence[str], width: int, width_alone: int) -> tuple[np.ndar
     whole_gram = left >= widths
     ends_of_grams = (np.arange(len(codes)) + widths)[whole_gram]
     holds_number = digits[ends_of_grams] > digits[:-1][whole_gram]
-    values = (mixed(values[whole_gram]) >> np.uint64(34) << np.uint64(1)) | holds_number.astype(np.uint64)
+    values = (mixed(values[whole_gram]) >> np.uint64(34) << np.uint64(1)) | holds_number
     owners = np.repeat(np.arange(len(texts), dtype=np.uint64), lengths)[whole_gram]
     keyed = np.unique(owners << np.uint64(32) | values)
     sizes = np.bincount((keyed >> np.uint64(32)).astype(np.int64), minlength=len(texts))

@@ -145,19 +145,17 @@ def _lines(stream: IO[bytes], file: str, place: str, encoding: str) -> Iterator[
         if line is None:
             return
         number += 1
-        if line.isspace():
-            continue
         damaged = False
         if not encoding:
-            utf_8 = "utf-8-sig" if number == 1 else "utf-8"
             try:
-                line = line.decode(utf_8)
+                line = line.decode()
             except UnicodeDecodeError:
-                line, damaged = line.decode(utf_8, "surrogateescape"), True
+                line, damaged = line.decode(errors="surrogateescape"), True
+        line = line.lstrip("\ufeff")  # which stands in the middle where files were joined
         try:
             fields = DECODER.decode(line)
         except json.JSONDecodeError as error:
-            if line.strip("\ufeff \t\r\n"):
+            if line.replace("\ufeff", "").strip():
                 column = min(error.pos, len(line.rstrip())) + 1  # where the line ends early
                 yield BadRow(f"not JSON ({error.msg}, column {column})", line, file, number)
         except (ValueError, RecursionError) as error:
@@ -258,7 +256,7 @@ class Window:
                 break
             self._grow()
         if place >= 0:
-            end = place + 1 + len(begins)
+            end = place
         else:
             found = _END_OF_ARRAY.search(self.text, self.at)
             if not self.ended or found is None or len(found[1]) > len(begins):
@@ -284,7 +282,8 @@ class Window:
                 if self.ended or not cut:
                     raise
             else:
-                if end < len(self.text) or self.ended or self.text[end - 1] in '}]"':
+                # 12 may be the beginning of 12.5, and so may "12." be
+                if self.ended or self.text[end - 1] in '}]"' or end < len(self.text) - NEAR:
                     self.at = end
                     return value
             self._grow()
@@ -309,7 +308,7 @@ class Window:
             new = self.decoder.decode(block, final=not block)
         except UnicodeError as error:
             raise UserError(f"{self.place}: it is not {self.encoding} ({error}); give another --encoding") from None
-        self.damaged = self.damaged or (not self.encoding and bool(undecoded(new)))
+        self.damaged = self.damaged or bool(undecoded(new))
         line = self.text.rfind("\n", max(0, self.at - MOST_INDENTED), self.at)
         kept = self.at if line < 0 else line  # the indentation of the row is looked at
         self.line += self.text.count("\n", 0, kept)

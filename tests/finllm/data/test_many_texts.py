@@ -56,6 +56,64 @@ def test_a_text_has_the_same_grams_and_keys_whatever_stands_beside_it():
     assert len({tuple(band) for band in bands.tolist()}) == 42
 
 
+def test_postings_are_in_the_order_of_their_texts():
+    values, owners = Grams(made(40) * 30, *WIDTHS).postings
+    assert values.tolist() == sorted(values.tolist())
+    places = list(zip(values.tolist(), owners.tolist(), strict=True))
+    assert places == sorted(places) and len(set(places)) == len(places)
+
+
+def test_half_a_character_and_a_text_of_one_gram():
+    whole = Grams(["one \ud800 two", "one two", "a", "ab"], *WIDTHS)
+    assert whole.words_N.tolist()[1:] == [2, 1, 1] and whole.sizes_N.tolist()[2:] == [1, 1]
+    assert whole.varies_N.tolist() == [1, 1, 1, 1]
+
+
+def test_each_sign_that_is_a_word_counts():
+    signs = "".join(map(chr, range(0x4E00, 0x4E00 + 60)))
+    assert Grams([signs], *WIDTHS).words_N.tolist() == [60]
+
+
+def test_ten_thousand_texts_decide_what_is_common():
+    gram = set(Grams(["qqqq"], *WIDTHS).values_G.tolist()[1:])
+    for count, seen in ((9_999, True), (10_000, True), (10_001, False)):  # of more than ten thousand each second
+        texts = [f"{chr(97 + number // 676)}{chr(97 + number // 26 % 26)}{chr(97 + number % 26)}"
+                 f"{' qqqq' * (number % 2)}" for number in range(count)]  # fmt: skip
+        assert (gram <= set(common_grams(texts, *WIDTHS).tolist())) is seen
+
+
+def test_a_number_in_what_is_common_is_masked():
+    texts = [f"{text} in 5 words" for text in made(30, numbers=False)]
+    assert set(Grams(["in 5 words"], *WIDTHS).values_G.tolist()[1:]) & set(common_grams(texts, *WIDTHS).tolist())
+    held = {value for value in common_grams(texts, *WIDTHS).tolist() if value & 1}  # odd: with a number
+    other = [text.replace("5", "7") for text in texts]
+    assert held and held == {value for value in common_grams(other, *WIDTHS).tolist() if value & 1}
+
+
+def test_the_same_number_is_found_among_many_others():
+    """No text is held against more than 32 of those that are alike; what has its numbers is among them."""
+    texts = [f"What does a bond cost in week {number} of this year?" for number in range(60)]
+    assert clusters([*texts, texts[0].upper()]) == [*range(60), 0]
+
+
+def test_pairs_with_one_other_text():
+    texts = ["one two three four five six seven", "gold debt fund bond rate loan bank", "other words of no use at all"]
+    assert pairs_of(NearDuplicates(texts).search([texts[1]])) == [(1, 0)]
+
+
+def test_answers_that_are_short_are_near_as_questions_are():
+    texts = ["Gold pays no interest at all.", "A bond does."]
+    assert pairs_of(NearDuplicates(texts, answers=True).search([texts[1], texts[0] + " Never."])) == [(0, 1), (1, 0)]
+
+
+def test_how_much_of_an_answer_without_blanks_is_copied():
+    """Runs of five signs: of 22 signs 11 in one piece are 7 of 20 runs, which is just enough."""
+    text, other = ("".join(map(chr, range(start, start + 22))) for start in (0x4E00, 0x5E00))
+    for held, found in ((12, [(0, 0)]), (11, [(0, 0)]), (10, [])):
+        copied = other[:6] + text[5 : 5 + held] + other[6:]
+        assert pairs_of(NearDuplicates([text], answers=True).search([copied])) == found
+
+
 def test_what_many_pairs_share():
     texts = made(30, words=8)
     grams = Grams(texts, *WIDTHS)
