@@ -13,11 +13,12 @@ else a template is held to.
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from finllm.errors import MANY, UserError, raise_problems
-from finllm.text.conversations import ANSWERED, ASKED, START, Conversations, apart
+from finllm.text.conversations import ANSWERED, ASKED, END, START, Conversations, apart
 from finllm.text.prompts import messages_of
 from finllm.text.rendering import Job, render
 from finllm.text.tokens import ALL_TURNS, IGNORED, LAST_TURN, control_ids
@@ -25,6 +26,7 @@ from finllm.text.tokens import ALL_TURNS, IGNORED, LAST_TURN, control_ids
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+MARKED = re.compile(f"{START}.*?{END}", re.DOTALL)  # a control token's name in a text
 PROVED = 16  # rows that are held against transformers' own apply_chat_template
 
 
@@ -53,8 +55,10 @@ class Chat:
         end = tokenizer.convert_tokens_to_ids(self._conversations.shape.end)
         self.stops = list(dict.fromkeys([tokenizer.eos_token_id, end]))
         self._end = end
-        # A character that the vocabulary does not have ends nothing, unless its token has that task too.
-        self._endings = self._control - ({tokenizer.unk_token_id} - set(self.stops))
+        # A word that the vocabulary does not have ends nothing. Where its token is one that ends answers, there must be
+        # no such word.
+        unknown = {tokenizer.unk_token_id}
+        self._endings, self._unknown_ends = self._control - (unknown - set(self.stops)), unknown <= set(self.stops)
 
     @property
     def ids(self) -> list[int]:
@@ -91,7 +95,8 @@ class Chat:
                 if row.refused:
                     found.append({**_nothing(), "refused": row.refused})
                     continue
-                own = [self._encoded(text) if row.spells else next(ids) for text in (row.whole, *row.prompts)]
+                together = (row.whole, *row.prompts)
+                own = [self._encoded(text) if row.spells else self._known(text, next(ids)) for text in together]
                 spans = [self._span(own[0], prompt) for prompt in own[1:]]
                 found.append(_cut(own[0], spans, max_length, prompt_loss) | {"spells": row.spells})
             except _Unwritable as error:
@@ -115,13 +120,20 @@ class Chat:
         from transformers.utils.chat_template_utils import encode_marked_chat
 
         if START not in text:
-            return self.tokenizer(text, add_special_tokens=False).input_ids
+            return self._known(text, self.tokenizer(text, add_special_tokens=False).input_ids)
         try:
-            return encode_marked_chat(self.tokenizer, text)
+            return self._known(text, encode_marked_chat(self.tokenizer, text))
         except ValueError as error:  # a vocabulary that has no other way to write it
             raise _Unwritable(
                 f"its text holds a control token's name, which this tokenizer can only write as that token ({error})"
             ) from None
+
+    def _known(self, text: str, ids: list[int]) -> list[int]:
+        """The ids, if no word of the text has a token that ends answers for want of one of its own."""
+        unknown = self.tokenizer.unk_token
+        if self._unknown_ends and ids.count(self.tokenizer.unk_token_id) > MARKED.sub("", text).count(unknown):
+            raise _Unwritable(f"its text holds what this tokenizer can only write as {unknown!r}, which ends an answer")
+        return ids
 
     def _span(self, whole: list[int], asked: list[int]) -> tuple[int, int]:
         """Begin and end of an answer and its end token in the whole; the prompt's ids must be what comes before it."""

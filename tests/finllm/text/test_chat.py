@@ -226,15 +226,21 @@ def test_a_text_that_only_a_control_token_could_write_is_no_text_and_an_unknown_
         template.encode_pair(template.prompts([ONE])[0], "<e>")
 
 
-def test_an_unknown_word_ends_an_answer_where_its_token_is_eos() -> None:
-    learned = made(BY_WORDS, words(unk="<e>"))
-    (encoded,) = learned.encode_rows([{**ONE, "output": "So. what So."}])
-    _, answered = learned.encode_pair(learned.prompts([ONE])[0], "So. what So.")
-    assert answered == [6, 2] == [label for label in encoded["labels"] if label != -100]
-    template = made(BY_WORDS, words(unk="</s>"))
-    one, unknown = template.encode_rows([ONE, {**ONE, "output": "So. what"}])
-    assert not one["refused"]
-    assert unknown["refused"] == "the answer does not end in '<e>', but in 'So.', '</s>', '<e>'"
+@pytest.mark.parametrize("end", ["<e>", "</s>"])
+def test_an_unknown_word_whose_token_ends_answers_cannot_be_written(end) -> None:
+    template = made(BY_WORDS, words(unk=end))
+    said = f"its text holds what this tokenizer can only write as {end!r}, which ends an answer"
+    rows = [ONE, *({**ONE, "output": text} for text in ("So. what So.", "what")), {**ONE, "instruction": "what Why?"}]
+    known, *others = template.encode_rows(rows)
+    assert known["input_ids"] == [3, 5, 2, 4, 6, 2] and not known["unwritable"]
+    assert [(each["unwritable"], each["refused"], each["input_ids"]) for each in others] == [(said, "", [])] * 3
+    (prompt,) = template.prompts([ONE])
+    assert template.encode_pair(prompt, "So. So.") == ([3, 5, 2, 4], [6, 6, 2])
+    for asked, answered in ((prompt, "So. what"), (template.prompts([rows[-1]])[0], "So.")):
+        with pytest.raises(UserError, match=f"^{re.escape(said)}$"):
+            template.encode_pair(asked, answered)
+    with pytest.raises(UserError, match=f"^{re.escape(said)}$"):
+        template.encode_prompt(template.prompts([rows[-1]])[0])
 
 
 def test_a_prompt_whose_end_is_within_a_token_is_shown() -> None:
