@@ -92,7 +92,7 @@ class Grams:
     @cached_property
     def varies_N(self) -> np.ndarray:
         """The share of each text's grams that are not common."""
-        return np.minimum(self.sizes_N / np.maximum(self.whole_N, 1), 1)
+        return self.sizes_N / self.whole_N
 
     @cached_property
     def owners_G(self) -> np.ndarray:

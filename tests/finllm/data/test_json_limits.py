@@ -3,19 +3,23 @@
 import io
 import tracemalloc
 
+import pytest
+
 from finllm.data.json_rows import read_json
 from finllm.data.parts import BadRow
 
 
-def rows_of(content):
-    return read_json(io.BytesIO(content), "array", "", "a.json", "a.json", "")
+def rows_of(content, layout="array", key=""):
+    return read_json(io.BytesIO(content), layout, key, "a.json", "a.json", "")
 
 
-def test_no_more_is_held_than_a_window():
+@pytest.mark.parametrize(("before", "layout"), [(b"", "array"), (b'{"version": 2, "rows": ', "object")])
+def test_no_more_is_held_than_a_window(before, layout):
     content = b"[" + b",\n".join(b'{"a": "%05d %s"}' % (number, b"x" * 1000) for number in range(4000)) + b"]"
+    content = before + content + b"}" * bool(before)
     tracemalloc.start()
     try:
-        count = sum(len(row.fields["a"]) == 1006 for row in rows_of(content))
+        count = sum(len(row.fields["a"]) == 1006 for row in rows_of(content, layout, "rows"))
         held = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
