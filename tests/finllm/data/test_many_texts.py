@@ -106,6 +106,14 @@ def test_answers_that_are_short_are_near_as_questions_are():
     assert pairs_of(NearDuplicates(texts, answers=True).search([texts[1], texts[0] + " Never."])) == [(0, 1), (1, 0)]
 
 
+def test_what_is_common_to_many_answers_and_full_of_numbers_is_copied_from_none():
+    said = "in 2019 it was 12 and in 2020 it was 14 and in 2021 it was 17 and in 2022 it was 19"
+    answers = [f"{text} {said}" for text in made(30, words=18, numbers=False)]
+    copied = f"{made(1, words=18, seed=9, numbers=False)[0]} {said}"
+    assert pairs_of(NearDuplicates(answers, answers=True).search([copied])) == []
+    assert pairs_of(NearDuplicates(answers[:10], answers=True).search([copied])) == [(row, 0) for row in range(10)]
+
+
 def test_how_much_of_an_answer_without_blanks_is_copied():
     """Runs of five signs: of 22 signs 11 in one piece are 7 of 20 runs, which is just enough."""
     text, other = ("".join(map(chr, range(start, start + 22))) for start in (0x4E00, 0x5E00))
