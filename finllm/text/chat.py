@@ -113,8 +113,8 @@ class Chat:
         """The ids of what `prompts` gave, and of a response to it with its end, as they are trained on."""
         asked = self._encoded(prompt)
         whole = self._encoded(prompt + self._conversations.shape.around(self._conversations.marked(response)))
-        begin, end = self._span(whole, asked)
-        return asked, whole[begin:end]
+        begin, _ = self._span(whole, asked)
+        return asked, whole[begin:]
 
     def _encoded(self, text: str) -> list[int]:
         from transformers.utils.chat_template_utils import encode_marked_chat
@@ -122,11 +122,12 @@ class Chat:
         if START not in text:
             return self._known(text, self.tokenizer(text, add_special_tokens=False).input_ids)
         try:
-            return self._known(text, encode_marked_chat(self.tokenizer, text))
+            ids = encode_marked_chat(self.tokenizer, text)
         except ValueError as error:  # a vocabulary that has no other way to write it
             raise _Unwritable(
                 f"its text holds a control token's name, which this tokenizer can only write as that token ({error})"
             ) from None
+        return self._known(text, ids)
 
     def _known(self, text: str, ids: list[int]) -> list[int]:
         """The ids, if no word of the text has a token that ends answers for want of one of its own."""

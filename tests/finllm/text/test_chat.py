@@ -4,7 +4,7 @@ import functools
 import re
 
 import pytest
-from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers, processors
+from tokenizers import AddedToken, Regex, Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
 from finllm.errors import UserError
@@ -241,6 +241,25 @@ def test_an_unknown_word_whose_token_ends_answers_cannot_be_written(end) -> None
             template.encode_pair(asked, answered)
     with pytest.raises(UserError, match=f"^{re.escape(said)}$"):
         template.encode_prompt(template.prompts([rows[-1]])[0])
+
+
+def test_an_unknown_word_where_one_token_has_all_these_tasks() -> None:
+    by_eos = BY_WORDS.replace("<e>", "</s>")
+    known, unknown = made(by_eos, words(unk="</s>")).encode_rows([ONE, {**ONE, "output": "what"}])
+    assert known["input_ids"] == [3, 5, 1, 4, 6, 1] and unknown["unwritable"]
+
+
+def test_an_unknown_letter_beside_the_name_of_its_token() -> None:
+    letters = {letter: id for id, letter in enumerate(["<e>", "</s>", *sorted(set("user assistant Why? So. <e>"))])}
+    tokenizer = Tokenizer(models.WordLevel(letters, unk_token="<e>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex("."), "isolated")
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="<e>", eos_token="</s>")
+    fast.add_special_tokens({"extra_special_tokens": ["<e>"]})
+    rows = [{**ONE, "output": text} for text in ("So.", "So. <e>", "So. <e> é")]
+    plain, named, unknown = made(BY_WORDS, fast).encode_rows(rows)
+    assert [each["input_ids"].count(0) for each in (plain, named)] == [2, 2] and named["spells"]
+    assert len(named["input_ids"]) == len(plain["input_ids"]) + len(" <e>") and not named["unwritable"]
+    assert unknown["unwritable"].endswith("can only write as '<e>', which ends an answer")
 
 
 def test_a_prompt_whose_end_is_within_a_token_is_shown() -> None:
