@@ -125,17 +125,18 @@ def _described(form: str) -> str:
 
 
 def _turns(by_name: Mapping[str, str], asked: Asked, place: str) -> Form:
-    form = asked.form or "messages"
-    title, names = TURNS.get(form, TURNS["messages"])
+    title, names = TURNS.get(asked.form, TURNS["messages"])
     column = asked.columns.get(TURNS_COLUMN) or next((by_name[name] for name in names if name in by_name), None)
     if column is None:
-        raise UserError(f"{place}: --form {form} reads the column {names[0]}; name another with --messages_column")
+        raise UserError(
+            f"{place}: --form {asked.form} reads the column {names[0]}; name another with --messages_column"
+        )
     return Form(title, turns=column, system=_first(by_name, SYSTEMS))
 
 
 def _pair(by_name: Mapping[str, str], asked: Asked, place: str) -> Form:
     """A question and its answer, by the form and columns that were asked for, or by the only columns of each kind."""
-    title, question, answer = PAIRS.get(asked.form or "", ("", None, None))
+    title, question, answer = PAIRS.get(asked.form, ("", None, None))
     held, problems = dict(asked.columns), []
     taken = set(held.values())
     for name, wanted, known in (("instruction", question, QUESTIONS), ("output", answer, ANSWERS)):
@@ -143,7 +144,7 @@ def _pair(by_name: Mapping[str, str], asked: Asked, place: str) -> Form:
             continue
         choice = [by_name[each] for each in ([wanted] if wanted else known) if each in by_name]
         choice = [column for column in choice if column not in taken]
-        if not wanted and by_name.get(name) in choice:
+        if by_name.get(name) in choice:
             choice = [by_name[name]]
         if len(choice) == 1:
             held[name] = choice[0]
@@ -162,7 +163,7 @@ def _pair(by_name: Mapping[str, str], asked: Asked, place: str) -> Form:
     if problems:
         raise UserError(_counted(problems, place))
     inputs = INPUTS if held["instruction"].strip().lower() == "instruction" and asked.form != "dolly" else INPUTS[::-1]
-    held.setdefault("input", _first({n: c for n, c in by_name.items() if c not in set(held.values())}, inputs))
+    held.setdefault("input", _first({n: c for n, c in by_name.items() if c not in held.values()}, inputs))
     if not title:
         title = f"{held['instruction']} and {held['output']}"
     if len(set(held.values())) < len(held):
@@ -227,4 +228,4 @@ def looks_fixed(rows: Sequence[Mapping[str, Any]], form: Form) -> bool:
         return False
     instructions = {str(row.get(form.instruction)) for row in rows}
     inputs = {str(row.get(form.input)) for row in rows}
-    return len(instructions) <= max(1, len(rows) // 10) and len(inputs) > len(rows) // 2
+    return len(instructions) <= max(1, len(rows) / 10) and len(inputs) > len(rows) / 2

@@ -58,6 +58,9 @@ def turns(title, column, system=None):
         ("prompt Response", pair("prompt and Response", "prompt", None, "Response")),
         ("question instruction completion", pair("instruction and completion", "instruction", None, "completion")),
         ("query output answer", pair("query and output", "query", None, "output")),
+        # Wherever the input stands
+        ("input instruction output", pair(ALPACA, "instruction", "input", "output")),
+        ("context question answer", pair(ASKED, "question", "context", "answer")),
         # Turns
         ("messages", turns(MESSAGES, "messages")), ("id Messages system", turns(MESSAGES, "Messages", "system")),
         ("conversations", turns(SHAREGPT, "conversations")), ("conversation", turns(SHAREGPT, "conversation")),
@@ -119,6 +122,18 @@ def test_what_is_recognised(columns, form):
 )  # fmt: skip
 def test_what_is_asked_for(columns, asked, form):
     assert found(columns, **asked) == form
+
+
+@pytest.mark.parametrize("answer", ANSWERS)
+def test_an_answer_beside_texts_and_images(answer):
+    assert found(f"question image text {answer}").output == answer
+    with pytest.raises(UserError, match=r"no column 'instruction'; name the one that holds the instruction"):
+        found(f"text {answer}")
+
+
+def test_blanks_around_a_columns_name():
+    columns = [" Instruction ", "context", "input", " output"]
+    assert recognise(columns, Asked(), "a.csv") == pair(ALPACA, " Instruction ", "input", " output")
 
 
 def test_the_first_of_two_columns_of_one_name_in_small_letters():
