@@ -29,6 +29,7 @@ from finllm.cpu.attention import Span, attention_of_parts
 from finllm.cpu.kernels import ALIGNED, has_amx
 from finllm.text.tokens import IGNORED
 
+VIRTUAL = -1  # in place of an id: a token that is in no text, which the method that trains it puts there
 NAME = "joined_rows"  # of the attention, in transformers' registry
 ALIKE = 10  # rows whose first tokens are the same share a prefix; the template's two forms part at the ninth
 LONG = 1024  # tokens, above which a row's attention is torch's own: ours holds a number for each two of them
@@ -36,19 +37,20 @@ LONG = 1024  # tokens, above which a row's attention is torch's own: ours holds 
 UNSUPPORTED = ("sliding_window", "softcap", "s_aux", "position_bias")
 
 
-def join(rows: list[dict[str, Any]], multiple: int = 1) -> dict[str, Tensor]:
+def join(rows: list[dict[str, Any]], multiple: int = 1, virtual: int = 0) -> dict[str, Tensor]:
     """Collate rows of `input_ids` and `labels`, both (length,), into one sequence.
 
-    A packed row also has `seq_lengths`, those of its documents: each of these is a part. Up to a `multiple` of so many
-    tokens a last part is filled in, which nobody sees and nothing is learned from. Returns `input_ids`, `labels`,
-    `position_ids` and `rows` (whose token it is, −1 for a prefix and the filling), each (1, T); `parts` (P, 4): begin
-    and end of a part's prefix and of itself, in the order of the sequence; `lengths` (rows,), the prefix counted in
-    each.
+    A packed row also has `seq_lengths`, those of its documents: each of these is a part. So many `virtual` tokens stand
+    before each document. Up to a `multiple` of so many tokens a last part is filled in, which nobody sees and nothing
+    is learned from. Returns `input_ids`, `labels`, `position_ids` and `rows` (whose token it is, −1 for a prefix and
+    the filling), each (1, T); `parts` (P, 4): begin and end of a part's prefix and of itself, in the order of the
+    sequence; `lengths` (rows,), the prefix counted in each, but for virtual tokens.
     """
-    alike = defaultdict(list)
+    alike, ids_before, labels_before = defaultdict(list), [VIRTUAL] * virtual, [IGNORED] * virtual
     for index, row in enumerate(rows):
         for document in documents_of(row):
-            alike[tuple(document["input_ids"][:ALIKE])].append((index, document["input_ids"], document["labels"]))
+            ids, labels = document["input_ids"], document["labels"]
+            alike[tuple(ids[:ALIKE])].append((index, ids_before + ids, labels_before + labels))
     joined: dict[str, list[int]] = {"input_ids": [], "labels": [], "position_ids": [], "rows": []}
     parts: list[tuple[int, int, int, int]] = []
 
@@ -76,12 +78,12 @@ def join(rows: list[dict[str, Any]], multiple: int = 1) -> dict[str, Tensor]:
     }
 
 
-def collate(rows: list[dict[str, Any]]) -> dict[str, Tensor]:
+def collate(rows: list[dict[str, Any]], virtual: int = 0) -> dict[str, Tensor]:
     """As `join`, filled up where that is worth it.
 
     A weight's gradient is a product over all tokens, by a fifth faster on AMX where these are a multiple of 32.
     """
-    return join(rows, ALIGNED if has_amx() else 1)
+    return join(rows, ALIGNED if has_amx() else 1, virtual)
 
 
 def documents_of(row: dict[str, Any]) -> list[dict[str, list[int]]]:
@@ -114,14 +116,19 @@ def attend(
     parts: Tensor | None = None,
     **others: Any,
 ) -> tuple[Tensor, None]:
-    """Causal attention of each part to its prefix and itself, as transformers calls it; output (1, T, H, D)."""
+    """Causal attention of each part to its prefix and itself, as transformers calls it; output (1, T, H, D).
+
+    Keys that are more than the queries, of virtual tokens in the cache, come first, and each part sees them too.
+    """
     assert parts is not None and attention_mask is None, "this attention reads batches of `join`, and no other"
     assert not any(others.get(name) is not None for name in UNSUPPORTED), "see `can_join`"
     scale = query_1HTD.shape[-1] ** -0.5 if scaling is None else scaling
     spans, short, long = parts.tolist(), [], []
+    cached = key_1HTD.shape[2] - query_1HTD.shape[2]
     for prefix_begin, prefix_end, begin, end in spans:
-        seen = ((prefix_begin, prefix_end), (begin, end)) if prefix_end > prefix_begin else ((begin, end),)
-        is_long = sum(last - first for first, last in seen) > LONG and not dropout
+        seen = ((-cached, 0), (prefix_begin, prefix_end), (begin, end))
+        seen = tuple((first + cached, last + cached) for first, last in seen if last > first)
+        is_long = sum(last - first for first, last in seen) > LONG and not (dropout or cached)
         (long if is_long else short).append(((begin, end), seen))
     query, key, value = query_1HTD[0], key_1HTD[0], value_1HTD[0]
     output_THD = attention_of_parts(query, key, value, short, scale, dropout)

@@ -3,6 +3,8 @@
     ids                      a a a a        positions      P … P+T−1
     prompt tuning      v v v a a a a        positions  0 … P−1, then as above; labels of v are −100
     prefix tuning     [v v v]a a a a        keys and values of v stand in the cache; they have no positions of their own
+    rows end to end   v v v a a a a b b b   positions  0 … P−1, then those of each row, which begin at P; in the cache
+                                            v stand once for all rows
 
 peft returns the logits of v before those of a, forgets the positions that it is given, and trains CPT by a loss of its
 own. Here forward, training, scoring and every proof get logits of the T tokens alone, with a mask and positions that
@@ -19,6 +21,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from finllm.cpu.joined import VIRTUAL
 from finllm.models import checked
 from finllm.text.tokens import IGNORED
 
@@ -36,6 +39,12 @@ def virtual_tokens_of(folder: Path) -> int:
     held, _ = checked.check_adapter(folder)
     count = held.get("num_virtual_tokens")
     return count if type(count) is int and count > 0 else 0
+
+
+def tokens_among_ids(model: torch.nn.Module) -> int:
+    """How many virtual tokens stand before each row where rows stand end to end: those in the cache do not."""
+    config = _prompt_config(model)
+    return 0 if config is None or str(config.peft_type.value) in IN_THE_CACHE else config.num_virtual_tokens
 
 
 def answers_whole(model: torch.nn.Module) -> bool:
@@ -68,14 +77,22 @@ def of_one_task(model: PreTrainedModel) -> None:
 def hide_virtual_tokens(model: PreTrainedModel) -> None:
     """Let `model(input_ids=…)` answer for the tokens of `input_ids` (B, T) alone: logits (B, T, V).
 
-    `position_ids` and `attention_mask` are those of the T tokens. Under `supervised_head` (finllm.cpu.loss) and
-    `fused_lm_head` (TRL), labels are extended by −100 for the virtual tokens, and the output is the base model's.
+    `position_ids` and `attention_mask` are those of the T tokens. In a batch of finllm.cpu.joined (`parts`), where the
+    virtual tokens stand among the ids already, they are of all tokens, and so is what comes out. Under
+    `supervised_head` (finllm.cpu.loss) and `fused_lm_head` (TRL), labels are extended by −100 for the virtual tokens,
+    and the output is the base model's.
     """
     config = _prompt_config(model)
     if config is None:
         return
 
     def forward(self, input_ids=None, attention_mask=None, position_ids=None, labels=None, task_ids=None, **others):
+        if "parts" in others and tokens_among_ids(self):
+            places_1T, prompt_PC = input_ids == VIRTUAL, self.get_prompt(batch_size=1, task_ids=task_ids)[0]
+            embeds_1TC = self.word_embeddings(input_ids.masked_fill(places_1T, 0))
+            virtual_NC = prompt_PC[position_ids[places_1T]].to(embeds_1TC.dtype)
+            embeds_1TC = embeds_1TC.masked_scatter(places_1T[..., None], virtual_NC)
+            return self.base_model(inputs_embeds=embeds_1TC, position_ids=position_ids, labels=labels, **others)
         count, batch = config.num_virtual_tokens, len(input_ids)
         device = input_ids.device
         if attention_mask is not None:

@@ -16,6 +16,7 @@ What differs from SFTTrainer, and why:
 
 from __future__ import annotations
 
+import functools
 import itertools
 import logging
 import math
@@ -33,7 +34,7 @@ from finllm.cpu import joined
 from finllm.cpu.loss import add_supervised_head
 from finllm.errors import UserError
 from finllm.files import naming, write_jsonl
-from finllm.models import conv1d, starts
+from finllm.models import conv1d, starts, virtual
 from finllm.models.adapters import base_of
 from finllm.text.tokens import lengths_of
 from finllm.training import checkpoints, optimizers
@@ -91,7 +92,9 @@ class SupervisedTrainer(ResumableTrainer):
         if joins != self.joins_rows:
             base_of(self.model).set_attn_implementation(joined.NAME if joins else self._own_attention)
         self.joins_rows, self.uses_own_logits = joins, loss == "logits"
-        self.data_collator = joined.collate if joins else self._padding_collator
+        count = virtual.tokens_among_ids(self.model)
+        together = functools.partial(joined.collate, virtual=count) if count else joined.collate
+        self.data_collator = together if joins else self._padding_collator
 
     def packed(self, rows: list[dict[str, list[int]]]) -> list[dict[str, list[int]]]:
         """Rows as the collator of this run takes them: under packing without joining, one row of all."""
@@ -102,7 +105,11 @@ class SupervisedTrainer(ResumableTrainer):
 
     def prove_dropout(self, share: float) -> None:
         """The base model's dropout is `share` on the run's own rows, else a `UserError`. Nothing is learned."""
+        collator = self.data_collator
+        if self.joins_rows:  # an adapter is off meanwhile, and its virtual tokens are with it
+            self.data_collator = joined.collate
         self.proofs.append(prove_dropout_of(self, share))
+        self.data_collator = collator
 
     def create_optimizer(self, model=None):
         """As transformers', and those that it does not know or that find no layers in GPT-2."""

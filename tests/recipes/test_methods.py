@@ -59,7 +59,7 @@ def test_every_method_trains_is_proved_saved_loaded_and_merged_or_refused(kind, 
     assert done.status == 0, done.err
     proofs = {proof["name"]: proof for proof in run.proofs()}
     assert proofs["starts as the base"]["passed"] or kind in ELSEWHERE, proofs["starts as the base"]
-    for name in ("gradients of the method", "sees no future", "has learned", "saved model"):
+    for name in ("gradients of the method", "sees no future", "has learned", "saved model", "loss, joined · head"):
         assert proofs[name]["passed"], proofs[name]
     assert run.summary()["method"] == kind.lower() and run.summary()["trainable_parameters"] > 0
     # Loaded on a fresh base, by whoever evaluates: the nats of the validation loss that training wrote
@@ -133,6 +133,25 @@ def test_where_bfloat16_is_fast_the_frozen_base_is_in_it_unless_the_method_needs
         "--peft_type", "lora" if fields else kind.lower(), "--peft", json.dumps(fields),
     ])[2]  # fmt: skip
     assert model.dtype == ("float32" if kind in NEEDS_FLOAT32 else "bfloat16")
+
+
+@pytest.mark.parametrize("model", ["llama", "gpt2"])
+@pytest.mark.parametrize("kind", ["prompt_tuning", "cpt", "prefix_tuning"])
+def test_virtual_tokens_train_alike_with_rows_end_to_end_and_padded(kind, model, train):
+    """Positions, what each row sees, and what is counted: the same adapter after three steps, and the same figures."""
+    flags = ("--peft_type", kind, "--bf16", "false", "--dtype", "float32", "--optim", "sgd", "--learning_rate", "0.1")
+    runs = [train(model, *flags, "--join_rows", joins, name=f"joins_{joins}") for joins in ("true", "false")]
+    assert all(done.status == 0 for done, _ in runs), [done.err for done, _ in runs]
+    assert {"loss, joined · head", "gradients, joined · head"} <= {
+        proof["name"] for proof in runs[0][1].proofs() if proof["passed"]
+    }
+    one, other = (load_file(run.model / "adapter_model.safetensors") for _, run in runs)
+    assert one.keys() == other.keys() and all(torch.allclose(one[name], other[name], atol=1e-5) for name in one)
+    one, other = (run.summary() for _, run in runs)
+    assert one["final_validation_loss"] == pytest.approx(other["final_validation_loss"], abs=1e-5)
+    assert one["supervised_tokens"] == other["supervised_tokens"]
+    tokens = [each["tokens_per_second"] * each["train_seconds"] for each in (one, other)]
+    assert tokens[0] == pytest.approx(tokens[1], rel=1e-6)
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from finllm.cpu import joined
-from finllm.cpu.joined import attend, collate, join
+from finllm.cpu.joined import VIRTUAL, attend, collate, join
 
 NO = -100  # no label
 ONE, TWO = list(range(11, 21)), list(range(31, 41))  # two beginnings of ten tokens
@@ -33,6 +33,48 @@ def test_two_groups_of_rows_that_are_filled_up():
                   [0, 0, 27, 32]],
         "lengths": [12, 11, 12, 11],
     }  # fmt: skip
+
+
+def test_virtual_tokens_stand_before_each_beginning_and_are_counted_in_no_row():
+    rows = [row([*ONE, 1, 2], 11), row([*TWO, 3], 10), row([*ONE, 4, 5], 11), row([8, 9], 1)]
+    rows[3]["seq_lengths"] = [2]
+    three, none = [VIRTUAL] * 3, [NO] * 3
+    assert plain(join(rows, 16, virtual=3)) == {
+        "input_ids": [[*three, *ONE, 1, 2, 4, 5, *three, *TWO, 3, *three, 8, 9, *[0] * 12]],
+        "labels": [[*none, *[NO] * 11, 2, NO, 5, *none, *[NO] * 10, 3, *none, NO, 9, *[NO] * 12]],
+        "position_ids": [[*range(13), 13, 14, 13, 14, *range(14), *range(5), *range(12)]],
+        "rows": [[*[-1] * 13, 0, 0, 2, 2, *[1] * 14, *[3] * 5, *[-1] * 12]],
+        "parts": [[0, 0, 0, 13], [0, 13, 13, 15], [0, 13, 15, 17], [0, 0, 17, 31], [0, 0, 31, 36], [0, 0, 36, 48]],
+        "lengths": [12, 11, 12, 2],
+    }  # fmt: skip
+    packed = [{"input_ids": [1, 2, 3], "labels": [NO, 2, 3], "seq_lengths": [2, 1]}]
+    assert collate(packed, virtual=1)["input_ids"][0].tolist()[:5] == [VIRTUAL, 1, 2, VIRTUAL, 3]
+
+
+@pytest.mark.parametrize("cached", [1, 20])
+@pytest.mark.parametrize("length", [6, 1100])
+def test_every_part_sees_the_keys_that_have_no_queries(cached, length):
+    torch.manual_seed(0)
+    rows = [row(list(range(length)), length - 1), row([*range(length - 2), 5, 6], length - 1)]
+    batch = join(rows)
+    heads, groups, width, tokens = 4, 2, 8, batch["input_ids"].shape[1]
+    query = torch.randn(1, heads, tokens, width, dtype=torch.float64, requires_grad=True)
+    key, value = (torch.randn(1, groups, cached + tokens, width, dtype=torch.float64, requires_grad=True)
+                  for _ in range(2))  # fmt: skip
+    found, _ = attend(None, query, key, value, None, scaling=0.3, parts=batch["parts"])
+    expected = torch.zeros(tokens, heads, width, dtype=torch.float64)
+    for prefix_begin, prefix_end, begin, end in batch["parts"].tolist():
+        for place in range(begin, end):
+            seen = [*range(cached), *(cached + p for p in (*range(prefix_begin, prefix_end), *range(begin, place + 1)))]
+            for head in range(heads) if length < 50 or place > end - 3 else ():
+                weights = (0.3 * key[0, head // 2, seen] @ query[0, head, place]).softmax(0)
+                expected[place, head] = weights @ value[0, head // 2, seen]
+    looked_at = expected.abs().sum((1, 2)) > 0
+    assert looked_at.sum() > 5 and torch.allclose(found[0][looked_at], expected[looked_at], atol=1e-12)
+    weight = torch.randn_like(expected) * looked_at[:, None, None]
+    for one, other in zip(*(torch.autograd.grad((each * weight).sum(), (query, key, value), retain_graph=True)
+                            for each in (found[0], expected)), strict=True):  # fmt: skip
+        assert torch.allclose(one, other, atol=1e-12)
 
 
 def parts_of(*rows):
