@@ -250,8 +250,6 @@ def not_planned(arguments: MethodConfig) -> str:
     given = arguments.peft or {}
     if arguments.trainable is not None:
         return "trainable names weights of a model with all its layers"
-    if (kind := arguments.kind) is not None and "num_virtual_tokens" in _names(_config_of(kind)):
-        return f"{kind.lower()} puts virtual tokens before the rows"
     if of_layers := [name for name in OF_LAYERS if given.get(name)]:
         return f"peft.{of_layers[0]} makes them unequal"
     if str(given.get("init_lora_weights")) in NEEDS:

@@ -116,10 +116,11 @@ def predict(base: str, recipe, training, model_arguments, rows: list[dict[str, A
     steps = round(training.num_train_epochs * math.ceil(len(epoch) / accumulated))
     if training.max_steps > 0:
         steps = training.max_steps
-    batches = [joined.join([rows[index] for index in batch]) for batch in epoch[: min(DRAWS, steps * accumulated)]]
+    drawn = [[rows[index] for index in batch] for batch in epoch[: min(DRAWS, steps * accumulated)]]
+    batches = [joined.join(batch) for batch in drawn]
     sizes = [batch["input_ids"].shape[1] for batch in batches]
     average = sum(sizes) / len(sizes)
-    by_size = sorted(batches, key=lambda batch: batch["input_ids"].shape[1])
+    by_size = [drawn[number] for number in sorted(range(len(drawn)), key=sizes.__getitem__)]
     timed = [by_size[(2 * part + 1) * len(by_size) // (2 * TIMED)] for part in range(TIMED)]
     half = max(2, min(MOST, layers // 2))
     few, more = (probed(config, count, recipe, training, model_arguments, timed, by_size[-1]) for count in (1, half))

@@ -6,6 +6,7 @@ import tempfile
 import time
 from contextlib import nullcontext
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch.autograd.graph import saved_tensors_hooks
@@ -18,6 +19,7 @@ from finllm.models.adapters import add_adapter
 from finllm.models.base import count_parameters, load_base_model
 from finllm.models.configs import check_size, with_layers
 from finllm.models.dropout import set_dropout
+from finllm.models.virtual import tokens_among_ids
 
 TIMED = 6  # batches that are timed, twice: one in the middle of each sixth of the batches by size
 STATE = 8  # bytes of AdamW's two moments a trainable parameter
@@ -44,10 +46,10 @@ def probed(
     recipe,
     training,
     model_arguments,
-    timed: list[dict[str, torch.Tensor]],
-    largest: dict[str, torch.Tensor],
+    timed: list[list[dict[str, Any]]],
+    largest: list[dict[str, Any]],
 ) -> Probe:
-    """Steps of a random model with so many layers: two of the largest batch, then the `timed`, all of other lengths."""
+    """Steps of a random model with so many layers on batches of rows: two of the `largest`, then the `timed` twice."""
     model = _random(with_layers(config, layers), model_arguments)
     machine.give_back_freed_memory()
     machine.forget_peak()
@@ -62,6 +64,8 @@ def probed(
         parameter.data = parameter.data.float() if parameter.requires_grad else parameter.data  # as the trainer does
     kernels.use_in(whole)
     whole.train()
+    count = tokens_among_ids(whole)
+    batches = [joined.join(rows, virtual=count) for rows in (largest, *timed)]
     if training.activation_checkpointing:
         whole.activation_checkpointing_enable()
     trainable = [parameter for parameter in whole.parameters() if parameter.requires_grad]
@@ -73,7 +77,8 @@ def probed(
         return tensor.detach()
 
     seconds, optimizer_seconds, peak = [], [], 0
-    for batch in (largest, largest, *timed, *timed):  # the second of the largest finds the optimizer's state there
+    # The second of the largest finds the optimizer's state there.
+    for batch in (batches[0], *batches, *batches[1:]):
         inputs = {name: batch[name] for name in ("input_ids", "labels", "position_ids", "parts")}
         counting = saved_tensors_hooks(keep, lambda tensor: tensor) if not seconds else nullcontext()
         start = time.perf_counter()
@@ -97,7 +102,7 @@ def probed(
     weights += sum(state.absmax.numel() * state.absmax.element_size() for state in states if state is not None)
     faster = [min(pair) for pair in zip(seconds[2 : 2 + TIMED], seconds[2 + TIMED :], strict=True)]
     # What the largest takes where nothing is new, by the timed one that comes next to it.
-    again = faster[-1] * largest["input_ids"].shape[1] / timed[-1]["input_ids"].shape[1]
+    again = faster[-1] * batches[0]["input_ids"].shape[1] / batches[-1]["input_ids"].shape[1]
     return Probe(
         seconds=sum(faster) / len(faster),
         optimizer_seconds=min(optimizer_seconds[2:]),

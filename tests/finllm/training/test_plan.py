@@ -3,7 +3,6 @@
 import pytest
 from transformers import AutoConfig
 
-from finllm.cpu import joined
 from finllm.files import read_json
 from finllm.run_dir import RunDir
 from finllm.training.config import parse
@@ -12,7 +11,11 @@ from finllm.training.probe import probed
 LORA = ("--use_peft", "true", "--lora_target_modules", "all-linear")
 
 
-@pytest.mark.parametrize("adapter", [(), LORA, (*LORA, "--load_in_4bit", "true"), (*LORA, "--load_in_8bit", "true")])
+VIRTUAL = [("--peft_type", kind) for kind in ("prompt_tuning", "p_tuning", "prefix_tuning", "multitask_prompt_tuning")]
+FEW_BITS = [(*LORA, f"--load_in_{bits}bit", "true") for bits in (4, 8)]
+
+
+@pytest.mark.parametrize("adapter", [(), LORA, *FEW_BITS, *VIRTUAL])
 def test_what_can_be_counted_is_planned_exactly_and_the_summary_compares_the_rest(
     command, gpt2_dir, dataset_dir, tmp_path, adapter
 ):
@@ -38,7 +41,6 @@ def test_what_can_be_counted_is_planned_exactly_and_the_summary_compares_the_res
     ("flags", "said"),
     [
         (("--trainable", "h.1"), "trainable names weights of a model with all its layers"),
-        (("--peft_type", "prefix_tuning"), "virtual tokens"),
         (("--peft_type", "lora", "--peft", '{"layers_to_transform": [1]}'), "peft.layers_to_transform"),
         (("--peft_type", "lora", "--peft", '{"init_lora_weights": "eva"}'), "init_lora_weights: eva"),
     ],
@@ -60,7 +62,7 @@ def test_what_a_layer_holds_is_its_weights_in_their_bits(bits, bytes_a_weight, l
         ["--model_name_or_path", str(llama_dir), "--dataset_name", "d", "--output_dir", "o", "--use_cpu", "true",
          *LORA, "--dtype", "float32", *flags]
     )  # fmt: skip
-    batch = joined.join([{"input_ids": [*range(9)], "labels": [*range(9)]}])
+    batch = [{"input_ids": [*range(9)], "labels": [*range(9)]}]
     held = [
         probed(AutoConfig.from_pretrained(llama_dir), layers, recipe, training, model, [batch], batch).held_bytes
         for layers in (1, 2)
