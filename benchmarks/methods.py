@@ -80,8 +80,8 @@ layer, P virtual tokens. *Starts* is whether the adapted model begins as the bas
 4 bits (nf4) and in 8, all tried on a tiny Llama. All run on GPT-2 and Llama. Made by `python benchmarks/methods.py` on
 {today}, with the defaults of `finllm/models/methods.py`.
 
-*Speed* is how many times as fast as TRL with peft a step is, then its time in steps of LoRA, in brackets that of its
-matrix products by their operations, below which no time can be, then the peak memory in GiB: GPT-2 124M with random
+*Speed* is how many times as fast as TRL with peft a step is, then its time in steps of LoRA, in brackets, where they
+were counted, that of its matrix products by their operations, below which no time can be, then the peak memory in GiB: GPT-2 124M with random
 weights, 8 rows of the bundled data, processor time by `python benchmarks/method_speed.py` on {machine}, {measured}.
 *fails* is where TRL with peft ends in an error: it does not take GPT-2's layers, or counts no virtual tokens. LoRA with
 `use_dora` has {dora}. What takes long takes it in peft's own products, which both sides have: OSF's are of whole
@@ -155,8 +155,10 @@ def speed_of(measured: dict, kind: str) -> str:
     here = measured.get(kind)
     if here is None or "error" in here:
         return "–"
-    seconds, floor = (here[of] / measured["LORA"][of] for of in ("seconds", "flops"))
-    step = f"{seconds:.1f} ({floor:.1f}) · {here['peak_memory_bytes'] / 2**30:.1f}"
+    step = f"{here['seconds'] / measured['LORA']['seconds']:.1f}"
+    if "flops" in here:  # in records of before they were counted there are none
+        step += f" ({here['flops'] / measured['LORA']['flops']:.1f})"
+    step += f" · {here['peak_memory_bytes'] / 2**30:.1f}"
     there = here["trl"]
     return f"{there['seconds'] / here['seconds']:.1f} · {step}" if "error" not in there else f"fails · {step}"
 
