@@ -126,8 +126,8 @@ def attend(
     spans, short, long = parts.tolist(), [], []
     cached = key_1HTD.shape[2] - query_1HTD.shape[2]
     for prefix_begin, prefix_end, begin, end in spans:
-        seen = ((-cached, 0), (prefix_begin, prefix_end), (begin, end))
-        seen = tuple((first + cached, last + cached) for first, last in seen if last > first)
+        seen = ((-cached, 0), (prefix_begin, prefix_end), (begin, end))  # some of them empty
+        seen = tuple((first + cached, last + cached) for first, last in seen)
         is_long = sum(last - first for first, last in seen) > LONG and not (dropout or cached)
         (long if is_long else short).append(((begin, end), seen))
     query, key, value = query_1HTD[0], key_1HTD[0], value_1HTD[0]

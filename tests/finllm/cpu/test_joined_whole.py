@@ -38,6 +38,7 @@ def test_two_groups_of_rows_that_are_filled_up():
 def test_virtual_tokens_stand_before_each_beginning_and_are_counted_in_no_row():
     rows = [row([*ONE, 1, 2], 11), row([*TWO, 3], 10), row([*ONE, 4, 5], 11), row([8, 9], 1)]
     rows[3]["seq_lengths"] = [2]
+    assert VIRTUAL == -1  # no token of any text
     three, none = [VIRTUAL] * 3, [NO] * 3
     assert plain(join(rows, 16, virtual=3)) == {
         "input_ids": [[*three, *ONE, 1, 2, 4, 5, *three, *TWO, 3, *three, 8, 9, *[0] * 12]],

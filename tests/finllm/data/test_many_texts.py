@@ -116,10 +116,27 @@ def test_what_is_common_to_many_answers_and_full_of_numbers_is_copied_from_none(
 
 def test_how_much_of_an_answer_without_blanks_is_copied():
     """Runs of five signs: of 22 signs 11 in one piece are 7 of 20 runs, which is just enough."""
-    text, other = ("".join(map(chr, range(start, start + 22))) for start in (0x4E00, 0x5E00))
-    for held, found in ((12, [(0, 0)]), (11, [(0, 0)]), (10, [])):
-        copied = other[:6] + text[5 : 5 + held] + other[6:]
+    for length, held, found in ((22, 12, True), (22, 11, True), (22, 10, False), (23, 12, True), (23, 11, False)):
+        text, other = ("".join(map(chr, range(start, start + length))) for start in (0x4E00, 0x5E00))
+        copied, found = other[:6] + text[5 : 5 + held] + other[6:], [(0, 0)] * found
         assert pairs_of(NearDuplicates([text], answers=True).search([copied])) == found
+
+
+def test_how_much_of_an_answer_in_words_is_copied():
+    """Runs of twenty letters and blanks: of 100 in a row 49 in one piece are 30 of 83 runs, just enough, 48 are not."""
+    (text,), (before,), (after,) = (made(1, words=17, seed=seed, numbers=False) for seed in (3, 4, 5))
+    text = text[:100]
+    for held, found in ((49, [(0, 0)]), (48, [])):
+        copied = f"{before}{text[20 : 20 + held]}{after}"
+        assert pairs_of(NearDuplicates([text], answers=True).search([copied])) == found
+        assert pairs_of(NearDuplicates([text]).search([copied])) == []  # of questions nothing is copied in part
+
+
+def test_a_text_that_ends_in_another_ones_middle_of_a_word_is_looked_for_by_its_second_rarest_gram():
+    inner = "one two three four five six seven eight fund"
+    outer = f"{made(1, words=20, seed=8, numbers=False)[0]} {inner}s {made(1, words=20, seed=9, numbers=False)[0]}"
+    assert pairs_of(NearDuplicates([inner]).search([outer])) == [(0, 0)]
+    assert pairs_of(NearDuplicates([outer]).search([inner])) == [(0, 0)]
 
 
 def test_what_many_pairs_share():

@@ -128,11 +128,26 @@ def test_a_way_is_the_models_attention_the_form_of_a_batch_and_the_kind_of_logit
     assert found.model.attention == [module.joined.NAME, "eager", module.joined.NAME]  # each change, and no other
 
 
-def test_the_proof_of_dropout_is_kept(made, monkeypatch):
+def test_virtual_tokens_stand_among_the_ids_of_joined_rows(made, monkeypatch):
     found, _ = made()
-    monkeypatch.setattr(module, "prove_dropout_of", lambda trainer, share: (trainer is found, share))
+    monkeypatch.setattr(module.virtual, "tokens_among_ids", lambda model: 3 if model is found.model else 7)
+    found.set_way("joined", "head")
+    rows = [{"input_ids": [5, 6, 7], "labels": [-100, 6, 7]}]
+    assert found.data_collator(rows)["input_ids"][0].tolist()[:6] == [-1, -1, -1, 5, 6, 7]
+    found.set_way("padded", "head")
+    assert found.data_collator == "padding"
+
+
+@pytest.mark.parametrize("rows", ["joined", "padded"])
+def test_the_proof_of_dropout_is_kept_and_made_without_virtual_tokens(made, monkeypatch, rows):
+    found, _ = made()
+    monkeypatch.setattr(module.virtual, "tokens_among_ids", lambda model: 3)
+    monkeypatch.setattr(module, "prove_dropout_of", lambda trainer, share: (trainer.data_collator, share))
+    found.set_way(rows, "head")
+    before = found.data_collator
     found.prove_dropout(0.25)
-    assert found.proofs[3:] == [(True, 0.25)]
+    assert found.proofs[3:] == [(module.joined.collate if rows == "joined" else "padding", 0.25)]
+    assert found.data_collator is before and before is not module.joined.collate
 
 
 @pytest.mark.parametrize("given", [None, "other"])
