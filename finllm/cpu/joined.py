@@ -22,7 +22,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.functional import scaled_dot_product_attention
+from torch.nn.functional import pad, scaled_dot_product_attention
 from transformers import AttentionInterface, PreTrainedModel
 
 from finllm.cpu.attention import Span, attention_of_parts
@@ -128,7 +128,7 @@ def attend(
     for prefix_begin, prefix_end, begin, end in spans:
         seen = ((-cached, 0), (prefix_begin, prefix_end), (begin, end))  # some of them empty
         seen = tuple((first + cached, last + cached) for first, last in seen)
-        is_long = sum(last - first for first, last in seen) > LONG and not (dropout or cached)
+        is_long = sum(last - first for first, last in seen) > LONG and not dropout
         (long if is_long else short).append(((begin, end), seen))
     query, key, value = query_1HTD[0], key_1HTD[0], value_1HTD[0]
     output_THD = attention_of_parts(query, key, value, short, scale, dropout)
@@ -141,14 +141,18 @@ def attend(
     return output_THD[None], None
 
 
-def _long(query_HTD: Tensor, key_GTD: Tensor, value_GTD: Tensor, seen: Sequence[Span], scale: float) -> Tensor:
+def _long(query_HTD: Tensor, key_GKD: Tensor, value_GKD: Tensor, seen: Sequence[Span], scale: float) -> Tensor:
     """torch's own attention, of what is seen to itself, (n, H, D): a square, for which its kernel needs no mask.
 
-    So the prefix is asked again with each row.
+    So the prefix is asked again with each row, and keys without a query are given one of zeros.
     """
-    cut = (torch.cat([each[:, begin:end] for begin, end in seen], 1)[None] for each in (query_HTD, key_GTD, value_GTD))
-    grouped = len(query_HTD) != len(key_GTD)
-    return scaled_dot_product_attention(*cut, is_causal=True, scale=scale, enable_gqa=grouped)[0].transpose(0, 1)
+    (_, cached), *others = seen
+    query = torch.cat([query_HTD[:, begin - cached : end - cached] for begin, end in others], 1)
+    query = pad(query, (0, 0, cached, 0))[None]
+    key, value = (torch.cat([each[:, begin:end] for begin, end in seen], 1)[None] for each in (key_GKD, value_GKD))
+    grouped = len(query_HTD) != len(key_GKD)
+    attended = scaled_dot_product_attention(query, key, value, is_causal=True, scale=scale, enable_gqa=grouped)
+    return attended[0].transpose(0, 1)
 
 
 AttentionInterface.register(NAME, attend)
