@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 CHANGED = 16  # tokens, by which a row goes on otherwise where it is asked what it sees of them
+RELOADED_TOKENS = 64  # of the validation row that a saved model is tried on
 LITTLE = 1 / 16  # of this machine's memory, in which what is turned back soon may be held twice
 LARGE = 60.0  # the size of a logit at which soft caps, multipliers and clamps of a head show
 # Rounding of one computation done twice, as a share of what was computed: float32, and formats of 8 bits or so.
@@ -288,6 +289,13 @@ def clipped(row: Mapping[str, Any], length: int) -> dict[str, list[int]]:
     """A row's first tokens, the second half of them supervised: what a template begins with is a row like any other."""
     ids = list(row["input_ids"][:length])
     return {"input_ids": ids, "labels": [IGNORED] * (len(ids) // 2) + ids[len(ids) // 2 :]}
+
+
+def short_of(row: Mapping[str, Any]) -> dict[str, list[int]]:
+    """As much of a row as a quick look needs, around where its answer begins."""
+    supervised = next(index for index, label in enumerate(row["labels"]) if index and label != IGNORED)
+    end = max(RELOADED_TOKENS, supervised + RELOADED_TOKENS // 4)
+    return {name: row[name][:end] for name in ("input_ids", "labels")}
 
 
 def nll_of(model: PreTrainedModel, rows: Sequence[dict[str, list[int]]]) -> Tensor:

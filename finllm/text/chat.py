@@ -65,7 +65,8 @@ class Chat:
         """The control tokens that it writes; a model's embedding must have a row for each."""
         made = self._conversations
         (found,) = render(made.source, made.special, [Job([ASKED, ANSWERED], False)])
-        return sorted({*self.stops, *(id for id in self._encoded(found.text) if id in self._control)})
+        written = self.tokenizer(found.text, add_special_tokens=False).input_ids
+        return sorted({*self.stops, *(id for id in written if id in self._control)})
 
     def prompts(self, rows: Sequence[Mapping[str, Any]]) -> list[str]:
         """What the model reads before it writes each row's last answer. A row that it refuses is a `UserError`."""

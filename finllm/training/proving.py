@@ -41,12 +41,12 @@ from finllm.models.proofs import (
     nll_beside,
     nll_of,
     rounding_of,
+    short_of,
 )
 from finllm.terminal import say
 
 SHORT, SHORTER, LONGEST = 24, 16, 384  # tokens of the rows that are looked at
 FEW = 8  # and of those that need no more: a pass over so few costs as much as its weights
-RELOADED_TOKENS = 64  # of the validation row that a saved model is tried on
 LOOKED_AT = 64  # rows among which a long one is looked for
 UNSEEN = 2e-4  # nats that a log-probability may move with what comes later, and ten times the rounding
 LOSS = 1e-4  # nats a token that two ways to one loss may be apart in float32
@@ -83,7 +83,7 @@ def prove(trainer: Any) -> list[Proof]:
 
 
 def _coarsely(trainer: Any, probe: list[dict[str, list[int]]]) -> list[Proof]:
-    """The way that was taken, once more in the precision that the run computes in."""
+    """The way that was taken, once more as the run computes; padded rows where joined ones round too much for it."""
     rows, loss = ("joined" if trainer.joins_rows else "padded", "logits" if trainer.uses_own_logits else "head")
     trainer.set_way("padded", loss)  # the model's own attention, each row alone
     own_N = torch.cat(nll_beside(trainer.model, probe))
@@ -91,7 +91,13 @@ def _coarsely(trainer: Any, probe: list[dict[str, list[int]]]) -> list[Proof]:
     proofs = _own_loss(trainer, probe, own_N, f"{rows} · {loss}, as it trains", rows)
     if not proofs[-1].passed and len(proofs) > 1:  # of the gradients
         proofs[-1] = _as_coarse_as_its_own(trainer, probe, proofs[-1].name, (rows, loss))
-    if failed := [proof for proof in proofs if not proof.passed]:
+    failed = [proof for proof in proofs if not proof.passed]
+    if failed and rows == "joined":
+        trainer.set_way("padded", loss)
+        _refuse_mixing(trainer, probe)
+        _tell(failed, "padded", loss)
+        return [*proofs, *_coarsely(trainer, probe)]
+    if failed:
         raise UserError(
             f"{type(base_of(trainer.model)).__name__} is trained here in a precision that is not good enough: "
             f"{'; '.join(f'{proof.said} (limit {proof.limit:g})' for proof in failed)}; set bf16: false and dtype: "
@@ -115,13 +121,6 @@ def _as_coarse_as_its_own(trainer: Any, probe: list[dict[str, list[int]]], name:
 
 def _documents(dataset):
     return (document for row in dataset for document in joined.documents_of(row))
-
-
-def _short_of(row: dict[str, Any]) -> dict[str, list[int]]:
-    """As much of a row as a quick look needs, around where its answer begins."""
-    supervised = next(index for index, label in enumerate(row["labels"]) if index and label != joined.IGNORED)
-    end = max(RELOADED_TOKENS, supervised + RELOADED_TOKENS // 4)
-    return {name: row[name][:end] for name in ("input_ids", "labels")}
 
 
 @contextmanager
@@ -294,7 +293,7 @@ def prove_saved(trainer: Any, saved: Path, load_saved: Callable[[Path], PreTrain
     Beside the trained one it would stand on a base that training or an adapter's start may have changed. An adapter is
     then merged into that base, where it can be: the second proof.
     """
-    rows = [_short_of(trainer.eval_dataset[0])]
+    rows = [short_of(trainer.eval_dataset[0])]
     way = ("joined" if trainer.joins_rows else "padded", "logits" if trainer.uses_own_logits else "head")
     trainer.set_way("padded", way[1])
     # As it is without accelerate: no autocast in its forward, not compiled. It is asked nothing after this.

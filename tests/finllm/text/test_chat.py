@@ -234,6 +234,7 @@ def test_an_unknown_word_whose_token_ends_answers_cannot_be_written(end) -> None
     known, *others = template.encode_rows(rows)
     assert known["input_ids"] == [3, 5, 2, 4, 6, 2] and not known["unwritable"]
     assert [(each["unwritable"], each["refused"], each["input_ids"]) for each in others] == [(said, "", [])] * 3
+    assert template.ids == [1, 2]  # of words that nobody asked for, unknown ones among them
     (prompt,) = template.prompts([ONE])
     assert template.encode_pair(prompt, "So. So.") == ([3, 5, 2, 4], [6, 6, 2])
     for asked, answered in ((prompt, "So. what"), (template.prompts([rows[-1]])[0], "So.")):

@@ -81,7 +81,7 @@ def test_the_longest_row_and_the_last_two_are_looked_at(monkeypatch, lengths, lo
 
 @pytest.mark.parametrize(("length", "end"), [(100, 100), (30, 30)])
 def test_a_row_of_which_only_the_last_token_is_an_answer(length, end):
-    found = proving._short_of(row(length, length - 1))
+    found = proving.short_of(row(length, length - 1))
     assert len(found["input_ids"]) == len(found["labels"]) == end
 
 

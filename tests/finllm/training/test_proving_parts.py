@@ -104,11 +104,11 @@ def test_a_rows_first_tokens_the_second_half_of_them_supervised():
 @pytest.mark.parametrize(("length", "first", "end"), [(300, 10, 64), (300, 48, 64), (300, 49, 65), (300, 200, 216),
                                                       (60, 50, 60)])  # fmt: skip
 def test_as_much_of_a_row_as_reaches_its_answer(length, first, end):
-    found = proving._short_of({**row(length, first), "id": "more"})
+    found = proving.short_of({**row(length, first), "id": "more"})
     whole = row(length, first)
     assert found == {"input_ids": whole["input_ids"][:end], "labels": whole["labels"][:end]}
     labels = [0, *whole["labels"][1:]]  # the first token is never predicted
-    assert len(proving._short_of({**whole, "labels": labels})["labels"]) == end
+    assert len(proving.short_of({**whole, "labels": labels})["labels"]) == end
 
 
 # The future ----------------------------------------------------------------------------------------------------------
@@ -319,8 +319,10 @@ def test_the_way_once_more_in_the_precision_of_the_run(given, monkeypatch, way, 
         return [Proof("a", 0.0, 0.5, True, "fine"), Proof("b", 1.0, 0.5, good, "rough")]
 
     looked = lambda *asked: seen.append((asked[1], *asked[2:])) or Proof("b", 1.0, 0.5, False, "as rough")  # noqa: E731
+    mixing = lambda trainer, pair: seen.append((pair, "apart", trainer.taken[-1]))  # noqa: E731
     monkeypatch.setattr(proving, "_own_loss", own_loss)
     monkeypatch.setattr(proving, "_as_coarse_as_its_own", looked)
+    monkeypatch.setattr(proving, "_refuse_mixing", mixing)
     if good:
         assert [proof.name for proof in proving._coarsely(trainer, PROBE)] == ["a", "b"]
     else:
@@ -331,7 +333,25 @@ def test_the_way_once_more_in_the_precision_of_the_run(given, monkeypatch, way, 
     rows, loss = way
     again = [] if good else [(PROBE, "b", way)]  # the gradients, where they are farther apart than the limit
     whole = (PROBE, [1.0, 2.0, 4.0], f"{rows} · {loss}, as it trains", rows, way)
-    assert seen == [(PROBE, ("padded", loss)), whole, *again]
+    first, padded = [(PROBE, ("padded", loss)), whole, *again], ("padded", loss)
+    if rows == "padded" or good:
+        assert seen == first
+        return
+    padded_too = (PROBE, [1.0, 2.0, 4.0], f"padded · {loss}, as it trains", "padded", padded)
+    assert seen == [*first, (PROBE, "apart", padded), (PROBE, padded), padded_too, (PROBE, "b", padded)]
+
+
+def test_joined_rows_that_round_too_much_are_padded(monkeypatch, capsys):
+    trainer, apart = Trainer(), []
+    trainer.set_way("joined", "head")
+    rough = Proof("loss, joined · head, as it trains", 0.5, 0.1, False, "rows are rough")
+    fine = Proof("loss, padded · head, as it trains", 0.0, 0.1, True, "fine")
+    monkeypatch.setattr(proving, "nll_beside", lambda model, rows: [torch.zeros(1)])
+    monkeypatch.setattr(proving, "_own_loss", lambda trainer, *others: [rough if trainer.joins_rows else fine])
+    monkeypatch.setattr(proving, "_refuse_mixing", lambda trainer, pair: apart.append(trainer.joins_rows))
+    assert proving._coarsely(trainer, PROBE) == [rough, fine]
+    assert apart == [False] and trainer.taken[-1] == ("padded", "head")
+    assert "rows are padded: rows are rough; the limit is 1e-01" in capsys.readouterr().out
 
 
 # All of it -----------------------------------------------------------------------------------------------------------
