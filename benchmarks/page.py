@@ -11,7 +11,7 @@ import argparse
 import hashlib
 import json
 import statistics
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -94,8 +94,8 @@ def figures_of_evaluation(record: dict[str, Any]) -> dict[str, dict[str, float]]
         found[way] = {"seconds": statistics.median(seconds), "low": min(seconds), "high": max(seconds),
                       "memory_gib": statistics.median(run["peak_memory_bytes"] for run in runs) / GIB}  # fmt: skip
         if "floor_seconds" in runs[0]:
-            floor = statistics.median(run["floor_seconds"] for run in runs)
-            found[way] |= {"dtype": runs[0]["dtype"], "floor_seconds": floor}
+            floors = [name for name in ("floor_seconds", "cache_floor_seconds") if name in runs[0]]
+            found[way] |= {name: statistics.median(run[name] for run in runs) for name in floors}
     return found
 
 
@@ -166,6 +166,11 @@ def percent(value: Any, digits: int = 0) -> str:
     return number(None if value is None else 100 * value, digits, " %")
 
 
+def signed(share: float) -> str:
+    """A deviation in per cent, with its sign."""
+    return f"{100 * share:+.0f} %".replace("-", "−")
+
+
 def memory(size: float | None) -> str:
     return number(None if size is None else size / GIB, 1, " GiB")
 
@@ -174,7 +179,7 @@ def text_of(records: Sequence[dict[str, Any]]) -> str:
     """The page; a `UserError` where a record that it tells of is missing."""
     environment = Environment(loader=FileSystemLoader(HERE), undefined=StrictUndefined, trim_blocks=True,
                               lstrip_blocks=True, keep_trailing_newline=True)  # fmt: skip
-    environment.filters |= {"number": number, "percent": percent, "memory": memory}
+    environment.filters |= {"number": number, "percent": percent, "signed": signed, "memory": memory}
     environment.globals |= {
         "figures_of_engine": figures_of_engine, "figures_of_evaluation": figures_of_evaluation,
         "newest": lambda name: newest(records, name),
@@ -187,10 +192,22 @@ def text_of(records: Sequence[dict[str, Any]]) -> str:
         return found[-1]
 
     found = trainings(records)
+    environment.globals |= {
+        "columns_of": lambda record: _in_order(_column(one) for one in found if one["record"] is record),
+        "programs_of": lambda record: _in_order(one["program"] for one in found if one["record"] is record),
+        "training_of": lambda record, program, column: next(
+            (one for one in found if (one["program"], _column(one)) == (program, column) and one["record"] is record),
+            None,
+        ),
+        "models_of": lambda plan: _in_order(one["run"].partition(", ")[0] for one in plan["measured"]),
+        "methods_of": lambda plan: _in_order(one["run"].partition(", ")[2] for one in plan["measured"]),
+        "run_of": lambda plan, model, method: next(
+            (one for one in plan["measured"] if one["run"] == f"{model}, {method}"), None
+        ),
+    }
     return environment.get_template("performance.md.j2").render(
         METHODS=METHODS,
         only=only,
-        trainings=found,
         beside=beside(found),
         picture=PICTURE,
         peers=list(
@@ -198,6 +215,15 @@ def text_of(records: Sequence[dict[str, Any]]) -> str:
         ),
         engines=newest(records, "engine"),
     )
+
+
+def _column(training: dict[str, Any]) -> str:
+    return f"{training['model']}, {training['method']}"
+
+
+def _in_order(names: Iterable[str]) -> list[str]:
+    """Each once, as they came."""
+    return list(dict.fromkeys(names))
 
 
 def hash_of(records: Sequence[dict[str, Any]]) -> str:

@@ -49,8 +49,9 @@ def test_a_newer_record_takes_the_place_of_an_older(tmp_path):
     found = records.read_all(tmp_path)
     text = page.text_of(found)
     assert "| AMX | GPT-2 124M, full | TRL | 777 | **3.0** | 2.0 GiB, 2.0 GiB |" in text
-    assert "| LitGPT, GPT-2 124M, full | cannot: 'gpt2' is not a supported config name |" in text
-    assert "Another Xeon" in text and "LLaMA-Factory, SmolLM2-135M, LoRA" in text  # which was not measured anew
+    assert "| | GPT-2 124M, full |\n|---|--:|\n| TRL | 259, 20 s, 2.0 GiB, 3.00 → 2.50 |" in text
+    assert "| LitGPT | cannot: 'gpt2' is not a supported config name |" in text
+    assert "Another Xeon" in text and "| | SmolLM2-135M, full | SmolLM2-135M, LoRA r=16 | GPT-2 124M, LoRA" in text
     again = {
         **new,
         "date": "2099-01-02",
@@ -58,15 +59,27 @@ def test_a_newer_record_takes_the_place_of_an_older(tmp_path):
     }
     (tmp_path / "peers-newer.json").write_text(json.dumps(again), "utf-8")
     text = page.text_of(records.read_all(tmp_path))
-    assert "SmolLM2-135M, LoRA r=16 | TRL | 777 | **3.0**" in text and "LLaMA-Factory, SmolLM2-135M, LoRA" not in text
+    assert "SmolLM2-135M, LoRA r=16 | TRL | 777 | **3.0**" in text
+    assert "| | SmolLM2-135M, full | GPT-2 124M, LoRA r=16 |" in text  # what an older record still tells of
     assert page.hash_of(found) != page.hash_of(records.read_all())
+
+
+def test_how_far_runs_were_from_their_plans(tmp_path):
+    held = [one for one in records.read_all() if one["benchmark"] != "plan"]
+    ran = {"planned_seconds": 10.0, "seconds": 12.0, "planned_gib": 4.0, "gib": 3.0}
+    runs = [{"run": "GPT-2 124M, full", **ran}, {"run": "A model, lora on 8 bits", "cannot": "plan: there is none"}]
+    about = {"processor": "Some Xeon, AMX", "cores": 2, "date": "2099-01-01", "steps": 12}
+    plan = {"benchmark": "plan", **about, "measured": runs}
+    text = page.text_of([*held, plan])
+    assert "| full | 12 s +20 %, 3.0 GiB −25 % | – |" in text
+    assert "| lora on 8 bits | – | plan: there is none |" in text
 
 
 def test_a_record_without_its_origin_is_refused(tmp_path):
     (tmp_path / "engine.json").write_text('{"schema_version": 1, "benchmark": "engine", "measured": {}}')
     with pytest.raises(UserError, match=r"engine\.json says nothing of command, cores, date, processor"):
         records.read_all(tmp_path)
-    with pytest.raises(UserError, match="the page tells of caches, and no record is of it"):
+    with pytest.raises(UserError, match="the page tells of parts, and no record is of it"):
         page.text_of([])
 
 
