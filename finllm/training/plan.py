@@ -45,7 +45,7 @@ from finllm.terminal import Terminal
 from finllm.text.templates import template_of
 from finllm.text.tokens import tokenize
 from finllm.training.batches import batches_of_epoch
-from finllm.training.config import parse
+from finllm.training.config import parse, resolved
 from finllm.training.probe import TIMED, probed
 
 GPUS = (1, 2, 4, 8)
@@ -79,6 +79,7 @@ class Plan:
 def main(arguments: list[str]) -> None:
     """Predict a run of recipes/sft.py from its flags, print it, and leave plan.json in the run dir."""
     recipe, training, model_arguments = parse(arguments)
+    config = resolved(recipe, training, model_arguments)
     RunDir(training.output_dir).refuse_links()
     if not training.use_cpu:
         raise UserError(
@@ -102,7 +103,7 @@ def main(arguments: list[str]) -> None:
     plan = predict(base, recipe, training, model_arguments, rows.to_list(), report.supervised_tokens)
     show(plan)
     if training.output_dir:
-        write_json(RunDir(training.output_dir).path / "plan.json", asdict(plan))
+        write_json(RunDir(training.output_dir).path / "plan.json", asdict(plan) | {"config": config})
 
 
 def predict(base: str, recipe, training, model_arguments, rows: list[dict[str, Any]], supervised: int) -> Plan:

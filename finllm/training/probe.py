@@ -57,9 +57,9 @@ def probed(
         raise UserError(f"finllm plan knows models whose rows can be joined, and {type(model).__name__} is none")
     if recipe.base_dropout is not None:
         set_dropout(model, recipe.base_dropout)
+    whole = add_adapter(model, model_arguments) if model_arguments.use_peft else model
     add_supervised_head(model)
     model.set_attn_implementation(joined.NAME)
-    whole = add_adapter(model, model_arguments) if model_arguments.use_peft else model
     for parameter in whole.parameters():
         parameter.data = parameter.data.float() if parameter.requires_grad else parameter.data  # as the trainer does
     kernels.use_in(whole)
@@ -73,7 +73,8 @@ def probed(
     kept: dict[int, int] = {}  # storage: bytes
 
     def keep(tensor: torch.Tensor) -> torch.Tensor:
-        kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        for part in (tensor._indices(), tensor._values()) if tensor.is_sparse else (tensor,):  # SHiRA's are
+            kept[part.untyped_storage().data_ptr()] = part.untyped_storage().nbytes()
         return tensor.detach()
 
     seconds, optimizer_seconds, peak = [], [], 0

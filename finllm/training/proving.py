@@ -27,7 +27,7 @@ from finllm.cpu import joined, kernels
 from finllm.errors import UserError
 from finllm.models.adapters import base_of
 from finllm.models.dropout import StaysRandom, prove_dropout
-from finllm.models.gradients import farther_than_its_own, gradient_difference, gradients_of
+from finllm.models.gradients import farther_than_its_own, gradient_difference, gradients_of, nats_and_gradients
 from finllm.models.merge import merged_proof
 from finllm.models.method_proofs import nudged
 from finllm.models.proofs import (
@@ -38,7 +38,6 @@ from finllm.models.proofs import (
     head_difference,
     in_float32,
     is_exact,
-    nll_beside,
     nll_of,
     rounding_of,
     short_of,
@@ -86,9 +85,9 @@ def _coarsely(trainer: Any, probe: list[dict[str, list[int]]]) -> list[Proof]:
     """The way that was taken, once more as the run computes; padded rows where joined ones round too much for it."""
     rows, loss = ("joined" if trainer.joins_rows else "padded", "logits" if trainer.uses_own_logits else "head")
     trainer.set_way("padded", loss)  # the model's own attention, each row alone
-    own_N = torch.cat(nll_beside(trainer.model, probe))
+    own, gradients = nats_and_gradients(trainer.model, probe)
     trainer.set_way(rows, loss)
-    proofs = _own_loss(trainer, probe, own_N, f"{rows} · {loss}, as it trains", rows)
+    proofs = _own_loss(trainer, probe, torch.cat(own), gradients, f"{rows} · {loss}, as it trains", rows)
     if not proofs[-1].passed and len(proofs) > 1:  # of the gradients
         proofs[-1] = _as_coarse_as_its_own(trainer, probe, proofs[-1].name, (rows, loss))
     failed = [proof for proof in proofs if not proof.passed]
@@ -110,11 +109,11 @@ def _as_coarse_as_its_own(trainer: Any, probe: list[dict[str, list[int]]], name:
     """The gradients of the way that was taken, and the model's own, each against the model's own in float32."""
     trainer.set_way("padded", way[1])
     with in_float32(trainer.model):
-        exact = gradients_of(trainer.model, torch.cat(nll_beside(trainer.model, probe)))
-    own_N = torch.cat(nll_beside(trainer.model, probe))
+        _, exact = nats_and_gradients(trainer.model, probe)
+    _, own = nats_and_gradients(trainer.model, probe)
     trainer.set_way(*way)
-    nll, _, _ = _likelihood(trainer, probe)
-    apart, limit, worst = farther_than_its_own(exact, own_N, nll, trainer.model, COARSE_SMALL, COARSE_GRADIENT)
+    ours = gradients_of(trainer.model, _likelihood(trainer, probe)[0])
+    apart, limit, worst = farther_than_its_own(exact, own, ours, COARSE_SMALL, COARSE_GRADIENT)
     said = f"gradients are within {apart:.1g} of each tensor's in float32, the model's own within {limit / 2:.1g}"
     return Proof(name, apart, limit, apart <= limit, f"{said}, of {worst}")
 
@@ -165,13 +164,13 @@ def _way(trainer: Any, probe: list[dict[str, list[int]]], long: dict[str, list[i
     said = f"the logits are {what} ({apart:.1g} of the largest apart)"
     found.append(Proof("head", apart, rounding_of(model), plain, said))
     with _refused_where_it_fails(model, max(len(row["input_ids"]) for row in probe)):  # some do with a gradient alone
-        own = nll_beside(model, probe)  # before anything of ours is put in its place
+        own, gradients = nats_and_gradients(model, probe)  # before anything of ours is put in its place
     if trainer.on_cpu:
         kernels.use_in(model)
     for rows, loss in trainer.ways(plain):
         trainer.set_way(rows, loss)
         try:
-            proofs = _own_loss(trainer, probe, torch.cat(own), f"{rows} · {loss}", rows)
+            proofs = _own_loss(trainer, probe, torch.cat(own), gradients, f"{rows} · {loss}", rows)
             proofs.append(_apart(trainer, [long, probe[-1]], torch.cat([long_N, own[-1].cpu()]), rows))
         except Exception as error:  # a model's own forward may refuse a way by any error; the next way is tried
             reason = (str(error) or type(error).__name__).splitlines()[0][:200]
@@ -197,18 +196,19 @@ def _tell(found: list[Proof], rows: str, loss: str) -> None:
         say("every loss is made of the model's own logits, since they are not just its head's product", flush=True)
 
 
-def _own_loss(trainer: Any, probe: list[dict[str, list[int]]], own_N: Tensor, way: str, rows: str) -> list[Proof]:
+def _own_loss(
+    trainer: Any, probe: list[dict[str, list[int]]], own_N: Tensor, gradients: dict[str, Tensor], way: str, rows: str
+) -> list[Proof]:
     """The loss and gradients of one way, against those of each row alone through the model's own forward."""
     model = trainer.model
     nll, nll_B, _ = _likelihood(trainer, probe)
-    own = own_N.detach().double().sum()
-    apart = float((nll_B.double().sum() - own).abs() / len(own_N))
+    apart = float((nll_B.double().sum() - own_N.double().sum()).abs() / len(own_N))
     exact = is_exact(model)
     limit, steepest, small = (LOSS, GRADIENT, SMALL) if exact else (COARSE_PROBE, COARSE_GRADIENT, COARSE_SMALL)
     said = f"with {rows} rows a token's loss is {apart:.2g} nats from the model's own"
     proofs = [Proof(f"loss, {way}", apart, limit, apart <= limit, said)]
-    if nll.requires_grad and own_N.requires_grad:
-        share, worst = gradient_difference(model, own_N, nll, small)
+    if nll.requires_grad and gradients:
+        share, worst = gradient_difference(model, gradients, nll, small)
         said = f"gradients are the model's own within {share:.1g} of each tensor's, the farthest that of {worst}"
         proofs.append(Proof(f"gradients, {way}", share, steepest, share <= steepest, said))
     return proofs

@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 from rich.table import Table
 
+from finllm.errors import at_most
 from finllm.files import read_json, write_text
 from finllm.run_dir import RunDir
 from finllm.terminal import Terminal
 from finllm.text.tokens import LengthReport
 
+# Settings by which no run takes other time or memory, as a plan counts them
+NOT_IN_A_PLAN = (
+    "output_dir|run_name|learning_rate|.*seed|lr_scheduler.*|warmup.*|weight_decay|adam_.*|.*eval.*|save_.*|log.*|"
+    "report_to|disable_tqdm|early_stopping_.*|load_best_.*|metric_for_.*|greater_.*|dataset_test_split"
+)
 SHOWN_DROPS = 3
 
 
@@ -47,7 +54,7 @@ def print_summary(run: RunDir) -> None:
     table = Table(title=f"{summary['name']}: {summary['method']}{of}", title_justify="left")
     table.add_column("")
     table.add_column("", justify="right")
-    planned = read_json(run.path / "plan.json") if (run.path / "plan.json").exists() else {}
+    planned, why = _plan_of(run)
 
     def beside(key: str, text: str) -> str:
         """`text` of a measured figure, with how far it is from the plan's."""
@@ -67,7 +74,24 @@ def print_summary(run: RunDir) -> None:
         table.add_row(name, value)
     console = Terminal()
     console.print(table)
+    if why:
+        console.print(why, soft_wrap=True)
     console.print(f"Loss curves: {run.path}/loss.png\nNext: python eval/run.py {run.path}", soft_wrap=True)
+
+
+def _plan_of(run: RunDir) -> tuple[dict[str, Any], str]:
+    """What `finllm plan` left in the run dir, empty where that is of another run, and then why."""
+    if not (run.path / "plan.json").exists():
+        return {}, ""
+    plan, config = read_json(run.path / "plan.json"), run.config()
+    planned = plan.get("config", {})
+    other = [f"{key} {planned[key]} and not {value}" for key, value in config.items()
+             if not re.fullmatch(NOT_IN_A_PLAN, key) and planned.get(key, value) != value]  # fmt: skip
+    return (
+        ({}, f"plan.json is of another run, with {', '.join(at_most(other, 5))}: it is not compared")
+        if other
+        else (plan, "")
+    )
 
 
 def _nats(loss: float | None) -> str:

@@ -153,8 +153,8 @@ class Two(nn.Module):
 def test_how_far_gradients_are_apart():
     """Of `a` the own gradient is (6, 8), so a tenth of it is 0.1 apart; of `b` 1."""
     model = Two()
-    own = lambda: (model.a**2).sum() + model.b.sum()  # noqa: E731
-    assert gradient_difference(model, own(), own(), 1e-3)[0] < 1e-6
+    own = lambda: gradients_of(model, (model.a**2).sum() + model.b.sum())  # noqa: E731
+    assert gradient_difference(model, own(), (model.a**2).sum() + model.b.sum(), 1e-3)[0] < 1e-6
     share, name = gradient_difference(model, own(), 1.1 * (model.a**2).sum() + model.b.sum(), 1e-3)
     assert (share, name) == (pytest.approx(0.1, rel=1e-4), "a")
     share, name = gradient_difference(model, own(), (model.a**2).sum() - model.b.sum(), 1e-3)
@@ -164,7 +164,7 @@ def test_how_far_gradients_are_apart():
     share, name = gradient_difference(model, own(), (model.a**2).sum() + (model.b * math.nan).sum(), 1e-3)
     assert (share, name) == (math.inf, "b")
     assert model.a.grad is None and model.b.grad is None
-    assert gradient_difference(model, (model.a * 0).sum(), model.a.sum(), 1e-3)[0] > 1e20
+    assert gradient_difference(model, gradients_of(model, (model.a * 0).sum()), model.a.sum(), 1e-3)[0] > 1e20
 
 
 class Three(nn.Module):
@@ -184,11 +184,11 @@ def test_a_gradient_that_is_rounding_is_measured_by_the_norm_of_all():
     model = Three()
     exact = gradients_of(model, model.loss(3.0, 0.0, 4.0))
     own, ours = (3.0, 0.0, 4.0), (3.0, 2.0, 4.0)
-    found = farther_than_its_own(exact, model.loss(*own), model.loss(*ours), model, 0.1, 0.25)
+    found = farther_than_its_own(exact, *(gradients_of(model, model.loss(*each)) for each in (own, ours)), 0.1, 0.25)
     assert found == (pytest.approx(4.0, rel=1e-6), 0.25, "b")
     assert [type(figure) for figure in found[:2]] == [float, float]
     nothing = gradients_of(model, model.loss(0.0, 0.0, 0.0))
-    found = farther_than_its_own(nothing, model.loss(0.0, 0.0, 0.0), model.loss(0.0, 0.0, 2.0), model, 0.1, 0.25)
+    found = farther_than_its_own(nothing, nothing, gradients_of(model, model.loss(0.0, 0.0, 2.0)), 0.1, 0.25)
     assert found == (pytest.approx(2e30, rel=1e-6), 0.25, "c")
 
 
@@ -196,7 +196,8 @@ def test_the_farthest_gradient_is_the_one_farthest_beyond_what_it_may_be():
     """The own one of `a` is once its size away, so that ours may be twice, and is 1.5 times; `b` is 0.75 away."""
     model = Three()
     exact = gradients_of(model, model.loss(2.0, 4.0, 4.0))
-    found = farther_than_its_own(exact, model.loss(4.0, 4.0, 4.0), model.loss(5.0, 7.0, 4.0), model, 0.1, 0.25)
+    own, ours = (gradients_of(model, model.loss(*each)) for each in ((4.0, 4.0, 4.0), (5.0, 7.0, 4.0)))
+    found = farther_than_its_own(exact, own, ours, 0.1, 0.25)
     assert found == (0.75, 0.25, "b")
 
 
@@ -204,8 +205,8 @@ def test_the_farthest_gradient_is_the_one_farthest_beyond_what_it_may_be():
 def test_a_gradient_that_is_no_number_is_the_farthest_wherever_it_stands(name):
     model = Three()
     exact = gradients_of(model, model.loss(3.0, 1.0, 4.0))
-    ours = model.loss(**{"a": 9.0, "b": 9.0, "c": 9.0, name: math.nan})
-    apart, may, found = farther_than_its_own(exact, model.loss(3.0, 1.0, 4.0), ours, model, 0.1, 0.25)
+    ours = gradients_of(model, model.loss(**{"a": 9.0, "b": 9.0, "c": 9.0, name: math.nan}))
+    apart, may, found = farther_than_its_own(exact, exact, ours, 0.1, 0.25)
     assert math.isnan(apart) and (may, found) == (0.25, name)
 
 
@@ -214,7 +215,7 @@ def test_a_model_that_holds_a_gradient_already_is_refused_whichever_it_is_of(nam
     model = Three()
     getattr(model, name).grad = torch.ones(2)
     with pytest.raises(AssertionError, match="before the first step"):
-        gradient_difference(model, model.loss(3.0, 1.0, 4.0), model.loss(3.0, 1.0, 4.0), 0.1)
+        gradient_difference(model, {}, model.loss(3.0, 1.0, 4.0), 0.1)
     with pytest.raises(AssertionError, match="before the first step"):
         gradients_of(model, model.loss(3.0, 1.0, 4.0))
     assert getattr(model, name).grad.tolist() == [1, 1]
@@ -225,7 +226,7 @@ def test_gradients_are_of_sums_of_nats_and_their_norms_are_taken_in_float32():
     model = nn.Module()
     model.a = nn.Parameter(torch.ones(2, dtype=torch.bfloat16))
     own, ours = model.a * torch.tensor([1.0, 1.0]), model.a * torch.tensor([1.0, 2.0])
-    share, name = gradient_difference(model, own, ours, 0.1)
+    share, name = gradient_difference(model, gradients_of(model, own), ours, 0.1)
     assert (share, name) == (pytest.approx(1 / math.sqrt(2), rel=1e-6), "a") and type(share) is float
     assert gradients_of(model, model.a * torch.tensor([1.0, 2.0]))["a"].tolist() == [1, 2]
 
@@ -238,9 +239,9 @@ def test_what_no_loss_reaches_has_a_gradient_of_zeros():
     found = gradients_of(model, 2 * model.c.sum())
     assert {name: gradient.tolist() for name, gradient in found.items()} == {"a": [0, 0], "c": [2, 2]}
     assert {gradient.dtype for gradient in found.values()} == {torch.float32} and model.c.grad is None
-    share, name = gradient_difference(model, 2 * model.c.sum(), 2 * model.c.sum(), 0.1)
+    share, name = gradient_difference(model, found, 2 * model.c.sum(), 0.1)
     assert (str(share), name) == ("0.0", "a")  # the first of those that are equally far, and no −0.0, which is shown
-    share, name = gradient_difference(model, 2 * model.c.sum(), 2 * model.c.sum() + model.a.sum(), 0.1)
+    share, name = gradient_difference(model, found, 2 * model.c.sum() + model.a.sum(), 0.1)
     assert (share, name) == (pytest.approx(math.sqrt(2) / (0.1 * math.sqrt(8)), rel=1e-6), "a")
 
 
@@ -365,7 +366,7 @@ def test_a_gradient_may_be_twice_as_far_from_float32s_as_the_models_own():
 
     def compared(own, ours, limit=0.2):
         losses = [(model.a * torch.tensor([6.0, 8.0]) * factor).sum() + 0 * model.b.sum() for factor in (own, ours)]
-        return farther_than_its_own(exact, *losses, model, 0.1, limit)
+        return farther_than_its_own(exact, *(gradients_of(model, loss) for loss in losses), 0.1, limit)
 
     assert compared(1.0, 1.1) == (pytest.approx(0.1), 0.2, "a")
     assert compared(1.3, 1.5) == (pytest.approx(0.5), pytest.approx(0.6), "a")

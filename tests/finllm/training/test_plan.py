@@ -15,7 +15,10 @@ VIRTUAL = [("--peft_type", kind) for kind in ("prompt_tuning", "p_tuning", "pref
 FEW_BITS = [(*LORA, f"--load_in_{bits}bit", "true") for bits in (4, 8)]
 
 
-@pytest.mark.parametrize("adapter", [(), LORA, *FEW_BITS, *VIRTUAL])
+ODD = [("--peft_type", kind) for kind in ("shira", "osf")]  # sparse weights; Conv1D turned into linear layers
+
+
+@pytest.mark.parametrize("adapter", [(), LORA, *FEW_BITS, *VIRTUAL, *ODD])
 def test_what_can_be_counted_is_planned_exactly_and_the_summary_compares_the_rest(
     command, gpt2_dir, dataset_dir, tmp_path, adapter
 ):
@@ -35,6 +38,19 @@ def test_what_can_be_counted_is_planned_exactly_and_the_summary_compares_the_res
         assert plan[name] == summary[name], name
     assert 2 * plan["supervised_tokens"] == summary["supervised_tokens"]
     assert plan["train_seconds"] > 0 and plan["flops_per_step"] > 0
+
+
+def test_a_plan_of_another_run_is_not_compared(command, gpt2_dir, dataset_dir, tmp_path):
+    flags = (
+        "--model_name_or_path", gpt2_dir, "--dataset_name", dataset_dir, "--output_dir", tmp_path / "run",
+        "--max_length", 256, "--eval_strategy", "no", "--save_strategy", "no", "--disable_tqdm", "true",
+    )  # fmt: skip
+    assert command("finllm/cli.py", "plan", *flags, "--max_steps", 50, "--use_peft", "true").status == 0
+    done = command("recipes/sft.py", *flags, "--max_steps", 2, "--learning_rate", 1e-3)
+    assert done.status == 0, done.err
+    said = " ".join(done.out.split())
+    assert "plan.json is of another run" in said and "max_steps 50 and not 2, use_peft True and not False" in said
+    assert "it is not compared" in said and "of the plan" not in said and "learning_rate" not in said
 
 
 @pytest.mark.parametrize(

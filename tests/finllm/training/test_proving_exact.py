@@ -97,12 +97,12 @@ def test_a_prediction_may_move_as_far_as_the_limit(monkeypatch):
 def test_figures_are_numbers_for_json_and_no_graph_is_turned_into_one():
     """torch warns where a number is made of what still has a gradient."""
     trainer = Trainer([2.0, 3.0], [1, 1])
-    own_N = torch.tensor([2.0, 2.0], requires_grad=True)
+    own_N = torch.tensor([2.0, 2.0])
     trainer.nll_B.requires_grad_()
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         found = [
-            *proving._own_loss(Trainer([2.0, 3.0]), [], own_N, "way", "joined"),
+            *proving._own_loss(Trainer([2.0, 3.0]), [], own_N, {}, "way", "joined"),
             proving._apart(trainer, [], own_N, "joined"),
         ]
         apart = proving._nats_apart(trainer, ["a", "b"])
@@ -113,7 +113,10 @@ def test_figures_are_numbers_for_json_and_no_graph_is_turned_into_one():
 def test_a_figure_at_its_limit_is_good():
     trainer, own_N = Trainer(), torch.zeros(1, dtype=torch.float64)
     trainer.nll_B = torch.tensor([1e-4], dtype=torch.float64)
-    for found in (proving._own_loss(trainer, [], own_N, "way", "joined")[0], proving._apart(trainer, [], own_N, "way")):
+    for found in (
+        proving._own_loss(trainer, [], own_N, {}, "way", "joined")[0],
+        proving._apart(trainer, [], own_N, "way"),
+    ):
         assert (found.figure, found.limit, found.passed) == (1e-4, 1e-4, True)
 
 
@@ -150,22 +153,22 @@ def test_gradients_are_as_coarse_as_the_models_own_against_those_in_float32(monk
         yield
         inside.remove("float32")
 
-    def nll_beside(model, rows):
+    def own(model, rows):
         seen.append((rows, trainer.taken[-1], *inside))
-        return [torch.tensor([1.0]), torch.tensor([2.0, 4.0])]
+        return None, f"own {' '.join(inside)}"
 
     def likelihood(model, rows):
         seen.append((rows, trainer.taken[-1], *inside))
         return "ours", None, None
 
-    def farther(exact, own_N, nll, model, least, limit):
-        assert (exact, own_N.tolist(), nll, model) == ([1.0, 2.0, 4.0], [1.0, 2.0, 4.0], "ours", trainer.model)
+    def farther(exact, own, ours, least, limit):
+        assert (exact, own, ours) == ("own float32", "own ", "of ours")
         assert (least, limit) == (0.1, 0.2)
         return apart, 0.5, "w"
 
     monkeypatch.setattr(proving, "in_float32", in_float32)
-    monkeypatch.setattr(proving, "nll_beside", nll_beside)
-    monkeypatch.setattr(proving, "gradients_of", lambda model, own_N: own_N.tolist())
+    monkeypatch.setattr(proving, "nats_and_gradients", own)
+    monkeypatch.setattr(proving, "gradients_of", lambda model, nll: f"of {nll}")
     monkeypatch.setattr(proving, "farther_than_its_own", farther)
     trainer._likelihood = likelihood
     proof = proving._as_coarse_as_its_own(trainer, ["rows"], "gradients", way)
@@ -184,7 +187,7 @@ def test_only_gradients_that_are_far_apart_are_looked_at_again(monkeypatch, pass
     trainer, asked = Trainer(), []
     proofs = [Proof(f"proof {number}", 1.0, 0.5, good, f"{number} is off") for number, good in enumerate(passed)]
     better = Proof("better", 0.1, 0.5, True, "fine")
-    monkeypatch.setattr(proving, "nll_beside", lambda model, rows: [torch.zeros(1)])
+    monkeypatch.setattr(proving, "nats_and_gradients", lambda model, rows: ([torch.zeros(1)], {}))
     monkeypatch.setattr(proving, "_own_loss", lambda *given: [*proofs])
     monkeypatch.setattr(proving, "_as_coarse_as_its_own", lambda *given: asked.append(given[1:]) or better)
     if said:
@@ -210,9 +213,9 @@ def test_why_a_slower_way_is_taken_is_told(monkeypatch, capsys, ways, told):
     monkeypatch.setattr(proving, "head_difference", lambda model, ids: 0.0)
     monkeypatch.setattr(proving, "rounding_of", lambda model: 1e-4)
     monkeypatch.setattr(proving.kernels, "use_in", lambda model: None)
-    monkeypatch.setattr(proving, "nll_beside", lambda model, rows: [torch.zeros(1)])
+    monkeypatch.setattr(proving, "nats_and_gradients", lambda model, rows: ([torch.zeros(1)], {}))
 
-    def own_loss(trainer, probe, own_N, way, rows):
+    def own_loss(trainer, probe, own_N, gradients, way, rows):
         good = trainer.taken[-1] == ways[-1]
         return [Proof(f"loss, {way}", 0.3, 1e-4, good, f"{' '.join(trainer.taken[-1])} is off")]
 

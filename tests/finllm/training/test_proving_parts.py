@@ -162,11 +162,11 @@ def test_a_model_that_fails_on_a_row_is_refused(monkeypatch, kind, fix):
 def test_the_limits_of_a_ways_loss_and_gradients(given, exact, apart, share, good, sign):
     given.exact, given.gradients = exact, (share, "w")
     trainer = Trainer()
-    own_N = torch.tensor([2.0, 3, 4, 1], dtype=torch.float64, requires_grad=True)
+    own_N, own = torch.tensor([2.0, 3, 4, 1], dtype=torch.float64), {"w": torch.zeros(1)}
     trainer._likelihood = likelihood([4.0, 6.0 + sign * 4 * apart], grad=True)
-    loss, gradients = proving._own_loss(trainer, [], own_N, "joined · head", "joined")
+    loss, gradients = proving._own_loss(trainer, [], own_N, own, "joined · head", "joined")
     assert [loss.passed, gradients.passed] == good and given.least == (1e-3 if exact else 0.1)
-    assert given.of[0] is own_N and given.of[1].shape == ()
+    assert given.of[0] is own and given.of[1].shape == ()
     assert (loss.name, gradients.name) == ("loss, joined · head", "gradients, joined · head")
     assert loss.figure == pytest.approx(apart) and gradients.figure == share
     assert (loss.limit, gradients.limit) == ((1e-4, 1e-3) if exact else (0.1, 0.2))
@@ -176,9 +176,9 @@ def test_nats_are_summed_more_exactly_than_they_are_computed(given):
     """16,777,217 is no number of float32."""
     trainer, nll_B = Trainer(), torch.tensor([2.0**24, 1.0])
     trainer._likelihood = lambda model, rows: (nll_B.sum(), nll_B, torch.tensor([1, 1]))
-    (loss,) = proving._own_loss(trainer, [], torch.tensor([2.0**24, 1.0], dtype=torch.float64), "way", "joined")
+    (loss,) = proving._own_loss(trainer, [], torch.tensor([2.0**24, 1.0], dtype=torch.float64), {}, "way", "joined")
     assert loss.figure == 0 == proving._apart(trainer, [], torch.tensor([2.0**24, 1.0]), "joined").figure
-    (loss,) = proving._own_loss(trainer, [], torch.tensor([2.0**24, 1.0]), "way", "joined")
+    (loss,) = proving._own_loss(trainer, [], torch.tensor([2.0**24, 1.0]), {}, "way", "joined")
     assert loss.figure == 0
 
 
@@ -186,7 +186,8 @@ def test_nats_are_summed_more_exactly_than_they_are_computed(given):
 def test_where_nothing_trains_only_the_loss_is_looked_at(given, own, ours):
     trainer = Trainer()
     trainer._likelihood = likelihood([4.0, 6.0], grad=ours)
-    (loss,) = proving._own_loss(trainer, [], torch.full((4,), 2.5, requires_grad=own), "way", "joined")
+    gradients = {"w": torch.zeros(1)} if own else {}
+    (loss,) = proving._own_loss(trainer, [], torch.full((4,), 2.5), gradients, "way", "joined")
     assert loss.passed and loss.figure == 0
 
 
@@ -242,10 +243,11 @@ PROBE = [{"input_ids": [1, 2, 3], "labels": [1, 2, 3]}, {"input_ids": [4, 5], "l
 def test_the_first_way_that_is_the_models_own_is_taken(given, monkeypatch, capsys, good, wrong, head, plain, cpu):
     given.head = head
     trainer, seen = Trainer(ways=WAYS, cpu=cpu), []
-    nats = lambda model, rows: [torch.tensor([float(len(row["input_ids"]))]) for row in rows]  # noqa: E731
-    monkeypatch.setattr(proving, "nll_beside", nats)
+    own = lambda model, rows: ([torch.tensor([float(len(row["input_ids"]))]) for row in rows], "own")  # noqa: E731
+    monkeypatch.setattr(proving, "nats_and_gradients", own)
 
-    def own_loss(trainer, probe, own_N, way, rows):
+    def own_loss(trainer, probe, own_N, gradients, way, rows):
+        assert gradients == "own"
         seen.append((probe, own_N.tolist(), way, rows))
         if wrong == "error" and trainer.taken[-1] != WAYS[good]:
             raise RuntimeError("first line\nsecond")
@@ -276,7 +278,7 @@ def test_the_first_way_that_is_the_models_own_is_taken(given, monkeypatch, capsy
 @pytest.mark.parametrize("lengths", [(20, 9), (20, 8), (5, 20)])
 def test_the_head_is_tried_on_the_first_tokens_of_the_shorter_row(given, monkeypatch, lengths):
     trainer = Trainer(ways=WAYS)
-    monkeypatch.setattr(proving, "nll_beside", lambda model, rows: [torch.zeros(1)] * 2)
+    monkeypatch.setattr(proving, "nats_and_gradients", lambda model, rows: ([torch.zeros(1)] * 2, {}))
     monkeypatch.setattr(proving, "_own_loss", lambda *asked: [])
     monkeypatch.setattr(proving, "_apart", lambda *asked: Proof("apart", 0.0, 0.1, True, "right"))
     proving._way(trainer, [row(length) for length in lengths], {}, torch.zeros(1))
@@ -287,15 +289,15 @@ def test_a_model_that_fails_with_a_gradient_alone_is_refused(given, monkeypatch)
     def fails(model, rows):
         raise ValueError("no gradient")
 
-    monkeypatch.setattr(proving, "nll_beside", fails)
+    monkeypatch.setattr(proving, "nats_and_gradients", fails)
     with pytest.raises(UserError, match=r"Model fails on a row of 3 tokens: ValueError: no gradient; take another"):
         proving._way(Trainer(), PROBE, {}, torch.zeros(1))
 
 
 def test_a_model_for_which_no_way_is_its_own_is_refused(given, monkeypatch):
     trainer, mixed = Trainer(ways=WAYS[:2]), []
-    monkeypatch.setattr(proving, "nll_beside", lambda model, rows: [torch.zeros(1)] * 2)
-    monkeypatch.setattr(proving, "_own_loss", lambda *asked: [Proof("loss", 1.0, 0.1, False, f"{asked[3]} is wrong")])
+    monkeypatch.setattr(proving, "nats_and_gradients", lambda model, rows: ([torch.zeros(1)] * 2, {}))
+    monkeypatch.setattr(proving, "_own_loss", lambda *asked: [Proof("loss", 1.0, 0.1, False, f"{asked[4]} is wrong")])
     monkeypatch.setattr(proving, "_apart", lambda *asked: Proof("apart", 0.0, 0.1, True, "right"))
     monkeypatch.setattr(proving, "_refuse_mixing", lambda trainer, pair: mixed.append(pair))
     with pytest.raises(UserError, match=r"the model's own: joined · head is wrong; joined · logits is wrong$"):
@@ -312,10 +314,12 @@ def test_the_way_once_more_in_the_precision_of_the_run(given, monkeypatch, way, 
     trainer, seen = Trainer(), []
     trainer.set_way(*way)
     own = [torch.tensor([1.0]), torch.tensor([2.0, 4.0])]
-    monkeypatch.setattr(proving, "nll_beside", lambda model, rows: seen.append((rows, trainer.taken[-1])) or own)
+    beside = lambda model, rows: seen.append((rows, trainer.taken[-1])) or (own, "own")  # noqa: E731
+    monkeypatch.setattr(proving, "nats_and_gradients", beside)
 
     def own_loss(*asked):
-        seen.append((asked[1], asked[2].tolist(), *asked[3:], trainer.taken[-1]))
+        assert asked[3] == "own"
+        seen.append((asked[1], asked[2].tolist(), *asked[4:], trainer.taken[-1]))
         return [Proof("a", 0.0, 0.5, True, "fine"), Proof("b", 1.0, 0.5, good, "rough")]
 
     looked = lambda *asked: seen.append((asked[1], *asked[2:])) or Proof("b", 1.0, 0.5, False, "as rough")  # noqa: E731
@@ -346,7 +350,7 @@ def test_joined_rows_that_round_too_much_are_padded(monkeypatch, capsys):
     trainer.set_way("joined", "head")
     rough = Proof("loss, joined · head, as it trains", 0.5, 0.1, False, "rows are rough")
     fine = Proof("loss, padded · head, as it trains", 0.0, 0.1, True, "fine")
-    monkeypatch.setattr(proving, "nll_beside", lambda model, rows: [torch.zeros(1)])
+    monkeypatch.setattr(proving, "nats_and_gradients", lambda model, rows: ([torch.zeros(1)], {}))
     monkeypatch.setattr(proving, "_own_loss", lambda trainer, *others: [rough if trainer.joins_rows else fine])
     monkeypatch.setattr(proving, "_refuse_mixing", lambda trainer, pair: apart.append(trainer.joins_rows))
     assert proving._coarsely(trainer, PROBE) == [rough, fine]
