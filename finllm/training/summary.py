@@ -85,13 +85,14 @@ def _plan_of(run: RunDir) -> tuple[dict[str, Any], str]:
         return {}, ""
     plan, config = read_json(run.path / "plan.json"), run.config()
     planned = plan.get("config", {})
-    other = [f"{key} {planned[key]} and not {value}" for key, value in config.items()
-             if not re.fullmatch(NOT_IN_A_PLAN, key) and planned.get(key, value) != value]  # fmt: skip
-    return (
-        ({}, f"plan.json is of another run, with {', '.join(at_most(other, 5))}: it is not compared")
-        if other
-        else (plan, "")
-    )
+    other = [
+        f"{key} {planned[key]} and not {value}"
+        for key, value in config.items()
+        if planned.get(key, value) != value and not re.fullmatch(NOT_IN_A_PLAN, key)
+    ]
+    if other:
+        return {}, f"plan.json is of another run, with {', '.join(at_most(other))}: it is not compared"
+    return plan, ""
 
 
 def _nats(loss: float | None) -> str:
