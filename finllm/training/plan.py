@@ -9,14 +9,16 @@ loaded.
     optimizer        = trainable parameters · seconds a parameter, measured on the same models, clipping included
     seconds a run    = steps · seconds a step + w₁ + (L − 1)(wₘ − w₁)/(m − 1)
                                             w: what the first two steps take more than later ones
-    peak memory      = pₘ + (L − m) · (weights + optimizer state + max(activations, gradients))
+    peak memory      = pₘ + (L − m) · (weights + optimizer state + max(activations, gradients) + gₘ/m)
                                             p: resident memory's peak, first go only; the others: bytes a layer
+                                            g: how much of p came after the largest batch, times the frozen share
 
 The measured peak holds all there is: libraries, rows, the vocabulary's part, and what the allocator keeps in between.
 It is no exact figure, so it is not multiplied: what a layer adds is counted, its activations as the tensors that
-autograd keeps for backward, which frees a layer's activations as it forms its gradients. The first step faults its
-memory in and compiles kernels, which a short run feels. Where the peak is more than the machine has, the plan says
-which flag trains the same in less.
+autograd keeps for backward, which frees a layer's activations as it forms its gradients. Batches of other sizes leave
+gaps between buffers, more of them in more layers, which only gradients as large as the model fill. The first step
+faults its memory in and compiles kernels, which a short run feels. Where the peak is more than the machine has, the
+plan says which flag trains the same in less.
 
 On n GPUs nothing is measured here. A step is its operations at an assumed share of the data sheet's rate, and the part
 of the gradients' ring all-reduce, 2(n − 1)/n of their bytes (Patarasuk and Yuan 2009), that backward, two thirds of a
@@ -156,6 +158,7 @@ def predict(base: str, recipe, training, model_arguments, rows: list[dict[str, A
             more.peak_memory_bytes
             + in_more_layers("held_bytes")
             + max(in_more_layers("activation_bytes"), in_more_layers("gradient_bytes"))
+            + more.gap_bytes * (layers - half) / half * (1 - trainable / total)
         ),
         memory_bytes=machine.memory_bytes(),
         activation_checkpointing=training.activation_checkpointing,

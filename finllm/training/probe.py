@@ -33,6 +33,7 @@ class Probe:
     optimizer_seconds: float
     first_seconds: float  # more than the same batch takes later, of the first two steps
     peak_memory_bytes: int  # of this process in these steps, the second go left out
+    gap_bytes: int  # of which batches of other sizes than the largest left between them
     held_bytes: int  # weights and optimizer state
     activation_bytes: int  # that the largest batch keeps for backward
     gradient_bytes: int
@@ -58,10 +59,10 @@ def probed(
     if recipe.base_dropout is not None:
         set_dropout(model, recipe.base_dropout)
     whole = add_adapter(model, model_arguments) if model_arguments.use_peft else model
-    add_supervised_head(model)
-    model.set_attn_implementation(joined.NAME)
     for parameter in whole.parameters():
         parameter.data = parameter.data.float() if parameter.requires_grad else parameter.data  # as the trainer does
+    add_supervised_head(model)
+    model.set_attn_implementation(joined.NAME)
     kernels.use_in(whole)
     whole.train()
     count = tokens_among_ids(whole)
@@ -77,7 +78,7 @@ def probed(
             kept[part.untyped_storage().data_ptr()] = part.untyped_storage().nbytes()
         return tensor.detach()
 
-    seconds, optimizer_seconds, peak = [], [], 0
+    seconds, optimizer_seconds, peaks = [], [], []
     # The second of the largest finds the optimizer's state there.
     for batch in (batches[0], *batches, *batches[1:]):
         inputs = {name: batch[name] for name in ("input_ids", "labels", "position_ids", "parts")}
@@ -93,8 +94,7 @@ def probed(
         seconds.append(middle - start)
         optimizer_seconds.append(time.perf_counter() - middle)
         optimizer.zero_grad()
-        if len(seconds) <= 2 + TIMED:  # the second go adds only what the allocator could not use again, by chance
-            peak = machine.recent_peak_bytes()
+        peaks.append(machine.recent_peak_bytes())
     counted = count_parameters(whole)
     for parameter in whole.parameters():
         kept.pop(parameter.untyped_storage().data_ptr(), None)
@@ -108,7 +108,8 @@ def probed(
         seconds=sum(faster) / len(faster),
         optimizer_seconds=min(optimizer_seconds[2:]),
         first_seconds=sum(seconds[:2]) - 2 * again + sum(optimizer_seconds[:2]) - 2 * min(optimizer_seconds[2:]),
-        peak_memory_bytes=peak,
+        peak_memory_bytes=peaks[1 + TIMED],  # the second go adds what the allocator could not use again, by chance
+        gap_bytes=peaks[1 + TIMED] - peaks[1],
         held_bytes=weights + STATE * counted.trainable,
         activation_bytes=sum(kept.values()),
         gradient_bytes=sum(parameter.numel() * parameter.element_size() for parameter in trainable),
