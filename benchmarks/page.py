@@ -166,9 +166,10 @@ def percent(value: Any, digits: int = 0) -> str:
     return number(None if value is None else 100 * value, digits, " %")
 
 
-def signed(share: float) -> str:
-    """A deviation in per cent, with its sign."""
-    return f"{100 * share:+.0f} %".replace("-", "−")
+def signed(share: float, limit: float) -> str:
+    """A deviation in per cent, with its sign; bold beyond the limit."""
+    said = f"{100 * share:+.0f} %".replace("-", "−")
+    return said if abs(share) <= limit else f"**{said}**"
 
 
 def memory(size: float | None) -> str:

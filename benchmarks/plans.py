@@ -69,7 +69,7 @@ def _held(model: str, method: str, data: str, steps: int) -> dict[str, Any]:
                 [sys.executable, *command, *flags], cwd=ROOT, env=around, capture_output=True, text=True
             )
             if done.returncode:
-                said = " ".join(done.stderr.split()) or " ".join(done.stdout.split())
+                said = (" ".join(done.stderr.split()) or " ".join(done.stdout.split())).removeprefix("error: ")
                 return {"cannot": f"{'plan' if 'plan' in command else 'training'}: {said[-300:]}"}
         planned, ran = read_json(Path(folder) / "plan.json"), read_json(Path(folder) / "summary.json")
     return {

@@ -71,7 +71,7 @@ def test_how_far_runs_were_from_their_plans(tmp_path):
     about = {"processor": "Some Xeon, AMX", "cores": 2, "date": "2099-01-01", "steps": 12}
     plan = {"benchmark": "plan", **about, "measured": runs}
     text = page.text_of([*held, plan])
-    assert "| full | 12 s +20 %, 3.0 GiB −25 % | – |" in text
+    assert "| full | 12 s +20 %, 3.0 GiB **−25 %** | – |" in text
     assert "| lora on 8 bits | – | plan: there is none |" in text
 
 
