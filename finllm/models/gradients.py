@@ -69,7 +69,8 @@ def nats_and_gradients(
     What autograd kept for them is let go, so that another way to the same loss can be tried in as much memory.
     """
     nats = nll_beside(model, rows)
-    gradients = gradients_of(model, torch.cat(nats)) if nats[0].requires_grad else {}
+    nats_N = torch.cat(nats)
+    gradients = gradients_of(model, nats_N) if nats_N.requires_grad else {}
     return [each.detach() for each in nats], gradients
 
 

@@ -169,6 +169,16 @@ def test_every_control_token_that_is_written_is_one_that_a_model_must_know() -> 
     assert template.ids == sorted([EOS, START, END, *more])
 
 
+def test_a_token_that_the_tokenizer_alone_writes_is_none_of_the_templates() -> None:
+    """As many begin every text with, which a template that begins otherwise does without."""
+    tokenizer = with_more(bos_token="<first>")
+    first = tokenizer.convert_tokens_to_ids("<first>")
+    begins = processors.TemplateProcessing("<first> $A", special_tokens=[("<first>", first)])
+    tokenizer.backend_tokenizer.post_processor = begins
+    assert tokenizer("a").input_ids[0] == first
+    assert made(CHATML, tokenizer).ids == sorted([EOS, START, END])
+
+
 def test_a_word_that_ends_answers_may_be_the_first_that_was_added() -> None:
     vocabulary = {"<e>": 0, "</s>": 1, "<unk>": 2, "user": 3, "assistant": 4}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
