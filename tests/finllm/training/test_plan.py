@@ -6,7 +6,7 @@ from transformers import AutoConfig
 from finllm.files import read_json
 from finllm.run_dir import RunDir
 from finllm.training.config import parse
-from finllm.training.probe import probed
+from finllm.training.probe import Probe, probed
 
 LORA = ("--use_peft", "true", "--lora_target_modules", "all-linear")
 
@@ -85,6 +85,26 @@ def test_what_a_layer_holds_is_its_weights_in_their_bits(bits, bytes_a_weight, l
     ]
     linear, lora = 2 * 32 * 32 + 2 * 16 * 32 + 3 * 32 * 48, 16 * (2 * 64 + 2 * 48 + 3 * 80)
     assert held[1] - held[0] == bytes_a_weight * linear + 4 * 2 * 32 + 12 * lora
+
+
+@pytest.mark.parametrize(("trainable", "peak"), [((50, 70), 1000 + 3 * 10 + 3 * 20 + 30), ((150, 250), 1090)])
+def test_gaps_between_buffers_grow_with_the_layers_as_far_as_they_are_frozen(
+    trainable, peak, command, gpt2_dir, dataset_dir, tmp_path, monkeypatch
+):
+    """Of six layers three are measured: 40 bytes of gaps become 40 more, times the frozen share, 3/4 or nothing."""
+    config = AutoConfig.from_pretrained(gpt2_dir, n_layer=6)
+
+    def measured(config, layers, *others):
+        of_a_layer = {"held_bytes": 10 * layers, "activation_bytes": 20 * layers, "gradient_bytes": 5 * layers}
+        counted = {"total": 100 + 50 * layers, "trainable": trainable[layers == 3]}
+        return Probe(1.0, 0.0, 0.0, peak_memory_bytes=1000, gap_bytes=40, **of_a_layer, **counted)
+
+    monkeypatch.setattr("finllm.training.plan.causal_config", lambda *given: config)
+    monkeypatch.setattr("finllm.training.plan.probed", measured)
+    flags = ("--model_name_or_path", gpt2_dir, "--dataset_name", dataset_dir, "--max_length", 256)
+    done = command("finllm/cli.py", "plan", *flags, "--output_dir", tmp_path / "run")
+    assert done.status == 0, done.err
+    assert read_json(tmp_path / "run" / "plan.json")["peak_memory_bytes"] == peak
 
 
 def test_a_plan_reads_the_recipes_flags(command):
