@@ -19,7 +19,7 @@ from rich.console import Console
 from rich.table import Table
 from turns import by_turns, common_flags, set_up
 
-from finllm.cpu import machine, processor
+from finllm.cpu import machine
 from finllm.errors import run_command
 from finllm.files import cache_dir
 
@@ -58,7 +58,7 @@ def show(measured: dict[str, list[dict]], dtype: str, console: Console) -> None:
     rates = {variant: [run["supervised"] / run["seconds"] for run in runs] for variant, runs in measured.items()}
     # Measured beside every variant: a shared machine is not the same from one minute to the next.
     products = statistics.median(run["matrix_product_flops"] for runs in measured.values() for run in runs)
-    place = f"{processor.name()}, {machine.cores()} cores"
+    place = f"{machine.name()}, {machine.cores()} cores"
     table = Table(title=f"{place}, {products / 1e9:.0f} GFLOP/s of {dtype} products")
     for column in ("variant", "tokens/s", "low – high", "to (a)", "to (b)", "memory", "of products"):
         table.add_column(column, justify="left" if column == "variant" else "right")

@@ -64,7 +64,8 @@ def _held(model: str, method: str, data: str, steps: int) -> dict[str, Any]:
             *METHODS.get(method, ["--peft_type", method]),
         ]  # fmt: skip
         for command in (["-m", "finllm.cli", "plan"], ["recipes/sft.py"]):
-            around = {**os.environ, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"}
+            path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
+            around = {**os.environ, "PYTHONPATH": path, "HF_HUB_OFFLINE": "1"}
             done = subprocess.run(
                 [sys.executable, *command, *flags], cwd=ROOT, env=around, capture_output=True, text=True
             )

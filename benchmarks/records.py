@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from finllm.cpu import machine, processor
+from finllm.cpu import machine
 from finllm.errors import UserError
 from finllm.files import read_json, write_json
 from finllm.threads import cores
@@ -32,7 +32,7 @@ def record(benchmark: str, measured: Any, **more: Any) -> dict[str, Any]:
     return {
         "benchmark": benchmark,
         "date": time.strftime("%Y-%m-%d"),
-        "processor": processor.name(),
+        "processor": machine.name(),
         "cores": cores(),
         "memory_gib": round(machine.memory_bytes() / 2**30),
         "python": platform.python_version(),

@@ -25,7 +25,7 @@ from finllm.errors import UserError, run_command
 from finllm.files import read_json, write_json, write_text
 from finllm.models.methods import known_method
 from finllm.study.conduct import Conduct, Found
-from finllm.study.evaluating import Evaluating
+from finllm.study.evaluating import Evaluating, environment
 from finllm.study.progress import Teller, plan_table, standing
 from finllm.study.results import results_of
 from finllm.study.settings import Study, read_study
@@ -48,7 +48,7 @@ def main() -> None:
     claim_folder(folder, study, arguments)
     devices = devices_of(arguments.workers)
 
-    plans = plans_of(study, folder / "plans")
+    plans = plans_of(study, folder / "plans", devices[0])
     table, seconds = plan_table(study, plans, len(devices))
     console = Terminal()
     console.print(table)
@@ -147,7 +147,7 @@ def devices_of(workers: int | None) -> list[int | None]:
     return [number % count if count else None for number in range(workers or count or 1)]
 
 
-def plans_of(study: Study, folder: Path) -> dict[str, dict[str, Any] | str]:
+def plans_of(study: Study, folder: Path, device: int | None) -> dict[str, dict[str, Any] | str]:
     """What `finllm plan` says of a run of the first method that it can plan, kept for the next time.
 
     A plan takes a minute of its own, so the other methods are taken to be as slow until their first runs show it.
@@ -163,7 +163,7 @@ def plans_of(study: Study, folder: Path) -> dict[str, dict[str, Any] | str]:
             write_text(config, yaml.safe_dump({**settings, "output_dir": str(place)}, sort_keys=False))
             Terminal(stderr=True).print(f"planning {method}", soft_wrap=True)
             command = [sys.executable, "-m", "finllm.cli", "plan", "--config", str(config)]
-            done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+            done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=environment(device))
             if done.returncode or not (place / "plan.json").exists():
                 plans[method] = (done.stderr.strip().splitlines() or ["no plan"])[-1]
                 continue

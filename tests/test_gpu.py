@@ -16,8 +16,9 @@ SETTINGS = ("--max_length", 256, "--per_device_train_batch_size", 4, "--logging_
             "--disable_tqdm", "true", "--bf16", "false", "--eval_strategy", "steps", "--eval_steps", 3,
             "--save_strategy", "steps", "--save_steps", 3)  # fmt: skip
 METHODS = {
-    # Adam makes a whole step of a gradient that is nothing but rounding, and two devices round differently.
-    "full": ("--optim", "sgd", "--learning_rate", "0.1"),
+    # Adam makes a whole step of a gradient that is nothing but rounding, and two devices round differently. They draw
+    # other numbers too.
+    "full": ("--optim", "sgd", "--learning_rate", "0.1", "--base_dropout", 0),
     "lora": ("--use_peft", "true", "--lora_target_modules", "all-linear"),
     "qlora": ("--use_peft", "true", "--lora_target_modules", "all-linear", "--load_in_4bit", "true"),
 }
@@ -81,6 +82,24 @@ def test_in_bfloat16_and_compiled(train, on_gpu):
     assert losses(compiled) == pytest.approx(losses(plain), abs=2e-2)
     done = on_gpu("-m finllm.cli generate", compiled.path, "What is a tax?", "--max_new_tokens", 4)
     assert done.status == 0, done.err
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_plan_is_measured_there_and_near_the_run(train, on_gpu, gpt2_dir, dataset_dir, method, tmp_path):
+    flags = ("--model_name_or_path", gpt2_dir, "--dataset_name", dataset_dir, "--output_dir", tmp_path / "run",
+             *SETTINGS, *METHODS[method], "--max_steps", 6, "--optim", "adamw_torch_fused",
+             "--eval_strategy", "no", "--eval_on_start", "false", "--save_strategy", "no")  # fmt: skip
+    done = on_gpu("-m finllm.cli plan", *flags)
+    assert done.status == 0 and "measured on NVIDIA" in done.out, done.err
+    plan = json.loads((tmp_path / "run/plan.json").read_text())
+    done = on_gpu("recipes/sft.py", *flags)
+    assert done.status == 0 and done.out.count("of the plan") == 3, done.err
+    ran = RunDir(tmp_path / "run").summary()
+    for name in ("total_parameters", "trainable_parameters", "steps"):
+        assert plan[name] == ran[name], name
+    assert plan["peak_memory_bytes"] == pytest.approx(ran["peak_memory_bytes"], rel=0.3)
+    there = on_gpu("-m finllm.cli plan", *flags, "--use_cpu", "true")
+    assert there.status == 0 and "NVIDIA" not in there.out, there.err
 
 
 def test_rows_end_to_end_are_for_a_cpu(train):

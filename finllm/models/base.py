@@ -21,7 +21,7 @@ from transformers.utils import logging
 from trl import ModelConfig, get_quantization_config
 
 from finllm.cpu import kernels
-from finllm.cpu.machine import use_all_cores, uses_gpu
+from finllm.cpu.machine import attend_at_any_length, use_all_cores, uses_gpu
 from finllm.errors import UserError
 from finllm.files import atomic_folder
 from finllm.models import checked
@@ -57,6 +57,7 @@ def make_random_model(config_dir: Path | str, output_dir: Path | str, seed: int 
 def load_base_model(resolved: str, arguments: ModelConfig) -> PreTrainedModel:
     """A causal language model with float32 weights, or as `dtype`, `load_in_4bit` and `load_in_8bit` ask."""
     use_all_cores()
+    attend_at_any_length()
     quantised = arguments.load_in_4bit or arguments.load_in_8bit
     if quantised and importlib.util.find_spec("bitsandbytes") is None:
         raise UserError(

@@ -69,7 +69,7 @@ class Evaluating:
             with open(log, "w", encoding="utf-8") as file:
                 started.append((log, subprocess.Popen(
                     self._command(script, *runs[number::workers], *arguments), stdout=file, stderr=file,
-                    stdin=subprocess.DEVNULL, env=_environment(self.devices[number]),
+                    stdin=subprocess.DEVNULL, env=environment(self.devices[number]),
                 )))  # fmt: skip
         failed = [(log, process.returncode) for log, process in started if process.wait()]
         for log, _ in failed:
@@ -79,7 +79,7 @@ class Evaluating:
 
     def _one(self, script: str, *arguments: Any) -> None:
         """One of eval's commands as a process of its own, whose failure is this command's."""
-        status = subprocess.run(self._command(script, *arguments), env=_environment(self.devices[0])).returncode
+        status = subprocess.run(self._command(script, *arguments), env=environment(self.devices[0])).returncode
         if status:
             raise SystemExit(max(1, status))
 
@@ -123,5 +123,6 @@ def _method_of(content: dict[str, Any], run: Path) -> str:
     )
 
 
-def _environment(device: int | None) -> dict[str, str]:
+def environment(device: int | None) -> dict[str, str]:
+    """This process's variables, for one that sees the GPU of this number alone."""
     return {**os.environ, **({} if device is None else {"CUDA_VISIBLE_DEVICES": str(device)})}

@@ -20,7 +20,8 @@ gaps between buffers, more of them in more layers, which only gradients as large
 faults its memory in and compiles kernels, which a short run feels. Where the peak is more than the machine has, the
 plan says which flag trains the same in less.
 
-On n GPUs nothing is measured here. A step is its operations at an assumed share of the data sheet's rate, and the part
+Where a run would use a GPU, the same is measured on it, of rows as they are padded there, and peak memory is the GPU's
+own. On n GPUs nothing is measured. A step is its operations at an assumed share of the data sheet's rate, and the part
 of the gradients' ring all-reduce, 2(n − 1)/n of their bytes (Patarasuk and Yuan 2009), that backward, two thirds of a
 step, does not hide. docs/scaling.md follows the arithmetic through an example.
 """
@@ -35,7 +36,7 @@ import torch
 from rich.table import Table
 from transformers.trainer_pt_utils import get_length_grouped_indices
 
-from finllm.cpu import joined, machine
+from finllm.cpu import machine
 from finllm.data.prepare import resolve
 from finllm.errors import UserError
 from finllm.files import cache_dir, write_json
@@ -45,10 +46,10 @@ from finllm.models.settings import not_planned
 from finllm.run_dir import RunDir
 from finllm.terminal import Terminal
 from finllm.text.templates import template_of
-from finllm.text.tokens import tokenize
+from finllm.text.tokens import IGNORED, tokenize
 from finllm.training.batches import batches_of_epoch
 from finllm.training.config import parse, resolved
-from finllm.training.probe import TIMED, probed
+from finllm.training.probe import TIMED, probed, way_on
 
 GPUS = (1, 2, 4, 8)
 GPU_FLOPS = 0.4 * 989e12  # 40 % of an H100's dense bfloat16 rate by its data sheet
@@ -76,6 +77,7 @@ class Plan:
     flops_per_step: float
     machine_flops: float  # a second, of products in the run's own dtype
     dtype: str  # that one: float32, or bfloat16 under autocast
+    device: str  # the name of what computed
 
 
 def main(arguments: list[str]) -> None:
@@ -83,13 +85,15 @@ def main(arguments: list[str]) -> None:
     recipe, training, model_arguments = parse(arguments)
     config = resolved(recipe, training, model_arguments)
     RunDir(training.output_dir).refuse_links()
-    if not training.use_cpu:
-        raise UserError(
-            "finllm plan measures on the CPU it runs on; on a GPU machine add --use_cpu true for a CPU's plan"
-        )
     if unknown := not_planned(model_arguments):
         raise UserError(f"finllm plan measures some layers and adds the others up, and {unknown}; plan it without")
-    if recipe.keep_freed_memory:
+    on_cpu = training.device.type == "cpu"
+    if not on_cpu and (count := torch.cuda.device_count()) > 1:
+        raise UserError(
+            f"this machine has {count} GPUs and finllm plan measures one; run it with CUDA_VISIBLE_DEVICES=0, or with "
+            "--use_cpu true for a CPU's plan"
+        )
+    if recipe.keep_freed_memory and on_cpu:
         machine.keep_freed_memory()
     base = resolve_base_model(model_arguments.model_name_or_path, weights=False)
     causal_config(base, model_arguments.model_revision)  # refused before the data is read
@@ -113,15 +117,13 @@ def predict(base: str, recipe, training, model_arguments, rows: list[dict[str, A
     config = causal_config(base, model_arguments.model_revision)
     layers = config.num_hidden_layers
     lengths = [len(row["input_ids"]) for row in rows]
-    tokens = sum(lengths)
     accumulated = training.gradient_accumulation_steps
     epoch = _batches(training, lengths)
     steps = round(training.num_train_epochs * math.ceil(len(epoch) / accumulated))
     if training.max_steps > 0:
         steps = training.max_steps
     drawn = [[rows[index] for index in batch] for batch in epoch[: min(DRAWS, steps * accumulated)]]
-    batches = [joined.join(batch) for batch in drawn]
-    sizes = [batch["input_ids"].shape[1] for batch in batches]
+    sizes, tokens = zip(*map(way_on(training.device).size, drawn), strict=True)
     average = sum(sizes) / len(sizes)
     by_size = [drawn[number] for number in sorted(range(len(drawn)), key=sizes.__getitem__)]
     timed = [by_size[(2 * part + 1) * len(by_size) // (2 * TIMED)] for part in range(TIMED)]
@@ -140,7 +142,7 @@ def predict(base: str, recipe, training, model_arguments, rows: list[dict[str, A
     optimizer = trainable * more.optimizer_seconds / more.trainable
     seconds = accumulated * extrapolate(few.seconds, more.seconds) + optimizer
     head = config.vocab_size * config.hidden_size
-    labels = sum((batch["labels"] != joined.IGNORED).sum().item() for batch in batches) / len(batches)
+    labels = sum(label != IGNORED for batch in drawn for row in batch for label in row["labels"]) / len(drawn)
     body = total - head * (1 if config.tie_word_embeddings else 2)
     passes = 4 if model_arguments.use_peft else 6
     passes += 2 if training.activation_checkpointing else 0  # the forward pass again
@@ -148,23 +150,24 @@ def predict(base: str, recipe, training, model_arguments, rows: list[dict[str, A
         total_parameters=total,
         trainable_parameters=trainable,
         rows=len(rows),
-        tokens=tokens,
+        tokens=sum(lengths),
         supervised_tokens=supervised,
         steps=steps,
         step_seconds=seconds,
         train_seconds=seconds * steps + max(0.0, extrapolate(few.first_seconds, more.first_seconds)),
-        tokens_per_second=accumulated * sum(int(batch["lengths"].sum()) for batch in batches) / len(batches) / seconds,
+        tokens_per_second=accumulated * sum(tokens) / len(tokens) / seconds,
         peak_memory_bytes=round(
             more.peak_memory_bytes
             + in_more_layers("held_bytes")
             + max(in_more_layers("activation_bytes"), in_more_layers("gradient_bytes"))
             + more.gap_bytes * (layers - half) / half * (1 - trainable / total)
         ),
-        memory_bytes=machine.memory_bytes(),
+        memory_bytes=machine.memory_to_train_in(),
         activation_checkpointing=training.activation_checkpointing,
         flops_per_step=accumulated * passes * (body * average + head * labels),
         machine_flops=machine.matrix_product_rate(torch.bfloat16 if training.bf16 else torch.float32),
         dtype="bfloat16" if training.bf16 else "float32",
+        device=machine.name(),
     )
 
 
@@ -190,7 +193,7 @@ def on_gpus(plan: Plan, count: int, flops: float = GPU_FLOPS, link: float = LINK
 
 def show(plan: Plan) -> None:
     """The prediction as tables: the run on this machine, and the arithmetic on several GPUs."""
-    table = Table(title="Planned", title_justify="left")
+    table = Table(title=f"Planned, measured on {plan.device}", title_justify="left")
     table.add_column("")
     table.add_column("", justify="right")
     for name, value in (

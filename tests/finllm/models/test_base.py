@@ -12,6 +12,7 @@ from finllm.cpu import machine
 from finllm.errors import UserError
 from finllm.models.adapters import add_adapter
 from finllm.models.base import Parameters, base_model_hash, count_parameters, load_base_model
+from finllm.models.settings import MethodConfig
 from finllm.models.skeletons import skeleton
 
 
@@ -25,6 +26,12 @@ def test_random_weights_are_made_by_the_command_and_follow_the_seed(command, gpt
     assert done.status == 2 and "is not empty" in done.err
     done = command("finllm/cli.py", "random-weights", tmp_path, "--output_dir", tmp_path / "d")
     assert done.status == 2 and "holds no config.json" in done.err
+
+
+def test_no_model_is_loaded_with_an_attention_that_wants_a_graph_for_every_length(gpt2_dir, monkeypatch):
+    monkeypatch.setattr(torch.backends.cuda, "enable_cudnn_sdp", asked := [].append)
+    load_base_model(str(gpt2_dir), MethodConfig())
+    assert asked.__self__ == [False]
 
 
 def test_parameters_are_counted_with_tied_weights_once(gpt2_dir):

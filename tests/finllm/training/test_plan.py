@@ -1,12 +1,13 @@
 """`finllm plan` by its command line, held against the run that it predicts."""
 
 import pytest
-from transformers import AutoConfig
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from finllm.files import read_json
 from finllm.run_dir import RunDir
-from finllm.training.config import parse
-from finllm.training.probe import Probe, probed
+from finllm.training.config import TrainingConfig, parse
+from finllm.training.probe import Joined, Padded, Probe, probed, way_on
 
 LORA = ("--use_peft", "true", "--lora_target_modules", "all-linear")
 
@@ -38,6 +39,18 @@ def test_what_can_be_counted_is_planned_exactly_and_the_summary_compares_the_res
         assert plan[name] == summary[name], name
     assert 2 * plan["supervised_tokens"] == summary["supervised_tokens"]
     assert plan["train_seconds"] > 0 and plan["flops_per_step"] > 0
+
+
+def test_a_step_as_on_a_gpu_has_the_models_own_loss_of_padded_rows(gpt2_dir):
+    """What a GPU test holds against a run there, as far as a CPU can: positions, tokens and loss of one batch."""
+    model = AutoModelForCausalLM.from_pretrained(gpt2_dir).eval()
+    rows = [{"input_ids": [*range(9, 9 + count)], "labels": [-100, -100, *range(11, 9 + count)]} for count in (6, 4)]
+    own = [model(torch.tensor([row["input_ids"]]), labels=torch.tensor([row["labels"]])).loss for row in rows]
+    way = Padded(model, model)
+    batch = way.batch([{**row, "seq_lengths": [len(row["input_ids"])]} for row in rows])
+    assert batch["input_ids"].shape == (2, 6) and way.size(rows) == (12, 10)
+    assert way.nll(model, batch).item() == pytest.approx((4 * own[0] + 2 * own[1]).item(), rel=1e-5)
+    assert way_on(torch.device("cuda", 0)) is Padded and way_on(torch.device("cpu")) is Joined
 
 
 def test_a_plan_of_another_run_is_not_compared(command, gpt2_dir, dataset_dir, tmp_path):
@@ -105,6 +118,15 @@ def test_gaps_between_buffers_grow_with_the_layers_as_far_as_they_are_frozen(
     done = command("finllm/cli.py", "plan", *flags, "--output_dir", tmp_path / "run")
     assert done.status == 0, done.err
     assert read_json(tmp_path / "run" / "plan.json")["peak_memory_bytes"] == peak
+
+
+def test_of_several_gpus_a_plan_measures_one(command, gpt2_dir, dataset_dir, monkeypatch):
+    monkeypatch.setattr(TrainingConfig, "device", property(lambda self: torch.device("cuda", 0)))
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    done = command(
+        "finllm/cli.py", "plan", "--model_name_or_path", gpt2_dir, "--dataset_name", dataset_dir, "--output_dir", "x"
+    )
+    assert done.status == 2 and "has 2 GPUs and finllm plan measures one; run it with CUDA_VISIBLE_DEVICES=0" in done.err
 
 
 def test_a_plan_reads_the_recipes_flags(command):
