@@ -8,22 +8,38 @@ import importlib.metadata
 import os
 import platform
 import subprocess
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 PACKAGES = ("torch", "transformers", "trl", "peft", "accelerate", "datasets", "bitsandbytes", "sentencepiece")
 
 
-def provenance(**hashes_and_seeds: Any) -> dict[str, Any]:
-    """Where a run comes from: git commit, Python and package versions, hardware, and what the caller adds."""
+def provenance(gpu: str | None = None, **hashes_and_seeds: Any) -> dict[str, Any]:
+    """Where a run comes from: git commit, Python and package versions, hardware, and what the caller adds.
+
+    `gpu` is the name of the one that computed; None where the processor did.
+    """
     return {
         "git_commit": _git("rev-parse", "HEAD"),
         "git_dirty": bool(_git("status", "--porcelain", "--untracked-files=no")),
         "python": platform.python_version(),
         "packages": package_versions(),
-        "hardware": {"machine": platform.machine(), "processor": _processor(), "cores": os.cpu_count()},
+        "hardware": {
+            "machine": platform.machine(),
+            "processor": _processor(),
+            "cores": os.cpu_count(),
+            **({"gpu": gpu} if gpu else {}),
+        },
         **hashes_and_seeds,
     }
+
+
+def computed_on(held: Mapping[str, Any]) -> str:
+    """What computed, as a provenance tells: the GPU, or the processor and how many cores it has; else nothing."""
+    hardware = held.get("hardware") or {}
+    processor, cores = hardware.get("processor"), hardware.get("cores")
+    return hardware.get("gpu") or (f"{processor}, {cores} cores" if processor and cores else processor or "")
 
 
 def package_versions() -> dict[str, str]:

@@ -186,7 +186,7 @@ def train(conduct: Conduct, plans: Mapping[str, Any], devices: list[int | None])
 
     def worker(device: int | None) -> None:
         try:
-            conduct.work(device, tell)
+            conduct.work(device, tell, devices.count(device) - 1)
         except BaseException as error:  # told by the thread that waits for all
             failures.append(error)
             conduct.stop.set()

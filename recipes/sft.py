@@ -68,6 +68,7 @@ def main() -> None:
         )
     template = template_of(recipe.template, tokenizer, model_arguments.model_name_or_path)
     origin = provenance(
+        gpu=machine.gpu_name(),
         dataset_hash=dataset.hash,
         base_model_hash=base_model_hash(base, revision=model_arguments.model_revision),
         tokenizer_hash=tokenizer_hash(tokenizer),

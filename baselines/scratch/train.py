@@ -84,6 +84,7 @@ def train(config: TrainConfig, resume: bool = False, stop_at_step: int | None = 
     # What this run is made from. Where the folder holds a run already, it must be the same
     settings = settings_of(run, config, resume)
     origin = provenance(
+        gpu=machine.gpu_name(),
         dataset_hash=dataset.hash,
         base_model_hash=None,
         tokenizer_hash=tokenizer.hash,

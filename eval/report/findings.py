@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from typing import Any
 
 from eval.evaluated import Run
 from eval.statistics.uncertainty import LEVEL
+from finllm.errors import at_most
+from finllm.provenance import computed_on
 from finllm.text.prompts import TEMPLATE_ID
 
 
@@ -86,6 +89,19 @@ def of_the_data(contamination: dict[str, Any] | None, runs: list[Run]) -> list[s
     ]
 
 
+def machines_of(runs: Mapping[str, list[Run]]) -> dict[str, list[str]]:
+    """What was trained on each machine, of `runs` by name; those that do not say where are left out."""
+    found: dict[str, list[str]] = {}
+    for name, group in runs.items():
+        for machine in sorted({computed_on(run.provenance) for run in group if run.summary} - {""}):
+            found.setdefault(machine, []).append(name)
+    return found
+
+
+def places(machines: dict[str, list[str]]) -> str:
+    return "; ".join(f"{', '.join(at_most(names))} on {machine}" for machine, names in machines.items())
+
+
 def caveats(runs: list[Run]) -> list[str]:
     """What a reader must know before comparing the columns of this very table."""
     written = [run for run in runs if run.split.generated]
@@ -125,6 +141,10 @@ def caveats(runs: list[Run]) -> list[str]:
         said.append(
             "Bits per byte without the examples that have a duplicate in the training data, and how many are left of "
             f"{runs[0].split.examples}: {bits}."
+        )
+    if len(machines := machines_of({run.name: [run] for run in runs})) > 1:
+        said.append(
+            f"Trained on different machines, so that times and memory are not to be compared: {places(machines)}."
         )
     if fewer:
         said.append(f"ROUGE, BLEU and stop rate cover {most} answers, but only {', '.join(fewer)}.")

@@ -136,6 +136,7 @@ def _charted(study: dict[str, Any] | None) -> dict[str, Any] | None:
     colours = dict(zip(trained, _colours([{"method": name} for name in trained]), strict=True))
     return {
         "groups": study["groups"],
+        "apart": study["apart"],
         "curves": [{**curve, "colour": colours[curve["name"]]} for curve in study["curves"]],
         "scaled": [{**each, "colour": colours[each["name"]]} for each in study["scaled"]],
         "methods": [{**row, "colour": colours.get(row["name"], "hue-base")} for row in study["rows"]],

@@ -54,7 +54,7 @@ function methodChart(study) {
     ["trainable_parameters", "Trainable parameters", short], ["train_seconds", "Train time", clock],
     ["peak_memory_bytes", "Peak memory", (value) => `${Number((value / 1e9).toPrecision(2))} GB`],
     ["forgetting", "Forgetting, nats a token", (value) => String(Number(value.toPrecision(2)))],
-  ].filter(([key]) => study.methods.some((method) => method.seeds && method[key] > 0));
+  ].filter(([key]) => !study.apart.includes(key) && study.methods.some((method) => method.seeds && method[key] > 0));
   let chosen = 0;
   const redraw = drawAtWidth(field("study-chart"), (width) => {
     const [key, title, format] = costs[chosen];

@@ -16,7 +16,7 @@ import yaml
 
 from eval import shapes
 from eval.evaluated import Run
-from eval.report.findings import listing
+from eval.report.findings import listing, machines_of, places
 from eval.shapes import COUNT, Each, Maybe
 from eval.statistics.comparison import ALPHA, ranks
 from eval.statistics.seeds import compare_recipes, recipes
@@ -101,12 +101,13 @@ def view(study: dict[str, Any], runs: list[Run]) -> dict[str, Any]:
     }
     groups = by_tokenizer({row["name"]: study["runs"][row["name"]][0].provenance.get("tokenizer_hash")
                            for row in rows if row["seeds"]})  # fmt: skip
+    apart, why = _not_compared(study)
     equal: dict[str, Any] = {}
-    for group in groups:
+    for group in groups if "train_seconds" not in apart else ():
         equal |= losses_at_equal_seconds({"methods": {name: study["methods"][name] for name in group}})
     content = {"budget": study["budget"], "seeds": study["seeds"], "seconds": study["seconds"],
                "trainings": study["trainings"], "rows": rows, "comparisons": told, "failed": failed,
-               "equal_seconds": equal, "groups": groups}  # fmt: skip
+               "equal_seconds": equal, "groups": groups, "apart": apart, "why_apart": why}  # fmt: skip
     content["curves"] = [_curve(study, row["name"]) for row in rows if row["name"] in study["methods"]]
     content["scaled"] = [
         {"name": row["name"], **held}
@@ -122,6 +123,21 @@ def view(study: dict[str, Any], runs: list[Run]) -> dict[str, Any]:
     }
     content["findings"] = findings(content, runs[0].split.questions)
     return content
+
+
+def _not_compared(study: dict[str, Any]) -> tuple[list[str], str]:
+    """Which costs of the methods are not of one kind, and why: of other machines, or of one that did more meanwhile."""
+    groups = study["runs"]
+    if len(machines := machines_of(groups)) > 1:
+        return ["train_seconds", "peak_memory_bytes"], (
+            f"Trained on different machines, so times and memory are not compared: {places(machines)}."
+        )
+    beside = max((final.get("beside", 0) for name in groups for final in study["methods"][name]["finals"]), default=0)
+    if beside:
+        return ["train_seconds"], (
+            f"Up to {beside + 1} trainings shared a device, so the times are of that and are not compared."
+        )
+    return [], ""
 
 
 def by_tokenizer(methods: Mapping[str, Any]) -> list[list[str]]:
@@ -235,6 +251,8 @@ def findings(content: dict[str, Any], questions: int) -> list[str]:
                 f"{gain['nats_per_token']:.3f} nats a token better ({gain['low']:.3f} to {gain['high']:.3f}) on the "
                 f"{each['split']} rows where that was found."
             )
+    if content["why_apart"]:
+        said.append(content["why_apart"])
     if content["failed"]:
         said.append(f"Not trained: {'; '.join(f'{name} ({why})' for name, why in content['failed'].items())}.")
     return said
@@ -269,7 +287,7 @@ def _compared(
                     f"{row['name']} gives {100 * share:.0f} % of {best['name']}'s gain over the base model with "
                     f"{less:.2g} of its trainable parameters."
                 )
-    for row in alike:
+    for row in alike if "train_seconds" not in content["apart"] else ():
         ratio = row["train_seconds"] / best["train_seconds"]
         if ratio > 1.2 or ratio < 1 / 1.2:
             slower, faster = (row, best) if ratio > 1 else (best, row)

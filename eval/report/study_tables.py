@@ -40,7 +40,8 @@ def markdown(content: dict[str, Any], questions: int) -> str:
             decimals(row["forgetting"], 4),
         ])  # fmt: skip
     table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
-    equal = [_equal_seconds(content["equal_seconds"], names) for names in content["groups"]]
+    held = content["equal_seconds"]
+    equal = [_equal_seconds(held, names) for names in content["groups"] if held]
     settings = "\n".join(f"**{cell(name)}**\n\n```yaml\n{text}```\n" for name, text in content["chosen"].items())
     return "\n\n".join([
         " ".join(map(cell, content["findings"])),
@@ -50,7 +51,7 @@ def markdown(content: dict[str, Any], questions: int) -> str:
         f"trainings in {duration(content['seconds'])}. Good rates are those within one standard error of the best. "
         "Ranks hold for all rows at once, 95 % sure, other seeds and questions drawn. Forgetting is KL(base ‖ tuned) "
         "in nats a token on texts that the base model wrote.",
-        f"**After equal seconds**, validation loss {equal[0]}",
+        *(f"**After equal seconds**, validation loss {first}" for first in equal[:1]),
         *(f"Of another tokenizer, whose tokens are not those above, {more}" for more in equal[1:]),
         "**Chosen settings**, beside what all methods share:\n\n" + settings,
     ])  # fmt: skip

@@ -188,9 +188,14 @@ def memory_to_train_in() -> int:
     return torch.cuda.get_device_properties().total_memory if uses_gpu() else memory_bytes()
 
 
+def gpu_name() -> str | None:
+    """The name of the GPU that this process computes on, None where it computes on a CPU."""
+    return torch.cuda.get_device_name() if uses_gpu() else None
+
+
 def name() -> str:
     """What computes here: the GPU's name where one is used, else the processor's and its instructions."""
-    return torch.cuda.get_device_name() if uses_gpu() else processor.name()
+    return gpu_name() or processor.name()
 
 
 def now() -> float:

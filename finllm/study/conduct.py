@@ -100,8 +100,8 @@ class Conduct:
     def run_dir(self, task: Task) -> RunDir:
         return RunDir(self.trials / task.run)
 
-    def work(self, device: int | None, tell: Callable[[str], None]) -> None:
-        """Take what is due until nothing is, or `stop` is set."""
+    def work(self, device: int | None, tell: Callable[[str], None], beside: int = 0) -> None:
+        """Take what is due until nothing is, or `stop` is set. `beside` is of how many other workers on this device."""
         while not self.stop.is_set():
             with self.storage.alone():
                 task, others = self._next()
@@ -120,7 +120,7 @@ class Conduct:
                 return
             reason = f"{REFUSED}{ended.reason}" if ended.refused else ended.reason
             with self.storage.alone():
-                self.storage.end(task, claim, ended.loss, reason, ended.seconds)
+                self.storage.end(task, claim, ended.loss, reason, ended.seconds, beside)
             found = f"validation loss {ended.loss:.4f}" if ended.loss is not None else f"failed: {ended.reason}"
             tell(f"{task.run}: {found} at step {task.job.steps:,}, {ended.seconds:,.0f} s")
 

@@ -3,7 +3,8 @@
     methods.NAME.tried       by candidate and rate: steps, validation loss, run; or why there is none
     methods.NAME.chosen      candidate, settings, rate, its neighbours' losses, whether it is at an edge, and the width:
                              the rates around it whose loss is within one standard error of the difference to its own
-    methods.NAME.finals      a run a seed: validation loss, curve, seconds, memory, parameters
+    methods.NAME.finals      a run a seed: validation loss, curve, seconds, memory, parameters, and how many other
+                             trainings its device did `beside` it
     methods.NAME.failed      why a method has no chosen settings
 
 Losses are in nats a supervised token. Nothing here is of the test split. This module imports no torch.
@@ -119,7 +120,8 @@ def _final(found: Found, task: Any, trials: Path) -> dict[str, Any]:
         "steps",
         "supervised_tokens",
     )
-    return {**held, "validation_loss": end.loss, "curve": curve, **{key: summary[key] for key in cost}}
+    found = {key: summary[key] for key in cost}
+    return {**held, "validation_loss": end.loss, "curve": curve, "beside": end.beside, **found}
 
 
 def difference_error(first: Path, second: Path) -> float | None:

@@ -48,12 +48,16 @@ class Task:
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a task ended: its validation loss, or why there is none. `settled` is False for one that was interrupted."""
+    """How a task ended: its validation loss, or why there is none. `settled` is False for one that was interrupted.
+
+    Meanwhile its device trained so many others `beside` it.
+    """
 
     loss: float
     reason: str | None
     seconds: float
     settled: bool
+    beside: int = 0
 
 
 class Storage:
@@ -90,8 +94,9 @@ class Storage:
                 continue
             done, reason = trial.state == TrialState.COMPLETE, trial.user_attrs.get("reason")
             outcome = Outcome(
-                trial.value if done else FAILED, reason, trial.user_attrs.get("seconds", 0.0), reason != INTERRUPTED
-            )
+                trial.value if done else FAILED, reason, trial.user_attrs.get("seconds", 0.0), reason != INTERRUPTED,
+                trial.user_attrs.get("beside", 0),
+            )  # fmt: skip
             task = _task(candidate, trial)
             if task is not None and (task not in found or outcome.settled):
                 found[task] = outcome
@@ -122,10 +127,13 @@ class Storage:
         claim.trial = study.ask(DISTRIBUTIONS)
         return claim
 
-    def end(self, task: Task, claim: Claim, loss: float | None, reason: str | None, seconds: float) -> None:
-        """Tell how a task ended, and let go of it."""
+    def end(
+        self, task: Task, claim: Claim, loss: float | None, reason: str | None, seconds: float, beside: int = 0
+    ) -> None:
+        """Tell how a task ended, and let go of it. `beside` is of how many others that its device trained meanwhile."""
         study = self._study(task.candidate)
         claim.trial.set_user_attr("seconds", seconds)
+        claim.trial.set_user_attr("beside", beside)
         if reason is not None:
             claim.trial.set_user_attr("reason", reason)
         if loss is None:

@@ -1,10 +1,16 @@
 """recipes/compare.py by its command line: what is refused before anything starts, and a small study from end to end."""
 
 import json
+import runpy
+from pathlib import Path
+from threading import Event
+from types import SimpleNamespace
 
 import pytest
 import yaml
 from processes import serve
+
+ROOT = Path(__file__).resolve().parents[2]
 
 SHARED = {
     "per_device_train_batch_size": 4, "max_length": 128, "max_eval_samples": 6, "eval_on_start": False,
@@ -58,6 +64,13 @@ def test_a_folder_that_is_another_studys_or_none_is_refused(command, study, tmp_
         done = command("recipes/compare.py", "--config", path, "--output_dir", tmp_path / "out", *flags)
         assert done.status == 2 and said in done.err
     assert (tmp_path / "out" / "study.yaml").read_text() == "methods: {}\n"
+
+
+def test_a_worker_is_told_how_many_others_share_its_device():
+    asked = []
+    conduct = SimpleNamespace(stop=Event(), work=lambda device, tell, beside: asked.append((device, beside)))
+    assert runpy.run_path(str(ROOT / "recipes/compare.py"))["train"](conduct, {}, [0, 1, 0, None]) is None
+    assert sorted(asked, key=str) == [(0, 1), (0, 1), (1, 0), (None, 0)]
 
 
 @pytest.mark.soak

@@ -4,12 +4,14 @@ Only locators wait here: the page's own policy forbids the evaluation of strings
 """
 
 import itertools
+import json
 import random
 import shutil
 from pathlib import Path
 
 import pytest
-from evaluated_runs import make_run, report
+from evaluated_runs import leaderboard, make_run, report
+from test_study_page import make_study
 
 from finllm.files import read_jsonl, write_jsonl
 
@@ -98,6 +100,22 @@ def study(tmp_path_factory) -> Path:
         rewrite(run, change)
     report(*runs, out=folder / "out")
     return folder / "out" / "index.html"
+
+
+@pytest.mark.parametrize("gpu", ["", "a GPU"])
+def test_of_different_machines_times_and_memory_are_not_drawn(browser, tmp_path, gpu):
+    folder, runs = make_study(tmp_path / "study")
+    for run in runs[1:]:
+        held = json.loads((run / "provenance.json").read_text())
+        held["hardware"] = {"processor": "a CPU", "cores": 2}
+        (run / "provenance.json").write_text(json.dumps(held))
+    held["hardware"]["gpu"] = gpu
+    (run / "provenance.json").write_text(json.dumps(held))
+    done = leaderboard(*runs, "--study", folder, "--output_dir", tmp_path / "out")
+    assert done.returncode == 0, done.stderr
+    page = opened(browser, tmp_path / "out" / "index.html")
+    shown = page.locator("#study-choice button").all_text_contents()
+    assert shown == ["Trainable parameters", *(["Train time", "Peak memory"] if not gpu else [])]
 
 
 def status(page) -> str:

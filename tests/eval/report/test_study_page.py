@@ -159,6 +159,21 @@ def test_methods_at_equal_seconds_are_read_off_their_curves(study, tmp_path):
     assert "**After equal seconds**, validation loss after 50 s of training:" in markdown
 
 
+def test_the_times_of_different_machines_are_neither_compared_nor_drawn(study, tmp_path):
+    folder, runs = study
+    for number, run in enumerate(runs):
+        held = json.loads((run / "provenance.json").read_text())
+        held["hardware"] = {"processor": "a CPU", "cores": 2} | ({"gpu": "a GPU"} if number == 2 else {})
+        (run / "provenance.json").write_text(json.dumps(held))
+    content, page, markdown = shown(folder, runs, tmp_path / "out")
+    said = "so times and memory are not compared: lora, dora, ia3 on a CPU, 2 cores; lora on a GPU."
+    assert said in " ".join(content["findings"]) and said in page.words
+    assert "times the training time" not in " ".join(content["findings"]) and content["equal_seconds"] == {}
+    assert "After equal seconds" not in markdown and "**Chosen settings**" in markdown
+    assert page.data["study"]["apart"] == ["train_seconds", "peak_memory_bytes"]
+    assert "Trained on different machines, so that times and memory are not to be compared" in page.words
+
+
 def test_losses_a_token_are_compared_among_methods_of_one_tokenizer_alone(study, tmp_path):
     """IA3 is the quickest; of another tokenizer, it is no measure of the others' seconds any more."""
     folder, runs = study

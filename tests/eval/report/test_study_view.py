@@ -126,6 +126,30 @@ def test_what_else_the_page_shows(made):
     assert content["chosen"]["lora"] == "lora_r: 4\nlearning_rate: 0.001\n"
 
 
+@pytest.mark.parametrize(
+    ("hardware", "beside", "apart", "said"),
+    [
+        (["cpu", "cpu"], 0, [], ""),
+        (["cpu", None], 0, [], ""),  # an older run does not say where it was trained
+        (["cpu", "cpu"], 2, ["train_seconds"],
+         "Up to 3 trainings shared a device, so the times are of that and are not compared."),
+        (["cpu", "H100"], 2, ["train_seconds", "peak_memory_bytes"],
+         "Trained on different machines, so times and memory are not compared: lora, one on cpu, 2 cores; full on H100"
+         "."),
+    ],
+)  # fmt: skip
+def test_what_different_machines_took_is_not_compared(made, hardware, beside, apart, said):
+    study, runs, _ = made
+    names = {"cpu": {"processor": "cpu", "cores": 2}, "H100": {"processor": "cpu", "cores": 16, "gpu": "H100"}}
+    for each in runs[1:]:
+        of = hardware[each.name.startswith("full")]
+        each.provenance |= {"hardware": names[of]} if of else {}
+    study["methods"]["lora"]["finals"][0]["beside"] = beside
+    content = view(study, runs)
+    assert (content["apart"], content["why_apart"]) == (apart, said)
+    assert bool(content["equal_seconds"]) == (not apart)
+
+
 def test_the_methods_of_each_tokenizer_the_commonest_first():
     assert by_tokenizer({"a": 1, "b": 2, "c": 2, "d": 1, "e": 2}) == [["b", "c", "e"], ["a", "d"]]
     assert by_tokenizer({"a": 1, "b": None}) == [["a"], ["b"]]
@@ -198,7 +222,8 @@ def row(name, bits, low=1, may=False, **more):
 
 
 def said(*rows, **content):
-    defaults = {"rows": [*rows], "seeds": [1, 2], "scaled": [], "failed": {}, "comparisons": []}
+    defaults = {"rows": [*rows], "seeds": [1, 2], "scaled": [], "failed": {}, "comparisons": [], "apart": [],
+                "why_apart": ""}  # fmt: skip
     return findings(defaults | content, 1200)
 
 

@@ -144,7 +144,8 @@ def row(name, bits, **more):
 
 
 def said(*rows, **content):
-    defaults = {"rows": [*rows], "seeds": [1, 2], "scaled": [], "failed": {}, "comparisons": []}
+    defaults = {"rows": [*rows], "seeds": [1, 2], "scaled": [], "failed": {}, "comparisons": [], "apart": [],
+                "why_apart": ""}  # fmt: skip
     return findings(defaults | content, 1200)[1:]
 
 

@@ -64,7 +64,7 @@ def conducted(folder: Path, root: Path, workers: int = 1) -> dict:
     start = Forking((PRELOADED,)) if workers == 1 else from_nothing
     conduct = Conduct(study, Storage(folder), folder, root, start)
     with ThreadPoolExecutor(workers) as pool:
-        for done in [pool.submit(conduct.work, None, lambda line: None) for _ in range(workers)]:
+        for done in [pool.submit(conduct.work, None, lambda line: None, workers - 1) for _ in range(workers)]:
             done.result()
     return found_in(folder)
 
@@ -136,7 +136,11 @@ def test_whoever_was_killed_while_taking_a_task_keeps_nobody_from_it(written, tm
 
 
 def test_two_workers_share_a_study_and_train_nothing_twice(tmp_path, root, whole):
-    assert told(conducted(tmp_path / "shared", root, workers=3)) == told(found_in(whole))
+    alone, shared = found_in(whole), conducted(tmp_path / "shared", root, workers=3)
+    assert told(shared) == told(alone)
+    for content, beside in ((alone, 0), (shared, 2)):
+        finals = [run for method in content["methods"].values() for run in method["finals"] if "curve" in run]
+        assert finals and {run["beside"] for run in finals} == {beside}
     assert steps_taken(whole) == steps_taken(tmp_path / "shared")
 
 

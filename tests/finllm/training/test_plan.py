@@ -126,7 +126,9 @@ def test_of_several_gpus_a_plan_measures_one(command, gpt2_dir, dataset_dir, mon
     done = command(
         "finllm/cli.py", "plan", "--model_name_or_path", gpt2_dir, "--dataset_name", dataset_dir, "--output_dir", "x"
     )
-    assert done.status == 2 and "has 2 GPUs and finllm plan measures one; run it with CUDA_VISIBLE_DEVICES=0" in done.err
+    assert (
+        done.status == 2 and "has 2 GPUs and finllm plan measures one; run it with CUDA_VISIBLE_DEVICES=0" in done.err
+    )
 
 
 def test_a_plan_reads_the_recipes_flags(command):
