@@ -172,6 +172,23 @@ def signed(share: float, limit: float) -> str:
     return said if abs(share) <= limit else f"**{said}**"
 
 
+def deviations(plan: dict[str, Any]) -> list[dict[str, Any]]:
+    """Of each model of a record: its runs, how far from the plan they were at least and at most in seconds and GiB, in
+    words, and which were further than the limits or could not be had, and why."""
+    found = []
+    for model in _in_order(one["run"].partition(", ")[0] for one in plan["measured"]):
+        held = [one for one in plan["measured"] if one["run"].startswith(f"{model}, ")]
+        row = {"model": model, "runs": len(held), "beyond": []}
+        for key, limit, of in (("seconds", 0.25, "time"), ("gib", 0.15, "memory")):
+            far = {one["run"].partition(", ")[2]: one[key] / one[f"planned_{key}"] - 1 for one in held if key in one}
+            ends = sorted({min(far.values()), max(far.values())}) if far else []
+            row[key] = " to ".join(signed(each, limit) for each in ends) or "–"
+            row["beyond"] += [f"{of} of {name}" for name, each in far.items() if abs(each) > limit]
+        row["beyond"] += [f"{one['run'].partition(', ')[2]}: {one['cannot']}" for one in held if "cannot" in one]
+        found.append(row)
+    return found
+
+
 def memory(size: float | None) -> str:
     return number(None if size is None else size / GIB, 1, " GiB")
 
@@ -200,11 +217,7 @@ def text_of(records: Sequence[dict[str, Any]]) -> str:
             (one for one in found if (one["program"], _column(one)) == (program, column) and one["record"] is record),
             None,
         ),
-        "models_of": lambda plan: _in_order(one["run"].partition(", ")[0] for one in plan["measured"]),
-        "methods_of": lambda plan: _in_order(one["run"].partition(", ")[2] for one in plan["measured"]),
-        "run_of": lambda plan, model, method: next(
-            (one for one in plan["measured"] if one["run"] == f"{model}, {method}"), None
-        ),
+        "deviations": deviations,
     }
     return environment.get_template("performance.md.j2").render(
         METHODS=METHODS,

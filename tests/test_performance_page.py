@@ -67,12 +67,15 @@ def test_a_newer_record_takes_the_place_of_an_older(tmp_path):
 def test_how_far_runs_were_from_their_plans(tmp_path):
     held = [one for one in records.read_all() if one["benchmark"] != "plan"]
     ran = {"planned_seconds": 10.0, "seconds": 12.0, "planned_gib": 4.0, "gib": 3.0}
-    runs = [{"run": "GPT-2 124M, full", **ran}, {"run": "A model, lora on 8 bits", "cannot": "plan: there is none"}]
+    near = {**ran, "seconds": 9.0, "gib": 4.4}
+    runs = [{"run": "GPT-2 124M, full", **ran}, {"run": "GPT-2 124M, lora", **near},
+            {"run": "A model, lora on 8 bits", "cannot": "plan: there is none"}]  # fmt: skip
     about = {"processor": "Some Xeon, AMX", "cores": 2, "date": "2099-01-01", "steps": 12}
     plan = {"benchmark": "plan", **about, "measured": runs}
     text = page.text_of([*held, plan])
-    assert "| full | 12 s +20 %, 3.0 GiB **−25 %** | – |" in text
-    assert "| lora on 8 bits | – | plan: there is none |" in text
+    assert "| AMX | GPT-2 124M | 2 | −10 % to +20 % | **−25 %** to +10 % | memory of full |" in text
+    assert "| AMX | A model | 1 | – | – | lora on 8 bits: plan: there is none |" in text
+    assert "- AMX: 2099-01-01, 2 cores of Some Xeon, AMX, 12 steps each." in text
 
 
 def test_a_record_without_its_origin_is_refused(tmp_path):
