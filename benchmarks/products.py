@@ -23,7 +23,7 @@ from transformers.pytorch_utils import Conv1D
 from turns import set_up
 
 from finllm.cpu import joined, machine, processor
-from finllm.cpu.kernels import product
+from finllm.cpu.products import product
 from finllm.data.prepare import resolve
 from finllm.errors import run_command
 from finllm.files import cache_dir

@@ -11,7 +11,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from finllm.cpu.kernels import ALIGNED, dtype_of, kept
+from finllm.cpu.kernels import kept
+from finllm.cpu.products import ALIGNED, dtype_of
 
 Span = tuple[int, int]
 # Positions of queries, and of the keys that they see, the queries' own last

@@ -26,7 +26,7 @@ from torch.nn.functional import pad, scaled_dot_product_attention
 from transformers import AttentionInterface, PreTrainedModel
 
 from finllm.cpu.attention import Span, attention_of_parts
-from finllm.cpu.kernels import ALIGNED, has_amx
+from finllm.cpu.products import ALIGNED, has_amx
 from finllm.text.tokens import IGNORED
 
 VIRTUAL = -1  # in place of an id: a token that is in no text, which the method that trains it puts there

@@ -1,4 +1,4 @@
-"""What a CPU computes in fewer passes over memory than the plain modules do: dropout, GELU, LoRA, DoRA, products.
+"""What a CPU computes in fewer passes over memory than the plain modules do: dropout, GELU, LoRA, DoRA.
 
 On two cores a training step of GPT-2 is one half matrix products and one half passes over their results, so these are
 worth as much as the products. Functions and distributions are those of the modules they stand for.
@@ -6,13 +6,12 @@ worth as much as the products. Functions and distributions are those of the modu
 
 from __future__ import annotations
 
-import functools
 from typing import Any
 
 import numpy as np
 import torch
 from peft import PeftModel
-from peft.tuners import lora
+from peft.tuners import lora, oft, vera
 from peft.tuners.lora.variants import DoraLinearVariant
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
@@ -21,10 +20,8 @@ from transformers import PreTrainedModel
 from transformers.activations import NewGELUActivation
 from transformers.pytorch_utils import Conv1D
 
-from finllm.cpu import processor
-
-PIECE, WHOLE = 320, 768  # rows a core between which AMX's products are made in pieces, see `product`
-ALIGNED = 32  # rows and columns of an attention's products are padded to a multiple of it
+from finllm.cpu.adapted import RotatedLinear, VectorLinear
+from finllm.cpu.products import PIECE, dtype_of, has_amx, product
 
 
 def kept(like: Tensor, share: float) -> Tensor:
@@ -70,39 +67,6 @@ class GELU(NewGELUActivation):
 
     def forward(self, input: Tensor) -> Tensor:
         return gelu(input, approximate="tanh")
-
-
-def product(left_MK: Tensor, right_KN: Tensor, bias_N: Tensor | None = None) -> Tensor:
-    """left · right + bias, (M, N), outside autograd, in pieces where a whole one would keep one core of several busy.
-
-    That is how oneDNN (3.12) deals with AMX's bfloat16 products of few columns and some hundred rows a core: 1,100 rows
-    of 3,072 by 3,072 x 768 take 4.3 ms on two cores and on one, and 2.6 ms in two pieces.
-    """
-    rows, columns = len(left_MK), right_KN.shape[1]
-    size, threads = rows, torch.get_num_threads()
-    slow = columns <= 1024 and threads > 1 and PIECE * threads < rows < WHOLE * threads
-    if slow and left_MK.dtype == torch.bfloat16 and has_amx():
-        pieces = -(-rows // (PIECE * threads))
-        size = -(-rows // (pieces * ALIGNED)) * ALIGNED
-    result_MN = left_MK.new_empty(rows, columns)
-    for left, result in zip(left_MK.split(size), result_MN.split(size), strict=True):
-        if bias_N is None:
-            torch.mm(left, right_KN, out=result)
-        else:
-            torch.addmm(bias_N, left, right_KN, out=result)
-    return result_MN
-
-
-def dtype_of(x: Tensor) -> torch.dtype:
-    """The dtype that products with `x` are made in: autocast's where it is on, else its own."""
-    device = x.device.type
-    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
-
-
-@functools.cache
-def has_amx() -> bool:
-    """Whether products of bfloat16 are made by AMX, for which some things are worth it that nowhere else are."""
-    return processor.instructions() == "AMX"
 
 
 # Autograd turns each gradient below into the dtype of the tensor that it is of.
@@ -268,7 +232,10 @@ def _plain_product(layer: nn.Module, x: Tensor, weight_IO: Tensor, bias_O: Tenso
         return _Product.apply(x_TI, weight_IO, bias_O, dtype).view(*x.shape[:-1], -1)
 
 
-STANDS_FOR = {nn.Dropout: Dropout, NewGELUActivation: GELU, lora.Linear: AdaptedLinear}
+STANDS_FOR = {
+    nn.Dropout: Dropout, NewGELUActivation: GELU, lora.Linear: AdaptedLinear, oft.Linear: RotatedLinear,
+    vera.Linear: VectorLinear,
+}  # fmt: skip
 
 
 def use_in(model: nn.Module) -> None:

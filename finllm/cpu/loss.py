@@ -24,7 +24,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 from transformers import PreTrainedModel
 from transformers.modeling_outputs import ModelOutput
 
-from finllm.cpu.kernels import has_amx, product
+from finllm.cpu.products import has_amx, product
 from finllm.text.tokens import IGNORED
 
 CHUNK = 2048  # positions a chunk: at V = 50,000 some 200 MB of bfloat16 logits, 400 of float32

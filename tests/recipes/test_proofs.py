@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from torch.nn.functional import cross_entropy
 from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2LMHeadModel, GPT2Model
 
-from finllm.cpu import kernels
+from finllm.cpu import products
 from finllm.data.dataset_dir import DatasetDir
 from finllm.data.prepare import prepare
 from finllm.models.base import load_run_model
@@ -257,7 +257,7 @@ def test_coarse_gradients_that_nearly_cancel_may_be_as_far_off_as_the_models_own
     monkeypatch.setattr("finllm.training.config.bf16_is_fast", lambda gpu: True)
     monkeypatch.setattr("finllm.training.proving.COARSE_GRADIENT", 1e-6)  # which no rounding keeps
     if wrong:
-        product = kernels.product
+        product = products.product
         monkeypatch.setattr(  # of the loss, in bfloat16
             "finllm.cpu.loss.product", lambda left, right: product(left, right) * (1 + (left.dtype == torch.bfloat16))
         )

@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM
 from transformers.activations import NewGELUActivation
 from transformers.pytorch_utils import Conv1D
 
-from finllm.cpu import kernels
+from finllm.cpu import kernels, products
 from finllm.models.dropout import set_dropout
 
 
@@ -52,10 +52,11 @@ def test_gelu_is_the_one_of_gpt2():
 @pytest.fixture
 def as_on_amx(monkeypatch):
     """Products in pieces of 8 rows, whatever the processor."""
-    monkeypatch.setattr(kernels, "has_amx", lambda: True)
+    for module in (kernels, products):
+        monkeypatch.setattr(module, "has_amx", lambda: True)
+        monkeypatch.setattr(module, "PIECE", 4)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
-    monkeypatch.setattr(kernels, "PIECE", 4)
-    monkeypatch.setattr(kernels, "ALIGNED", 8)
+    monkeypatch.setattr(products, "ALIGNED", 8)
 
 
 @pytest.mark.parametrize("bias", [True, False])
@@ -64,7 +65,7 @@ def test_a_product_in_pieces_is_the_product(bias, as_on_amx, monkeypatch):
     added, pieces = torch.randn(40).bfloat16() if bias else None, []
     made = torch.addmm if bias else torch.mm
     monkeypatch.setattr(torch, made.__name__, lambda *given, out: pieces.append(len(out)) or made(*given, out=out))
-    found = kernels.product(left, right, added)
+    found = products.product(left, right, added)
     exact = left.double() @ right.double() + (added.double() if bias else 0)
     assert pieces == [8] * 6 + [5] and (found - exact).abs().max() <= 2**-8 * exact.abs().max()
 

@@ -15,7 +15,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 from transformers.activations import NewGELUActivation
 from transformers.pytorch_utils import Conv1D
 
-from finllm.cpu import kernels, processor
+from finllm.cpu import kernels, processor, products
 
 
 @pytest.mark.parametrize("share", [0.0, 2**-16, 0.1, 0.5, 0.75, 1 - 2**-16])
@@ -66,10 +66,10 @@ def test_into_which_pieces_a_product_is_cut(monkeypatch, rows, columns, threads,
         monkeypatch.setattr(torch, name, lambda *given, out, name=name: made.append(len(out)) or
                             found[name](*given, out=out))  # fmt: skip
     monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
-    monkeypatch.setattr(kernels, "has_amx", lambda: amx)
+    monkeypatch.setattr(products, "has_amx", lambda: amx)
     left, right = (torch.arange(rows * 2).view(rows, 2) % 5).to(dtype), torch.ones(2, columns, dtype=dtype)
     added = torch.full((columns,), 3.0, dtype=dtype) if bias else None
-    result = kernels.product(left, right, added)
+    result = products.product(left, right, added)
     assert made == pieces and result.dtype == dtype and result.shape == (rows, columns)
     assert torch.equal(result, (left.sum(1, keepdim=True) + (3 if bias else 0)).expand(rows, columns))
 
@@ -77,15 +77,15 @@ def test_into_which_pieces_a_product_is_cut(monkeypatch, rows, columns, threads,
 @pytest.mark.parametrize(("known", "amx"), [("AMX", True), ("AVX512-BF16", False), ("AVX2", False), (None, False)])
 def test_which_processors_have_amx(monkeypatch, known, amx):
     monkeypatch.setattr(processor, "instructions", lambda: known)
-    assert kernels.has_amx.__wrapped__() is amx
+    assert products.has_amx.__wrapped__() is amx
 
 
 def test_the_dtype_of_products():
     x = torch.ones(1)
-    assert [kernels.dtype_of(each) for each in (x, x.double(), x.half())] == [torch.float32, torch.float64, torch.half]
+    assert [products.dtype_of(each) for each in (x, x.double(), x.half())] == [torch.float32, torch.float64, torch.half]
     for dtype in (torch.bfloat16, torch.float16):
         with torch.autocast("cpu", dtype):
-            assert kernels.dtype_of(x) == kernels.dtype_of(x.double()) == dtype
+            assert products.dtype_of(x) == products.dtype_of(x.double()) == dtype
 
 
 # Plain layers --------------------------------------------------------------------------------------------------------
@@ -93,8 +93,9 @@ def test_the_dtype_of_products():
 
 @pytest.fixture
 def as_on_amx(monkeypatch):
-    monkeypatch.setattr(kernels, "has_amx", lambda: True)
-    monkeypatch.setattr(kernels, "PIECE", 6)
+    for module in (kernels, products):
+        monkeypatch.setattr(module, "has_amx", lambda: True)
+        monkeypatch.setattr(module, "PIECE", 6)
 
 
 def own_layer(kind, bias):
