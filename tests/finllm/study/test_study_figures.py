@@ -134,7 +134,7 @@ def studied(tmp_path):
         for (name, rate, seed), loss in outcomes.items():
             task = Task(name, Job(place_of(rate), 12), seed)
             good = not isinstance(loss, str)
-            held[name][task] = Outcome(loss if good else FAILED, None if good else loss, 10.0, loss != "interrupted")
+            held[name][task] = Outcome(loss if good else FAILED, None if good else loss, 10.0, loss != "interrupted", 2)
         storage = SimpleNamespace(outcomes=lambda name: held[name])
         return results_of(study, storage, tmp_path / "trials"), study, storage, tmp_path / "trials"
 
@@ -252,7 +252,7 @@ def test_what_a_final_run_cost_is_read_from_its_own_files(studied):
     write_json(run / "summary.json", {**cost, "method": "full", "final_validation_loss": 3.0})
     assert studied(WHOLE)[0]["methods"]["full"]["finals"][0] == {
         "seed": 7, "run": run.name, "done": True, "failed": None, "validation_loss": 3.0,
-        "curve": [[0, 9.0], [12, 3.0]], **cost,
+        "curve": [[0, 9.0], [12, 3.0]], "beside": 2, **cost,
     }  # fmt: skip
 
 
