@@ -132,7 +132,7 @@ def _not_compared(study: dict[str, Any]) -> tuple[list[str], str]:
         return ["train_seconds", "peak_memory_bytes"], (
             f"Trained on different machines, so times and memory are not compared: {places(machines)}."
         )
-    beside = max((final.get("beside", 0) for name in groups for final in study["methods"][name]["finals"]), default=0)
+    beside = max(final.get("beside", 0) for method in study["methods"].values() for final in method["finals"])
     if beside:
         return ["train_seconds"], (
             f"Up to {beside + 1} trainings shared a device, so the times are of that and are not compared."

@@ -80,7 +80,7 @@ class _VectorProduct(torch.autograd.Function):
         dtype = grad_TO.dtype
         outer_TR = grad_TO @ (s_O[:, None] * b_OR).to(dtype)
         grad_d = (outer_TR.to(d_R.dtype) * inner_TR).sum(0)
-        grad_s = ((grad_TO.T @ (inner_TR * d_R).to(dtype)) * b_OR).sum(1)
+        grad_s = (grad_TO.T @ inner_TR * d_R * b_OR).sum(1)
         grad_inner_TR = (outer_TR * d_R).to(dtype)
         grad_x = product(grad_TO, weight_IO.to(dtype).T) if wants_x else None
         if wants_x and not wants_dropped:  # then x itself went through the adapter

@@ -100,7 +100,7 @@ class Conduct:
     def run_dir(self, task: Task) -> RunDir:
         return RunDir(self.trials / task.run)
 
-    def work(self, device: int | None, tell: Callable[[str], None], beside: int = 0) -> None:
+    def work(self, device: int | None, tell: Callable[[str], None], beside: int) -> None:
         """Take what is due until nothing is, or `stop` is set. `beside` is of how many other workers on this device."""
         while not self.stop.is_set():
             with self.storage.alone():

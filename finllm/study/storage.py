@@ -128,7 +128,7 @@ class Storage:
         return claim
 
     def end(
-        self, task: Task, claim: Claim, loss: float | None, reason: str | None, seconds: float, beside: int = 0
+        self, task: Task, claim: Claim, loss: float | None, reason: str | None, seconds: float, beside: int
     ) -> None:
         """Tell how a task ended, and let go of it. `beside` is of how many others that its device trained meanwhile."""
         study = self._study(task.candidate)

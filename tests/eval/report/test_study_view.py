@@ -144,7 +144,7 @@ def test_what_different_machines_took_is_not_compared(made, hardware, beside, ap
     for each in runs[1:]:
         of = hardware[each.name.startswith("full")]
         each.provenance |= {"hardware": names[of]} if of else {}
-    study["methods"]["lora"]["finals"][0]["beside"] = beside
+    study["methods"]["odd"]["finals"] = [{"seed": 1, "failed": "no layers", "beside": 0}, {"seed": 2, "beside": beside}]
     content = view(study, runs)
     assert (content["apart"], content["why_apart"]) == (apart, said)
     assert bool(content["equal_seconds"]) == (not apart)
@@ -298,7 +298,7 @@ def test_what_else_is_said():
         "rows where that was found."
     ]
     assert said(A, scaled=[{**scaled, "gain": {**scaled["gain"], "low": 0.0}}]) == [BEST]
-    assert said(A, failed={"x": "why", "y": "so"})[1:] == ["Not trained: x (why); y (so)."]
+    assert said(A, failed={"x": "why", "y": "so"}, why_apart="Why.")[1:] == ["Why.", "Not trained: x (why); y (so)."]
 
 
 def test_the_table_in_markdown():

@@ -12,6 +12,7 @@ from transformers.pytorch_utils import Conv1D
 from finllm.cpu import adapted, kernels
 
 OURS = {oft.Linear: adapted.RotatedLinear, vera.Linear: adapted.VectorLinear}
+PEFTS = {ours: theirs for theirs, ours in OURS.items()}
 
 
 class Twice(nn.Linear):
@@ -41,11 +42,11 @@ def layer_of(model):
 def pair(model):
     """peft's model, whose dropout draws as ours does, and ours."""
     ours = copy.deepcopy(model)
-    theirs = type(layer_of(model))
     for each in (model, ours):
         kernels.use_in(each.base_model.model)
-        assert type(layer_of(each)) is OURS[theirs]
-    layer_of(model).__class__ = theirs
+    for module in model.modules():
+        module.__class__ = PEFTS.get(type(module), type(module))
+    assert type(layer_of(model)) in PEFTS.values() and type(layer_of(ours)) is OURS[type(layer_of(model))]
     return model, ours
 
 
@@ -110,20 +111,52 @@ def test_vera_of_any_shape_and_with_dropout(base, shape, dropout, needs):
     compared(models, shape, needs)
 
 
-@pytest.mark.parametrize("kind", ["oft", "vera"])
-def test_under_autocast_they_round_as_peft_does(kind):
-    theirs, ours = pair(adapted_model(kind).float())
-    x = torch.randn(64, 12)
-    exact = theirs(x)
+@pytest.mark.parametrize(("kind", "settings"), [("oft", {}), ("vera", {}), ("vera", {"vera_dropout": 0.5})])
+def test_under_autocast_they_round_as_peft_does(kind, settings):
+    theirs, ours = pair(adapted_model(kind, **settings).float())
+    x, results = torch.randn(64, 12), {}
+    for name, model, autocast in (("exact", theirs, False), ("theirs", theirs, True), ("ours", ours, True)):
+        torch.manual_seed(7)
+        given = x.clone().requires_grad_()
+        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+            result = model(given)
+        result.float().square().mean().backward()
+        trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        results[name] = [result, given.grad, *(parameter.grad for parameter in trained)]
+        model.zero_grad()
+    assert results["ours"][0].dtype == torch.bfloat16 and OWN & functions_of(results["ours"][0])
+    for exact, other, own in zip(*results.values(), strict=True):
+        error = (other.float() - exact).norm()
+        assert 0 < (own.float() - exact).norm() < 4 * error and own.dtype in (torch.float32, torch.bfloat16)
+
+
+def test_gradients_of_many_tokens_are_sums_in_float32():
+    """257 times 1 are 256 in bfloat16, whose next number is 258."""
+    model = pair(adapted_model("vera", nn.Linear(1, 1, bias=False)).float())[1]
+    layer = layer_of(model)
+    for held in (layer.vera_A, layer.vera_B, layer.vera_lambda_d, layer.vera_lambda_b):
+        held["default"].data = torch.ones_like(held["default"])
     with torch.autocast("cpu", torch.bfloat16):
-        rounded, own = theirs(x), ours(x)
-    assert own.dtype == torch.bfloat16 and OWN & functions_of(own)
-    error = (rounded.float() - exact).abs().max()
-    assert 0 < (own.float() - exact).abs().max() < 2 * error
-    own.float().square().mean().backward()
-    exact.square().mean().backward()
-    for mine, other in zip(*([p.grad for p in m.parameters() if p.requires_grad] for m in (ours, theirs)), strict=True):
-        assert mine.dtype == torch.float32 and (mine - other).norm() < 0.03 * other.norm()
+        model(torch.ones(257, 1)).sum().backward()
+    assert layer.vera_lambda_d["default"].grad.tolist() == [257.0] * 3
+
+
+def test_veras_matrices_are_as_large_as_the_largest_layer_and_cut_for_the_others():
+    torch.manual_seed(2)
+    model = nn.Sequential(nn.Linear(12, 6), nn.Linear(6, 9), nn.Linear(9, 5))
+    model = get_peft_model(model, VeraConfig(target_modules=["0", "1", "2"], r=3))
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            nn.init.normal_(parameter, std=0.3)
+    compared(pair(model.double()))
+
+
+@pytest.mark.parametrize("kind", ["oft", "vera"])
+def test_what_a_layer_takes_no_more_of_is_refused(kind):
+    layer = layer_of(pair(adapted_model(kind))[1])
+    for more in ([torch.ones(1)], []):
+        with pytest.raises(TypeError, match=r"positional argument|unexpected keyword"):
+            layer(torch.ones(4, 12, dtype=torch.float64), *more, **({} if more else {"scale": 2}))
 
 
 @pytest.mark.parametrize("settings", [{"coft": True, "eps": 1e-3}, {"block_share": True}])
@@ -166,12 +199,11 @@ def test_what_is_off_or_merged_is_its_base(kind, change):
     assert not OWN & functions_of(ours) and torch.allclose(ours, before) == (change == "merged")
 
 
-@pytest.mark.parametrize("base", [lambda: Twice(12, 5), lambda: nn.Linear(12, 5)], ids=["its own kind", "bias trains"])
-def test_vera_on_another_kind_of_layer_or_a_trained_bias_goes_pefts_way(base):
-    models = pair(adapted_model("vera", base()))
-    if type(layer_of(models[0]).base_layer) is nn.Linear:
-        for model in models:
-            layer_of(model).base_layer.bias.requires_grad_()
+@pytest.mark.parametrize("trains", [None, "weight", "bias"])
+def test_vera_on_another_kind_of_layer_or_one_that_trains_goes_pefts_way(trains):
+    models = pair(adapted_model("vera", nn.Linear(12, 5) if trains else Twice(12, 5)))
+    for model in models if trains else ():
+        getattr(layer_of(model).base_layer, trains).requires_grad_()
     compared(models, own=False)
 
 

@@ -152,7 +152,7 @@ from finllm.study.conduct import Conduct
 from finllm.study.storage import Storage
 from test_conduct import study_of
 folder = Path({folder!r})
-Conduct(study_of(folder), Storage(folder), folder, Path({root!r})).work(None, print)
+Conduct(study_of(folder), Storage(folder), folder, Path({root!r})).work(None, print, 0)
 """
 
 

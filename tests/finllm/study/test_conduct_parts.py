@@ -59,7 +59,7 @@ def trained(tmp_path, monkeypatch):
 
 def test_a_study_is_trained_to_its_end_and_each_training_is_started_with_its_own_settings(trained, tmp_path):
     held = trained(only("b"))
-    held.conduct.work(3, lambda line: None)
+    held.conduct.work(3, lambda line: None, 2)
     rates = {"0.0001": 1e-4, "0.000316": 3.16e-4, "0.001": 1e-3}
 
     def training(alpha, rate, stop_at, seed=7):
@@ -81,21 +81,21 @@ def test_a_study_is_trained_to_its_end_and_each_training_is_started_with_its_own
     assert held.conduct.at_work == {} and held.conduct.run_dir(Task("b-alpha1", Job(MIDDLE, 4), 7)).path == (
         tmp_path / "trials" / "b-alpha1-0.000316-seed7"
     )  # fmt: skip
-    held.conduct.work(3, lambda line: None)
+    held.conduct.work(3, lambda line: None, 2)
     assert len(held.trainings) == 13  # nothing is due any more
 
 
 def test_what_a_study_stopped_is_let_go_of_and_is_due_again(trained):
     held, lines = trained(only("a")), []
     held.end = lambda settings, stop_at: Ended(None, None, 1.0, stopped=True)
-    held.conduct.work(None, lines.append)
+    held.conduct.work(None, lines.append, 0)
     assert lines == ["a-0.0001-seed7: training to step 4"] and held.conduct.at_work == {}
     first = Task("a", Job(LOW, 4), 7)
     assert held.conduct.storage.running("a") == set() and held.conduct._next() == (first, True)
     held.conduct.storage.begin(first).let_go()  # nobody holds it
     held.conduct.stop.set()
     held.end = quickly
-    held.conduct.work(None, lines.append)
+    held.conduct.work(None, lines.append, 0)
     assert len(held.trainings) == 1 and len(lines) == 1  # a study that is to stop takes nothing more
 
 
@@ -105,15 +105,15 @@ def test_a_worker_that_finds_nothing_free_waits_and_goes_on(trained, monkeypatch
     storage, parts = held.conduct.storage, [Task("a", Job(place, 4), 7) for place in (LOW, MIDDLE, HIGH)]
     claims = [storage.begin(task) for task in parts]
     for task, claim, loss in zip(parts[:2], claims[:2], (3.0, 2.0), strict=True):
-        storage.end(task, claim, loss, None, 1.0)
+        storage.end(task, claim, loss, None, 1.0, 0)
 
     def wait(seconds):
         waited.append(seconds)
         if len(waited) == 2:
-            storage.end(parts[2], claims[2], 2.5, None, 1.0)
+            storage.end(parts[2], claims[2], 2.5, None, 1.0, 0)
 
     monkeypatch.setattr(held.conduct.stop, "wait", wait)
-    held.conduct.work(None, lambda line: None)
+    held.conduct.work(None, lambda line: None, 0)
     assert len(waited) == 2 and min(waited) > 0
     assert [training[:2] for training in held.trainings] == [
         ("a-0.000316-seed7", None), ("a-0.001-seed7", None), ("a-0.0001-seed7", None), ("a-0.000316-seed8", None)
@@ -137,7 +137,7 @@ def test_whoever_is_at_a_run_dir_is_at_all_that_would_be_trained_in_it(trained):
     held = trained(only("a"))
     storage, tasks = held.conduct.storage, [Task("a", Job(place, 4), 7) for place in (LOW, MIDDLE, HIGH)]
     for task, loss in zip(tasks, (3.0, 2.0, 2.5), strict=True):
-        storage.end(task, storage.begin(task), loss, None, 1.0)
+        storage.end(task, storage.begin(task), loss, None, 1.0, 0)
     claim = storage.begin(tasks[1])
     assert held.conduct._next() == (Task("a", Job(HIGH, 1200), 7), True)
     claim.let_go()
@@ -150,7 +150,7 @@ def test_checkpoints_of_every_candidate_go_once_its_method_is_done_and_of_no_oth
     parts = [Task(name, Job(place, 4), 7) for name in ("b-alpha1", "b-alpha2") for place in (LOW, MIDDLE, HIGH)]
     kept = {}
     for task in [Task("a", Job(LOW, 4), 7), *parts]:
-        storage.end(task, storage.begin(task), None, "nan at step 1", 1.0)
+        storage.end(task, storage.begin(task), None, "nan at step 1", 1.0, 0)
         kept[task] = held.conduct.run_dir(task).checkpoints
         kept[task].mkdir(parents=True)
     turned = Conduct(held.conduct.study, storage, held.conduct.folder, held.conduct.root)
@@ -162,7 +162,7 @@ def test_checkpoints_of_every_candidate_go_once_its_method_is_done_and_of_no_oth
         assert held.conduct._next()[0] != task
         if place == HIGH:
             assert [task.candidate for task, path in kept.items() if path.exists()] == ["a"]
-        storage.end(task, claim, None, "nan at step 1", 1.0)
+        storage.end(task, claim, None, "nan at step 1", 1.0, 0)
     assert held.conduct._next() == (None, False) and not any(path.exists() for path in kept.values())
 
 

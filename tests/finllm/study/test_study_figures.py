@@ -290,7 +290,7 @@ def conduct(tmp_path):
 def test_a_worker_tells_what_it_trains_and_how_it_ended(conduct):
     lines = []
     conducting = conduct("a", "b", "c")
-    conducting.work(None, lines.append)
+    conducting.work(None, lines.append, 0)
     assert lines == [
         "a-0.0001-seed7: training to step 1,200",
         "a-0.0001-seed7: validation loss 1.2500 at step 1,200, 1,234 s",
@@ -307,21 +307,21 @@ def test_a_worker_waits_for_what_another_is_at_whichever_method_it_is_of(conduct
     (other,) = {"a", "b"} - {held}
     assert conducting._next() == (due[other], True)
     task = conducting.storage.begin(due[other])
-    conducting.storage.end(due[other], task, None, "nan at step 3", 1.0)
+    conducting.storage.end(due[other], task, None, "nan at step 3", 1.0, 0)
     assert conducting._next() == (None, True)
-    conducting.storage.end(due[held], claim, None, "nan at step 3", 1.0)
+    conducting.storage.end(due[held], claim, None, "nan at step 3", 1.0, 0)
     assert conducting._next() == (None, False)
 
 
 def test_checkpoints_of_a_method_stay_until_nothing_of_it_is_due(conduct):
     conducting = conduct("a", seeds=[7, 8])
     done, other = (Task("a", Job(-16, 1200), seed) for seed in (7, 8))
-    conducting.storage.end(done, conducting.storage.begin(done), 1.25, None, 1.0)
+    conducting.storage.end(done, conducting.storage.begin(done), 1.25, None, 1.0, 0)
     checkpoints = conducting.run_dir(done).checkpoints
     checkpoints.mkdir(parents=True)
     claim = conducting.storage.begin(other)
     assert conducting._next() == (None, True) and checkpoints.exists()
-    conducting.storage.end(other, claim, None, "nan at step 3", 1.0)
+    conducting.storage.end(other, claim, None, "nan at step 3", 1.0, 0)
     assert conducting._next() == (None, False) and not checkpoints.exists()
 
 
