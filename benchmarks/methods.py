@@ -80,12 +80,11 @@ layer, P virtual tokens. *Starts* is whether the adapted model begins as the bas
 4 bits (nf4) and in 8, all tried on a tiny Llama. All run on GPT-2 and Llama. Made by `python benchmarks/methods.py` on
 {today}, with the defaults of `finllm/models/methods.py`.
 
-*Speed* is how many times as fast as TRL with peft a step is, then its time in steps of LoRA, in brackets, where they
-were counted, that of its matrix products by their operations, below which no time can be, then the peak memory in GiB:
-GPT-2 124M with random weights, 8 rows of the bundled data, processor time by `python benchmarks/method_speed.py` on
-{machine}, {measured}. *fails* is where TRL with peft ends in an error: it does not take GPT-2's layers, or counts no
-virtual tokens. LoRA with
-`use_dora` has {dora}. What takes long takes it in peft's own products, which both sides have: OSF's are of whole
+*Speed* is how many times as fast as TRL with peft a step is, then its time in steps of LoRA, in brackets how many
+times LoRA's its products' operations are, then the peak memory in GiB: GPT-2 124M with random weights, 8 rows of the
+bundled data, processor time of one step by `python benchmarks/method_speed.py` on {machine}, {measured}. *fails* is
+where TRL with peft ends in an error: it does not take GPT-2's layers, or counts no virtual tokens. LoRA with `use_dora`
+has {dora}. What takes long takes it in peft's own products, which both sides have: OSF's are of whole
 weights, HRA and BOFT multiply square matrices as wide as a layer, and HRA keeps each of them for backward.
 
 | `peft_type` | trains, a layer | SmolLM2-135M | GPT-2 | its layers | starts | merges | bits | speed | rates | paper |
