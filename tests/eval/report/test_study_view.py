@@ -144,10 +144,11 @@ def test_what_different_machines_took_is_not_compared(made, hardware, beside, ap
     for each in runs[1:]:
         of = hardware[each.name.startswith("full")]
         each.provenance |= {"hardware": names[of]} if of else {}
-    study["methods"]["odd"]["finals"] = [{"seed": 1, "failed": "no layers", "beside": 0}, {"seed": 2, "beside": beside}]
-    content = view(study, runs)
-    assert (content["apart"], content["why_apart"]) == (apart, said)
-    assert bool(content["equal_seconds"]) == (not apart)
+    for places in ([0, beside], [beside, 0]):
+        study["methods"]["odd"]["finals"] = [{"seed": seed, "beside": others} for seed, others in enumerate(places)]
+        content = view(study, runs)
+        assert (content["apart"], content["why_apart"]) == (apart, said)
+        assert bool(content["equal_seconds"]) == (not apart)
 
 
 def test_the_methods_of_each_tokenizer_the_commonest_first():
@@ -282,6 +283,7 @@ def test_who_takes_longer_for_nothing(seconds, sentence):
     expected = [f"{sentence}, for no difference that 1,200 questions can show."] if sentence else []
     assert sentences[2:] == expected
     assert len(said(A, {**B, "train_seconds": seconds})) == 2  # of one that is worse anyway nothing is said
+    assert said(A, {**B, "may_be_best": True, "train_seconds": seconds}, apart=["train_seconds"]) == sentences[:2]
 
 
 def test_what_else_is_said():
@@ -305,9 +307,11 @@ def test_the_table_in_markdown():
     rows = [A, {**B, "high": 2, "forgetting": 0.5}, row("l", 2.0, None, rate=None, width=None, train_seconds=None)]
     equal = {"b": {"seconds": 90.0, "step": 60.0, "validation_loss": 1.25}, "a": {"seconds": 90.0, "step": 30.4,
                                                                                  "validation_loss": 1.0}}  # fmt: skip
-    text = markdown({"rows": rows, "findings": ["One.", "Two."], "equal_seconds": equal, "chosen": {"a": "lora_r: 4\n"},
+    content = {"rows": rows, "findings": ["One.", "Two."], "equal_seconds": equal, "chosen": {"a": "lora_r: 4\n"},
                      "groups": [["b", "a"]],
-                     "budget": {"steps": 60}, "seeds": [7, 8], "trainings": 33, "seconds": 7200.0}, 1200)  # fmt: skip
+                     "budget": {"steps": 60}, "seeds": [7, 8], "trainings": 33, "seconds": 7200.0}  # fmt: skip
+    assert "equal seconds" not in markdown({**content, "equal_seconds": {}}, 1200)
+    text = markdown(content, 1200)
     lines = text.splitlines()
     assert lines[0] == "One. Two."
     cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines if line.startswith("| ")]
