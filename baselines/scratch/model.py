@@ -30,6 +30,7 @@ from baselines.scratch.config import ModelConfig
 from baselines.scratch.losses import Objective, next_token_pairs
 from baselines.scratch.tokenizer import PAD
 from finllm.cpu.loss import linear_cross_entropy
+from finllm.cpu.machine import attend_at_any_length
 from finllm.errors import UserError, raise_problems
 from finllm.files import atomic_open, read_json, write_json
 from finllm.models.checked import Shapes, shapes_of
@@ -47,6 +48,7 @@ class Transformer(nn.Module):
 
     def __init__(self, config: ModelConfig):
         super().__init__()
+        attend_at_any_length()
         self.config = config
         self.tokens = nn.Embedding(config.vocabulary_size, config.width)
         if config.variant != "as_published":

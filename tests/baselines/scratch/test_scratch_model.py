@@ -37,6 +37,12 @@ def model_of(**changes) -> Transformer:
     return Transformer(ModelConfig(**(shape | changes))).eval()
 
 
+def test_it_takes_no_attention_that_wants_a_graph_for_every_length(monkeypatch):
+    monkeypatch.setattr(torch.backends.cuda, "enable_cudnn_sdp", asked := [].append)
+    model_of()
+    assert asked.__self__ == [False]
+
+
 def test_only_a_pre_norm_stack_ends_with_a_norm():
     assert isinstance(Stack(model_of(norm="pre").config).norm, torch.nn.LayerNorm)
     assert not list(Stack(model_of(norm="post").config).norm.parameters())
