@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
+import re
 import statistics
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -53,8 +54,9 @@ def main() -> None:
 
 
 def kind_of(record: dict[str, Any]) -> str:
-    """What a processor is called in a table: the instructions that decide, or all of its name."""
-    return record["processor"].rpartition(", ")[2] if record["processor"].endswith(KINDS) else record["processor"]
+    """What a processor is called in a table: the instructions that decide, or its name but for its maker and memory."""
+    name = record["processor"]
+    return name.rpartition(", ")[2] if name.endswith(KINDS) else re.sub(r"^NVIDIA (\w+) \d+GB.*", r"\1", name)
 
 
 KINDS = ("AMX", "AVX512-BF16", "AVX512", "AVX2")
@@ -67,16 +69,28 @@ def newest(records: Sequence[dict[str, Any]], benchmark: str) -> dict[str, dict[
     return dict(sorted(found.items(), key=lambda item: order.get(item[0], len(order))))
 
 
+def machines(records: Sequence[dict[str, Any]]) -> dict[str, str]:
+    """Each kind of processor in words: cores and name, and the versions of torch, as the page's records have them."""
+    words: dict[str, tuple[list[str], list[str]]] = {kind: ([], []) for kind in KINDS}
+    for one in records:
+        if one["benchmark"] != "method_speed":  # that is docs/methods.md's
+            names, versions = words.setdefault(kind := kind_of(one), ([], []))
+            cores = f"{one['cores']} cores of " if kind in KINDS else ""
+            names.append(cores + one["processor"].removesuffix(f", {kind}"))
+            versions += [f"torch {one['packages']['torch']}"] if "torch" in one.get("packages", {}) else []
+    return {kind: ", ".join(" or ".join(_in_order(each)) for each in said if each)
+            for kind, said in words.items() if said[0]}  # fmt: skip
+
+
 def figures_of_engine(record: dict[str, Any]) -> dict[str, dict[str, float | None]]:
-    """Of each variant rate, low, high (supervised tokens a second), memory in GiB, share of the product rate."""
+    """Of each variant the rate (supervised tokens a second), memory in GiB, share of the product rate."""
     found = {}
     for variant, runs in record["measured"].items():
         if isinstance(runs, dict):  # of before there were records, as medians
             found[variant] = runs
             continue
-        rates = [run["supervised"] / run["seconds"] for run in runs]
         found[variant] = {
-            "rate": statistics.median(rates), "low": min(rates), "high": max(rates),
+            "rate": statistics.median(run["supervised"] / run["seconds"] for run in runs),
             "memory_gib": statistics.median(run["peak_memory_bytes"] for run in runs) / GIB,
             "share": statistics.median(run["flops"] / run["seconds"] / run["matrix_product_flops"] for run in runs),
         }  # fmt: skip
@@ -152,18 +166,16 @@ def beside(found: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def number(value: Any, digits: int = 0, unit: str = "") -> str:
-    """A figure of a table; a pair is from – to, and an en dash stands where nothing was measured."""
+    """A figure of a table; a pair is from–to, and an en dash stands where nothing was measured."""
     if value is None:
         return "–"
     if isinstance(value, list):
-        return " – ".join(f"{each:,.{digits}f}" for each in value) + unit
+        return "–".join(f"{each:,.{digits}f}" for each in value) + unit
     return f"{value:,.{digits}f}{unit}"
 
 
-def percent(value: Any, digits: int = 0) -> str:
-    if isinstance(value, list):
-        return number([100 * each for each in value], digits, " %")
-    return number(None if value is None else 100 * value, digits, " %")
+def percent(value: float, digits: int = 0) -> str:
+    return number(100 * value, digits, " %")
 
 
 def signed(share: float, limit: float) -> str:
@@ -184,20 +196,21 @@ def deviations(plan: dict[str, Any]) -> list[dict[str, Any]]:
             ends = sorted({min(far.values()), max(far.values())}) if far else []
             row[key] = " to ".join(signed(each, limit) for each in ends) or "–"
             row["beyond"] += [f"{of} of {name}" for name, each in far.items() if abs(each) > limit]
-        row["beyond"] += [f"{one['run'].partition(', ')[2]}: {one['cannot']}" for one in held if "cannot" in one]
+        cannot = {one["run"].partition(", ")[2]: one["cannot"].split(": ")[:2] for one in held if "cannot" in one}
+        row["beyond"] += [": ".join([name, *why]) for name, why in cannot.items()]  # how far stands in the record
         found.append(row)
     return found
 
 
-def memory(size: float | None) -> str:
-    return number(None if size is None else size / GIB, 1, " GiB")
+def gib(size: float | None) -> str:
+    return number(None if size is None else size / GIB, 1)
 
 
 def text_of(records: Sequence[dict[str, Any]]) -> str:
     """The page; a `UserError` where a record that it tells of is missing."""
     environment = Environment(loader=FileSystemLoader(HERE), undefined=StrictUndefined, trim_blocks=True,
                               lstrip_blocks=True, keep_trailing_newline=True)  # fmt: skip
-    environment.filters |= {"number": number, "percent": percent, "signed": signed, "memory": memory}
+    environment.filters |= {"number": number, "percent": percent, "signed": signed, "gib": gib}
     environment.globals |= {
         "figures_of_engine": figures_of_engine, "figures_of_evaluation": figures_of_evaluation,
         "newest": lambda name: newest(records, name),
@@ -213,6 +226,11 @@ def text_of(records: Sequence[dict[str, Any]]) -> str:
     environment.globals |= {
         "columns_of": lambda record: _in_order(_column(one) for one in found if one["record"] is record),
         "programs_of": lambda record: _in_order(one["program"] for one in found if one["record"] is record),
+        "reasons_of": lambda record: _in_order(
+            f"{one['program']} cannot train {one['model']}: {one['error']}"
+            for one in found
+            if one["record"] is record and "error" in one
+        ),
         "training_of": lambda record, program, column: next(
             (one for one in found if (one["program"], _column(one)) == (program, column) and one["record"] is record),
             None,
@@ -228,6 +246,8 @@ def text_of(records: Sequence[dict[str, Any]]) -> str:
             {one["record"]["file"]: one["record"] for one in found if one["record"]["benchmark"] == "peers"}.values()
         ),
         engines=newest(records, "engine"),
+        machines=machines(records),
+        kind_of=kind_of,
     )
 
 

@@ -48,10 +48,14 @@ def test_a_newer_record_takes_the_place_of_an_older(tmp_path):
     (tmp_path / "peers-new.json").write_text(json.dumps(new), "utf-8")
     found = records.read_all(tmp_path)
     text = page.text_of(found)
-    assert "| AMX | GPT-2 124M, full | TRL | 777 | **3.0** | 2.0 GiB, 2.0 GiB |" in text
-    assert "| | GPT-2 124M, full |\n|---|--:|\n| TRL | 259, 20 s, 2.0 GiB, 3.00 → 2.50 |" in text
-    assert "| LitGPT | cannot: 'gpt2' is not a supported config name |" in text
-    assert "Another Xeon" in text and "| | SmolLM2-135M, full | SmolLM2-135M, LoRA r=16 | GPT-2 124M, LoRA" in text
+    linked = "[AMX](../benchmarks/results/peers-new.json)"
+    assert f"| {linked} | GPT-2 124M, full | TRL | 777 | **3.0** | 2.0, 2.0 |" in text
+    assert "[AMX, 2099-01-01](../benchmarks/results/peers-new.json), 64 rows, 8 a step, bfloat16" in text
+    assert "| tokens a second, s, GiB | GPT-2 124M, full |\n|---|--:|\n| TRL | 259, 20, 2.0 |" in text
+    assert "| LitGPT | cannot |" in text
+    assert "\nLitGPT cannot train GPT-2 124M: 'gpt2' is not a supported config name.\n" in text
+    assert "- AMX: 2 cores of Intel(R) Xeon(R) Processor or 2 cores of Another Xeon, torch 2.13.0+cpu\n" in text
+    assert "s, GiB | SmolLM2-135M, full | SmolLM2-135M, LoRA r=16 | GPT-2 124M, LoRA" in text
     again = {
         **new,
         "date": "2099-01-02",
@@ -60,7 +64,7 @@ def test_a_newer_record_takes_the_place_of_an_older(tmp_path):
     (tmp_path / "peers-newer.json").write_text(json.dumps(again), "utf-8")
     text = page.text_of(records.read_all(tmp_path))
     assert "SmolLM2-135M, LoRA r=16 | TRL | 777 | **3.0**" in text
-    assert "| | SmolLM2-135M, full | GPT-2 124M, LoRA r=16 |" in text  # what an older record still tells of
+    assert "s, GiB | SmolLM2-135M, full | GPT-2 124M, LoRA r=16 |" in text  # what an older record still tells of
     assert page.hash_of(found) != page.hash_of(records.read_all())
 
 
@@ -69,13 +73,39 @@ def test_how_far_runs_were_from_their_plans(tmp_path):
     ran = {"planned_seconds": 10.0, "seconds": 12.0, "planned_gib": 4.0, "gib": 3.0}
     near = {**ran, "seconds": 9.0, "gib": 4.4}
     runs = [{"run": "GPT-2 124M, full", **ran}, {"run": "GPT-2 124M, lora", **near},
-            {"run": "A model, lora on 8 bits", "cannot": "plan: there is none"}]  # fmt: skip
-    about = {"processor": "Some Xeon, AMX", "cores": 2, "date": "2099-01-01", "steps": 12}
+            {"run": "A model, lora on 8 bits", "cannot": "plan: there is none: the loss moves by 0.1"}]  # fmt: skip
+    about = {"processor": "Some Xeon, AMX", "cores": 2, "date": "2099-01-01", "steps": 12, "file": "plan.json"}
     plan = {"benchmark": "plan", **about, "measured": runs}
     text = page.text_of([*held, plan])
-    assert "| AMX | GPT-2 124M | 2 | −10 % to +20 % | **−25 %** to +10 % | memory of full |" in text
-    assert "| AMX | A model | 1 | – | – | lora on 8 bits: plan: there is none |" in text
-    assert "- AMX: 2099-01-01, 2 cores of Some Xeon, AMX, 12 steps each." in text
+    linked = "[AMX, 2099-01-01](../benchmarks/results/plan.json)"
+    assert f"| {linked} | GPT-2 124M | 2, 12 | −10 % to +20 % | **−25 %** to +10 % | memory of full |" in text
+    assert f"| {linked} | A model | 1, 12 | – | – | lora on 8 bits: plan: there is none |" in text
+
+
+def test_every_newest_record_on_the_page_is_linked_and_its_machine_told():
+    held = records.read_all()
+    text = page.text_of(held)
+    newest = {(one["benchmark"], page.kind_of(one)): one for one in held if one["benchmark"] != "method_speed"}
+    once = {"demo"}  # of these the last of all
+    last = {one["benchmark"]: one for one in held}
+    for (benchmark, kind), one in newest.items():
+        if benchmark not in once or one is last[benchmark]:
+            assert f"(../benchmarks/results/{one['file']})" in text
+            assert f"\n- {kind}: " in text
+
+
+def test_what_a_processor_is_called():
+    called = {"Some Xeon, AMX": "AMX", "Some EPYC, AVX512-BF16": "AVX512-BF16", "NVIDIA H100 80GB HBM3": "H100",
+              "NVIDIA GeForce RTX 4090": "NVIDIA GeForce RTX 4090"}  # fmt: skip
+    assert {name: page.kind_of({"processor": name}) for name in called} == called
+    told = [{"benchmark": "engine", "processor": name, "cores": 4} for name in called]
+    told[0]["packages"] = {"torch": "2.0"}
+    other = {**told[0], "cores": 8, "packages": {"torch": "2.1"}}
+    assert page.machines([*told, other, {**other, "cores": 1, "benchmark": "method_speed"}]) == {
+        "AMX": "4 cores of Some Xeon or 8 cores of Some Xeon, torch 2.0 or torch 2.1",
+        "AVX512-BF16": "4 cores of Some EPYC", "H100": "NVIDIA H100 80GB HBM3",
+        "NVIDIA GeForce RTX 4090": "NVIDIA GeForce RTX 4090",
+    }  # fmt: skip
 
 
 def test_a_record_without_its_origin_is_refused(tmp_path):
