@@ -40,6 +40,13 @@ def test_documents_name_files_that_are_there(path):
     assert [link for link in sorted(linked) if not (path.parent / link).exists()] == []
 
 
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_links_into_documents_name_headings_that_are_there(path):
+    for name, anchor in re.findall(r"\]\(([^)#:]*)#([^)]+)\)", path.read_text(encoding="utf-8")):
+        headings = re.findall(r"^#+ (.+)$", (path.parent / name if name else path).read_text(encoding="utf-8"), re.M)
+        assert anchor in [re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings], name
+
+
 COMMANDS = [
     ["-m", "finllm.cli"], ["recipes/sft.py"], ["eval/run.py"], ["eval/leaderboard.py"], ["eval/export.py"],
 ]  # fmt: skip
