@@ -227,7 +227,7 @@ def text_of(records: Sequence[dict[str, Any]]) -> str:
         "columns_of": lambda record: _in_order(_column(one) for one in found if one["record"] is record),
         "programs_of": lambda record: _in_order(one["program"] for one in found if one["record"] is record),
         "reasons_of": lambda record: _in_order(
-            f"{one['program']} cannot train {one['model']}: {one['error']}"
+            f"{one['program']} on {one['model']}: {one['error']}"
             for one in found
             if one["record"] is record and "error" in one
         ),

@@ -53,7 +53,7 @@ def test_a_newer_record_takes_the_place_of_an_older(tmp_path):
     assert "[AMX, 2099-01-01](../benchmarks/results/peers-new.json), 64 rows, 8 a step, bfloat16" in text
     assert "| tokens a second, s, GiB | GPT-2 124M, full |\n|---|--:|\n| TRL | 259, 20, 2.0 |" in text
     assert "| LitGPT | cannot |" in text
-    assert "\nLitGPT cannot train GPT-2 124M: 'gpt2' is not a supported config name.\n" in text
+    assert "\nLitGPT on GPT-2 124M: 'gpt2' is not a supported config name.\n" in text
     assert "- AMX: 2 cores of Intel(R) Xeon(R) Processor or 2 cores of Another Xeon, torch 2.13.0+cpu\n" in text
     assert "s, GiB | SmolLM2-135M, full | SmolLM2-135M, LoRA r=16 | GPT-2 124M, LoRA" in text
     again = {
