@@ -21,7 +21,7 @@ from transformers.activations import NewGELUActivation
 from transformers.pytorch_utils import Conv1D
 
 from finllm.cpu.adapted import RotatedLinear, VectorLinear
-from finllm.cpu.products import PIECE, dtype_of, has_amx, product
+from finllm.cpu.products import PIECE, Product, dtype_of, has_amx, product
 
 
 def kept(like: Tensor, share: float) -> Tensor:
@@ -98,27 +98,6 @@ class _AdaptedProduct(torch.autograd.Function):
             grad_x.addmm_(inner_grad_TR, a)
         grad_dropped = inner_grad_TR @ a if wants_dropped else None
         return grad_x, grad_dropped, None, None, grad_a, grad_b, None, None
-
-
-class _Product(torch.autograd.Function):
-    """xW + b. T tokens, I inputs, O outputs."""
-
-    @staticmethod
-    def forward(ctx, x_TI, weight_IO, bias_O, dtype):
-        x, weight = x_TI.to(dtype), weight_IO.to(dtype)
-        ctx.save_for_backward(x if ctx.needs_input_grad[1] else None, weight if ctx.needs_input_grad[0] else None)
-        return product(x, weight, None if bias_O is None else bias_O.to(dtype))
-
-    @staticmethod
-    def backward(ctx, grad_TO):
-        x, weight = ctx.saved_tensors
-        wants_x, wants_weight, wants_bias, _ = ctx.needs_input_grad
-        return (
-            product(grad_TO, weight.T) if wants_x else None,
-            x.T @ grad_TO if wants_weight else None,
-            grad_TO.sum(0) if wants_bias else None,
-            None,
-        )
 
 
 class _DirectedProduct(torch.autograd.Function):
@@ -229,7 +208,7 @@ def _plain_product(layer: nn.Module, x: Tensor, weight_IO: Tensor, bias_O: Tenso
         return super(type(layer), layer).forward(x)
     dtype = dtype_of(x)
     with torch.autocast(x.device.type, enabled=False):
-        return _Product.apply(x_TI, weight_IO, bias_O, dtype).view(*x.shape[:-1], -1)
+        return Product.apply(x_TI, weight_IO, bias_O, dtype).view(*x.shape[:-1], -1)
 
 
 STANDS_FOR = {

@@ -34,6 +34,27 @@ def product(left_MK: Tensor, right_KN: Tensor, bias_N: Tensor | None = None) -> 
     return result_MN
 
 
+class Product(torch.autograd.Function):
+    """xW + b, its gradients in the dtype of the product. T tokens, I inputs, O outputs."""
+
+    @staticmethod
+    def forward(ctx, x_TI, weight_IO, bias_O, dtype):
+        x, weight = x_TI.to(dtype), weight_IO.to(dtype)
+        ctx.save_for_backward(x if ctx.needs_input_grad[1] else None, weight if ctx.needs_input_grad[0] else None)
+        return product(x, weight, None if bias_O is None else bias_O.to(dtype))
+
+    @staticmethod
+    def backward(ctx, grad_TO):
+        x, weight = ctx.saved_tensors
+        wants_x, wants_weight, wants_bias, _ = ctx.needs_input_grad
+        return (
+            product(grad_TO, weight.T) if wants_x else None,
+            x.T @ grad_TO if wants_weight else None,
+            grad_TO.sum(0) if wants_bias else None,
+            None,
+        )
+
+
 def dtype_of(x: Tensor) -> torch.dtype:
     """The dtype that products with `x` are made in: autocast's where it is on, else its own."""
     device = x.device.type

@@ -6,7 +6,7 @@ from peft import LoraConfig
 from peft.tuners import lora
 from torch import nn
 
-from finllm.cpu import kernels
+from finllm.cpu import kernels, products
 
 
 @pytest.fixture(autouse=True)
@@ -16,8 +16,8 @@ def as_on_amx(monkeypatch):
 
 @pytest.mark.parametrize("shape", [(321, 2), (3, 107, 2)])
 def test_more_than_320_rows_are_a_product_of_ours_and_fewer_the_plain_layers(monkeypatch, shape):
-    made, own = [], kernels.product
-    monkeypatch.setattr(kernels, "product", lambda *given: made.append(len(given[0])) or own(*given))
+    made, own = [], products.product
+    monkeypatch.setattr(products, "product", lambda *given: made.append(len(given[0])) or own(*given))
     layer = nn.Linear(2, 3)
     kernels.use_in(layer)
     found = layer(torch.ones(shape))
