@@ -1,4 +1,4 @@
-"""Layers under OFT and VeRA in fewer passes over memory than peft makes, on a CPU: the same functions.
+"""Layers under OFT, VeRA and IA3 in fewer passes over memory than peft makes, on a CPU: the same functions.
 
 peft casts a layer's input to float32 for the adapter, autocast casts it back, and results as wide as the layer are made
 one by one. What does something else (several adapters, another base layer, shared blocks) goes peft's way.
@@ -6,14 +6,15 @@ one by one. What does something else (several adapters, another base layer, shar
 
 from __future__ import annotations
 
+from collections.abc import Container
 from typing import Any
 
 import torch
-from peft.tuners import oft, vera
+from peft.tuners import ia3, oft, vera
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from finllm.cpu.products import dtype_of, product
+from finllm.cpu.products import Product, dtype_of, product
 
 
 class _Rotated(torch.autograd.Function):
@@ -93,13 +94,10 @@ class VectorLinear(vera.Linear):
     """A linear layer under VeRA (Kopiczko et al. 2024, eq. 2), whose vectors alone train."""
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        names = [name for name in self.active_adapters if name in self.vera_lambda_d]
-        base, name = self.base_layer, names[0] if names else None
-        plain = type(base) in (nn.Linear, Conv1D) and not (args or kwargs or self.disable_adapters or self.merged)
-        plain &= not any(parameter.requires_grad for parameter in base.parameters())  # peft's bias="all" trains some
-        if not plain or len(names) != 1:
+        name = _only_adapter(self, self.vera_lambda_d, args or kwargs)
+        if name is None:
             return super().forward(x, *args, **kwargs)
-        dtype, drop = dtype_of(x), self.vera_dropout[name]
+        base, dtype, drop = self.base_layer, dtype_of(x), self.vera_dropout[name]
         x_TI = x.flatten(0, -2)
         dropped_TI = drop(x_TI) if self.training and getattr(drop, "p", 0) else None
         weight_IO = base.weight if isinstance(base, Conv1D) else base.weight.T
@@ -110,3 +108,49 @@ class VectorLinear(vera.Linear):
                 dtype,
             )  # fmt: skip
         return result_TO.view(*x.shape[:-1], -1)
+
+
+def _scaled(values_TN: Tensor, scale_N: Tensor) -> Tensor:
+    """values ⊙ scale, in the dtype of `values`, each number computed in that of `scale` and rounded once.
+
+    torch multiplies bfloat16 by float32 by way of float32 copies as wide as the values, in the gradients too. A batch
+    norm with weights reads and writes bfloat16 and has both gradients from one pass, the weights' summed in float32;
+    with mean 0, variance 1 and nothing added to that, it multiplies by the weights and no more.
+    """
+    mean_N, variance_N = torch.zeros_like(scale_N), torch.ones_like(scale_N)
+    return torch.batch_norm(values_TN, scale_N, None, mean_N, variance_N, False, 0.0, 0.0, False)
+
+
+class ScaledLinear(ia3.Linear):
+    """A linear layer under IA3 (Liu et al. 2022, section 3.3): l ⊙ (xW + b), where it is feedforward (l ⊙ x)W + b."""
+
+    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        name = _only_adapter(self, self.ia3_l, args or kwargs)
+        if name is None:
+            return super().forward(x, *args, **kwargs)
+        base, dtype, scale_N = self.base_layer, dtype_of(x), self.ia3_l[name].flatten()
+        of_scaled = x.dtype if self.is_feedforward else dtype
+        wider = scale_N.dtype == torch.float32 and of_scaled.itemsize == 2
+        if scale_N.dtype != of_scaled and not wider:  # a batch norm takes no other two together
+            return super().forward(x, *args, **kwargs)
+        x_TI = x.flatten(0, -2)
+        weight_IO = base.weight if isinstance(base, Conv1D) else base.weight.T
+        with torch.autocast(x.device.type, enabled=False):
+            if self.is_feedforward:
+                x_TI = _scaled(x_TI, scale_N)
+            result_TO = Product.apply(x_TI, weight_IO, base.bias, dtype)
+            if not self.is_feedforward:
+                result_TO = _scaled(result_TO, scale_N)
+        return result_TO.unflatten(0, x.shape[:-1])
+
+
+def _only_adapter(layer: vera.Linear | ia3.Linear, held: Container[str], others: Any) -> str | None:
+    """The name of the one adapter on a frozen linear layer, of those that `held` has; None is for peft's way.
+
+    `others` are what the layer was given besides its input.
+    """
+    names = [name for name in layer.active_adapters if name in held]
+    base = layer.base_layer
+    plain = type(base) in (nn.Linear, Conv1D) and not (others or layer.disable_adapters or layer.merged)
+    plain &= not any(parameter.requires_grad for parameter in base.parameters())  # peft's bias="all" trains some
+    return names[0] if plain and len(names) == 1 else None

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 from peft import PeftModel
-from peft.tuners import lora, oft, vera
+from peft.tuners import ia3, lora, oft, vera
 from peft.tuners.lora.variants import DoraLinearVariant
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
@@ -20,7 +20,7 @@ from transformers import PreTrainedModel
 from transformers.activations import NewGELUActivation
 from transformers.pytorch_utils import Conv1D
 
-from finllm.cpu.adapted import RotatedLinear, VectorLinear
+from finllm.cpu.adapted import RotatedLinear, ScaledLinear, VectorLinear
 from finllm.cpu.products import PIECE, Product, dtype_of, has_amx, product
 
 
@@ -213,7 +213,7 @@ def _plain_product(layer: nn.Module, x: Tensor, weight_IO: Tensor, bias_O: Tenso
 
 STANDS_FOR = {
     nn.Dropout: Dropout, NewGELUActivation: GELU, lora.Linear: AdaptedLinear, oft.Linear: RotatedLinear,
-    vera.Linear: VectorLinear,
+    vera.Linear: VectorLinear, ia3.Linear: ScaledLinear,
 }  # fmt: skip
 
 
