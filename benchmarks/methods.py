@@ -1,10 +1,11 @@
 """docs/methods.md: every method of peft, what it trains in GPT-2 and SmolLM2-135M, where it runs, and where to begin.
 
-    python benchmarks/methods.py [--speed speed.json] [--study leaderboard.md] > docs/methods.md
+    python benchmarks/methods.py [--speed RECORD …] [--study leaderboard.md] > docs/methods.md
 
 Counts and the layers that must be turned are found on models without memory for their weights, or with random ones
 where a method is built of numbers. What starts as the base, merges and runs in 4 and 8 bits is tried on a tiny Llama.
-The figures of speed come from benchmarks/method_speed.py.
+The figures of speed come from benchmarks/method_speed.py; what a later RECORD measured again stands as it says, beside
+the LoRA of its own run.
 """
 
 from __future__ import annotations
@@ -17,7 +18,9 @@ import sys
 import tempfile
 import time
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from peft import PEFT_TYPE_TO_CONFIG_MAPPING, get_peft_model
@@ -82,7 +85,7 @@ layer, P virtual tokens. *Starts* is whether the adapted model begins as the bas
 
 *Speed* is how many times as fast as TRL with peft a step is, then its time in steps of LoRA, in brackets how many
 times LoRA's its products' operations are, then the peak memory in GiB: GPT-2 124M with random weights, 8 rows of the
-bundled data, processor time of one step by `python benchmarks/method_speed.py` on {machine}, {measured}. *fails* is
+bundled data, processor time of one step by `python benchmarks/method_speed.py` on {measured}. *fails* is
 where TRL with peft ends in an error: it does not take GPT-2's layers, or counts no virtual tokens. LoRA with `use_dora`
 has {dora}. What takes long takes it in peft's own products, which both sides have: OSF's are of whole
 weights, HRA and BOFT multiply square matrices as wide as a layer, and HRA keeps each of them for backward.
@@ -150,8 +153,9 @@ def tried(kind: str, folder: str) -> tuple[bool, bool, str]:
     return starts, merge.passed and merge.figure is not None, ", ".join(bits) or "–"
 
 
-def speed_of(measured: dict, kind: str) -> str:
-    """How many times as fast as TRL, a step beside LoRA's, and memory; why there is no such figure."""
+def speed_of(speeds: Sequence[dict[str, Any]], kind: str) -> str:
+    """How many times as fast as TRL, a step beside LoRA's, and memory, by the last record that has the method."""
+    measured = next((each["measured"] for each in reversed(speeds) if kind in each["measured"]), {})
     here = measured.get(kind)
     if here is None or "error" in here:
         return "–"
@@ -163,13 +167,22 @@ def speed_of(measured: dict, kind: str) -> str:
     return f"{there['seconds'] / here['seconds']:.1f} · {step}" if "error" not in there else f"fails · {step}"
 
 
+def measured_on(speeds: Sequence[dict[str, Any]]) -> str:
+    """On which machine and day, and which methods a later record measured again."""
+    if not speeds:
+        return "no machine yet"
+    first, *later = [f"{each['machine']}, {each['date']}" for each in speeds]
+    again = [", ".join(f"`{kind.lower()}`" for kind in each["measured"] if kind != "LORA") for each in speeds[1:]]
+    return "; ".join([first, *(f"{kinds} again on {when}" for kinds, when in zip(again, later, strict=True))])
+
+
 def main() -> None:
     parser = argparse.ArgumentParser()
-    parser.add_argument("--speed", type=Path, help="what benchmarks/method_speed.py wrote")
+    parser.add_argument("--speed", type=Path, nargs="+", default=[], help="what benchmarks/method_speed.py wrote")
     parser.add_argument("--study", type=Path, help="Markdown that goes below the table as it is")
     arguments = parser.parse_args()
     warnings.simplefilter("ignore")
-    speed = read_json(arguments.speed) if arguments.speed else {"measured": {}}
+    speeds = [read_json(path) for path in arguments.speed]
     rows, refused = [], []
     with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(sys.stderr):
         set_seed(0)
@@ -187,13 +200,12 @@ def main() -> None:
             layers = "turned" if turned else ""
             rows.append(
                 f"| `{kind.lower()}` | {method.title}: {method.trains} | {smol} | {gpt2} | {layers} "
-                f"| {yes[starts]} | {yes[merges]} | {bits} | {speed_of(speed['measured'], kind)} "
+                f"| {yes[starts]} | {yes[merges]} | {bits} | {speed_of(speeds, kind)} "
                 f"| {rates}{source} | {method.paper} |"
             )
             print(rows[-1])
-    dora = speed_of(speed["measured"], "LORA, use_dora")
-    print(PAGE.format(rows="\n".join(rows), refused="\n".join(refused), dora=dora, machine=speed.get("machine", "–"),
-                      today=time.strftime("%Y-%m-%d"), measured=speed.get("date", "–")))  # fmt: skip
+    print(PAGE.format(rows="\n".join(rows), refused="\n".join(refused), dora=speed_of(speeds, "LORA, use_dora"),
+                      today=time.strftime("%Y-%m-%d"), measured=measured_on(speeds)))  # fmt: skip
     print(arguments.study.read_text(encoding="utf-8") if arguments.study else "", end="")
 
 
