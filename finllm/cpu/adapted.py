@@ -107,7 +107,7 @@ class VectorLinear(vera.Linear):
                 x_TI, dropped_TI, weight_IO, base.bias, a_RI, b_OR, self.vera_lambda_d[name], self.vera_lambda_b[name],
                 dtype,
             )  # fmt: skip
-        return result_TO.view(*x.shape[:-1], -1)
+        return result_TO.unflatten(0, x.shape[:-1])
 
 
 def _scaled(values_TN: Tensor, scale_N: Tensor) -> Tensor:

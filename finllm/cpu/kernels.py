@@ -174,7 +174,7 @@ class AdaptedLinear(lora.Linear):
                 result_TO = _DirectedProduct.apply(
                     x_TI, dropped_TI, weight_IO, base.bias, a_RI, b_OR, magnitude_O, norm_O, scaling, dtype
                 )
-        return result_TO.view(*x.shape[:-1], -1)
+        return result_TO.unflatten(0, x.shape[:-1])
 
     @torch.no_grad()
     def _norms(self, weight_IO: Tensor, a_RI: Tensor, b_OR: Tensor, scaling: float) -> Tensor:
@@ -208,7 +208,7 @@ def _plain_product(layer: nn.Module, x: Tensor, weight_IO: Tensor, bias_O: Tenso
         return super(type(layer), layer).forward(x)
     dtype = dtype_of(x)
     with torch.autocast(x.device.type, enabled=False):
-        return Product.apply(x_TI, weight_IO, bias_O, dtype).view(*x.shape[:-1], -1)
+        return Product.apply(x_TI, weight_IO, bias_O, dtype).unflatten(0, x.shape[:-1])
 
 
 STANDS_FOR = {
