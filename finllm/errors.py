@@ -9,17 +9,60 @@ import gc
 import re
 import sys
 from collections.abc import Callable, Iterable
+from typing import Any
 
 
 class UserError(ValueError):
     """A mistake that the user can mend. The message says value, place, limit and fix; commands exit with status 2.
 
-    `lines` are shown below it, each on a line of its own.
+    `lines` are shown below it, each on a line of its own. `problems` are those that the message counts, each by itself.
     """
 
-    def __init__(self, *message: object, lines: Iterable[str] = ()):
+    def __init__(self, *message: object, lines: Iterable[str] = (), problems: Iterable[str] = ()):
         super().__init__(*message)
         self.lines = list(lines)
+        self.problems = list(problems) or [str(self)]
+
+
+class Gathering:
+    """`with gathering:` holds a `UserError` of its block back in `errors`, and goes on after the block."""
+
+    def __init__(self) -> None:
+        self.errors: list[UserError] = []
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: type | None, error: BaseException | None, trace: object) -> bool:
+        if isinstance(error, UserError):
+            self.errors.append(error)
+        return isinstance(error, UserError)
+
+    def raise_all(self) -> None:
+        """Raise what was held back as one `UserError`, the only one as it was; return where there is none."""
+        if len(self.errors) == 1:
+            raise self.errors[0]
+        if self.errors:
+            lines = [line for error in self.errors for line in error.lines]
+            raise UserError("; ".join(map(str, self.errors)), lines=lines)
+
+
+class Once:
+    """`once(function, …)` calls it once for the same arguments; a `UserError` that it raised is raised again."""
+
+    def __init__(self) -> None:
+        self._held: dict[tuple[Any, ...], Any] = {}
+
+    def __call__(self, function: Callable[..., Any], *arguments: Any) -> Any:
+        key = (function, *arguments)
+        if key not in self._held:
+            try:
+                self._held[key] = function(*arguments)
+            except UserError as error:
+                self._held[key] = error
+        if isinstance(self._held[key], UserError):
+            raise self._held[key]
+        return self._held[key]
 
 
 MANY = 5  # problems of one kind that are named; there may be one for each row
@@ -34,7 +77,7 @@ def raise_problems(problems: Iterable[str], where: str, most: int | None = None,
     if problems:
         named = problems if most is None else at_most(problems, most)
         count = f"{len(problems):,} problem{'s' if len(problems) > 1 else ''} in {where}: "
-        raise UserError("; ".join([count + named[0], *named[1:], *([fix] if fix else [])]))
+        raise UserError("; ".join([count + named[0], *named[1:], *([fix] if fix else [])]), problems=problems)
 
 
 def at_most(problems: list[str], most: int = MANY) -> list[str]:

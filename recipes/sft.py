@@ -14,21 +14,19 @@ from accelerate import PartialState
 from transformers import EarlyStoppingCallback, set_seed
 
 from finllm.cpu import machine
-from finllm.data.prepare import resolve
 from finllm.errors import run_command
 from finllm.files import cache_dir, naming
 from finllm.models.base import base_model_hash, check_length, count_parameters, load_base_model, load_saved
 from finllm.models.dropout import set_dropout
-from finllm.models.find import load_tokenizer, resolve_base_model
 from finllm.models.method_proofs import choose
 from finllm.models.proofs import PROVING, template_proofs, tokenizer_fits
 from finllm.models.settings import name_of
 from finllm.provenance import provenance
 from finllm.run_dir import RunDir
-from finllm.text.templates import template_of
 from finllm.text.tokens import tokenize, tokenizer_hash
 from finllm.training import summary
 from finllm.training.batches import check_budget
+from finllm.training.beforehand import made_from
 from finllm.training.config import parse, resolved
 from finllm.training.going_on import GoingOn
 from finllm.training.plots import plot_loss
@@ -49,27 +47,23 @@ def main() -> None:
     run.check_place(resume)
     proving_before = PROVING.seconds
 
-    # The data, prepared once a machine and mapped into the memory of each of its processes
+    # The data, prepared once a machine and mapped into the memory of each of its processes, and what is to learn them
     with process.local_main_process_first():
-        dataset = resolve(recipe.dataset_name, cache_dir() / "datasets")
+        made = made_from(recipe, training, model_arguments)
         train, validation = (
-            sample(dataset.split(split), rows, training.seed)
+            sample(made.dataset.split(split), rows, training.seed)
             for split, rows in (
                 (recipe.dataset_train_split, recipe.max_train_samples),
                 (recipe.dataset_test_split, recipe.max_eval_samples),
             )
         )
 
-    # What this run is made from. Where the folder holds a run already, it must be the same
-    with process.local_main_process_first():
-        base = resolve_base_model(model_arguments.model_name_or_path)
-        tokenizer = load_tokenizer(
-            base, model_arguments.model_revision, eos_token=training.eos_token, pad_token=training.pad_token
-        )
-    template = template_of(recipe.template, tokenizer, model_arguments.model_name_or_path)
+    base, tokenizer, template = made.base, made.tokenizer, made.template
+
+    # Where the folder holds a run already, it must be made from the same
     origin = provenance(
         gpu=machine.gpu_name(),
-        dataset_hash=dataset.hash,
+        dataset_hash=made.dataset.hash,
         base_model_hash=base_model_hash(base, revision=model_arguments.model_revision),
         tokenizer_hash=tokenizer_hash(tokenizer),
         template_hash=template.hash,

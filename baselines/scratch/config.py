@@ -109,7 +109,7 @@ class Asked(NamedTuple):
     config: TrainConfig
     resume: bool  # `--resume auto`
     stop_at_step: int | None
-    dry_run: bool  # the settings were to be checked, and no more
+    dry_run: bool  # settings and data were to be checked, and no more
 
 
 def read_config(arguments: list[str], description: str) -> Asked:
@@ -117,7 +117,7 @@ def read_config(arguments: list[str], description: str) -> Asked:
     parser = Parser(description=description, allow_abbrev=False)
     parser.add_argument("--config", help="YAML file of the keys below; a flag stands over the file")
     parser.add_argument("--resume", choices=["auto"], help="go on with the run in output_dir, or begin it")
-    parser.add_argument("--dry_run", action="store_true", help="check the settings, and no more")
+    parser.add_argument("--dry_run", action="store_true", help="check the settings and the data, and no more")
     parser.add_argument("--stop_at_step", metavar="VALUE", help="stop after this step; --resume auto goes on")
     parser.add_argument("--template", default=TEMPLATE_ID, help="alpaca, and no other")
     for field in dataclasses.fields(TrainConfig):

@@ -30,7 +30,7 @@ from baselines.scratch.proofs import prove_causality, prove_saved
 from baselines.scratch.tokenizer import Tokenizer
 from finllm.cpu import machine
 from finllm.data.dataset_dir import DatasetDir
-from finllm.errors import UserError, run_command
+from finllm.errors import Gathering, UserError, run_command
 from finllm.files import write_json, write_jsonl, write_text
 from finllm.models.proofs import PROVING
 from finllm.provenance import provenance
@@ -45,7 +45,14 @@ from finllm.training.summary import already_finished, print_summary, proved
 
 def main() -> None:
     asked = read_config(sys.argv[1:], "Train a small transformer from nothing on a dataset dir.")
-    if not asked.dry_run:
+    if asked.dry_run:
+        gathering = Gathering()
+        with gathering:
+            check_arithmetic(asked.config)
+        with gathering:
+            data_of(asked.config)
+        gathering.raise_all()
+    else:
         train(asked.config, asked.resume, asked.stop_at_step)
 
 
@@ -62,19 +69,10 @@ def train(config: TrainConfig, resume: bool = False, stop_at_step: int | None = 
     # bf16 is for the steps alone, see Training.step; told nothing, accelerate gives a CPU no second process.
     accelerator = Accelerator(mixed_precision="no", cpu=not torch.accelerator.is_available())
     console = Terminal(quiet=not accelerator.is_main_process)
-    if config.bf16 and not machine.bf16_is_fast():
-        raise UserError(
-            f"bf16 is true and this {accelerator.device.type} has no arithmetic for it; it needs a CUDA GPU that has "
-            "bfloat16, or a CPU with AMX or AVX512-BF16; set bf16 to false"
-        )
+    check_arithmetic(config)
 
     # Text to tokens, by a tokenizer that has seen the training split and nothing else
-    dataset = DatasetDir(config.dataset_name)
-    rows = {split: dataset.rows(split) for split in ("train", "validation")}
-    for split in rows:
-        if not rows[split]:
-            raise UserError(f"the {split} split of {dataset.path} is empty; prepare the dataset with more rows")
-        refuse_conversations(rows[split], f"the {split} split of {dataset.path}")
+    dataset, rows = data_of(config)
     if resume and (run.model / "tokenizer.model").exists():
         tokenizer = Tokenizer.load(run.model)
     else:
@@ -166,6 +164,27 @@ def train(config: TrainConfig, resume: bool = False, stop_at_step: int | None = 
         )
         print_summary(run)
     accelerator.end_training()
+
+
+def check_arithmetic(config: TrainConfig) -> None:
+    """Refuse bfloat16 where it would be slow."""
+    if config.bf16 and not machine.bf16_is_fast():
+        device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")
+        raise UserError(
+            f"bf16 is true and this {device.type} has no arithmetic for it; it needs a CUDA GPU that has "
+            "bfloat16, or a CPU with AMX or AVX512-BF16; set bf16 to false"
+        )
+
+
+def data_of(config: TrainConfig) -> tuple[DatasetDir, dict[str, list[dict[str, Any]]]]:
+    """The dataset and the rows of its training and validation splits; refuse one that cannot be trained on."""
+    dataset = DatasetDir(config.dataset_name)
+    rows = {}
+    for split in ("train", "validation"):
+        dataset.require_rows(split)
+        rows[split] = dataset.rows(split)
+        refuse_conversations(rows[split], f"the {split} split of {dataset.path}")
+    return dataset, rows
 
 
 def cut(split: str, examples: list[Example], config: TrainConfig, console: Terminal) -> list[Example]:

@@ -110,6 +110,12 @@ class DatasetDir:
                 writer.finalize(close_stream=False)
         return datasets.Dataset.from_file(str(place))
 
+    def require_rows(self, name: str) -> None:
+        """Refuse a split that is not there, is not what was prepared, or has no row."""
+        self._check(name)
+        if not (self.path / f"{name}.jsonl").stat().st_size:
+            raise UserError(f"the {name} split of {self.path} is empty; prepare the dataset with more rows")
+
     def check(self) -> None:
         """Refuse splits that are not what was prepared."""
         for name in SPLITS:

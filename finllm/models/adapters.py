@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from trl import ModelConfig
 
 CONTEXT = 20  # tokens of the first row that CPT takes for its context where none is given
+ALL_BUT = ", and `all-linear` takes all but lm_head"
 UNKNOWN_STEPS = 1 << 30  # AdaLoRA's, until training begins (finllm.training.method_steps)
 
 
@@ -52,25 +53,9 @@ def add_adapter(
     the method knows no `Conv1D`, those layers of `model` become equal linear ones, for good (finllm.models.conv1d).
     """
     from peft import get_peft_model
-    from peft.tuners.tuners_utils import BaseTunerLayer
 
-    config, given = adapter_config(model, arguments, rows)
-    place = _place_of(config)
-    modules, parameters = ([name for name, _ in named] for named in (model.named_modules(), model.named_parameters()))
-    for field, names in (
-        ("target_modules", modules), ("modules_to_save", modules), ("target_parameters", parameters),
-        ("feedforward_modules", modules), ("exclude_modules", modules),
-    ):  # fmt: skip
-        asked = given.get(field) or []  # one string is `all-linear`, or an expression for peft
-        for part in asked if isinstance(asked, list | set) else []:
-            if not any(name == part or name.endswith(f".{part}") for name in names):  # peft leaves it out in silence
-                raise UserError(f"{place(field)} names {part!r}, and this model has none; {_layers(model)}")
-    if isinstance(getattr(config, "target_modules", None), str) and config.target_modules.isidentifier():
-        # TRL makes a list of one name a string, and peft reads a string as a regular expression for whole paths.
-        config.target_modules = {config.target_modules}
     layers = _layers(model)  # before peft has wrapped some of them
-    check_patterns(config.to_dict(), model, "the adapter's flags")
-    raise_problems(fit(config, given, model), "the adapter's flags")
+    config = fitting_config(model, arguments, rows)
     if needs_linear(model, config):
         conv1d.to_linear(model)
     if hasattr(config, "fan_in_fan_out"):
@@ -93,16 +78,55 @@ def add_adapter(
         raise
     except Exception as error:  # of a method and a model that do not go together peft raises many
         reason = " ".join(str(error).split())[:300] or type(error).__name__
-        about_layers = (
-            f"; {layers}, and `all-linear` takes all but lm_head" if re.search("target|module", reason, re.I) else ""
-        )
+        about_layers = f"; {layers}{ALL_BUT}" if re.search("target|module", reason, re.I) else ""
         raise UserError(f"{_said(arguments, config)}: {reason}{about_layers}") from error
-    if isinstance(adapted.get_output_embeddings(), BaseTunerLayer):
+    return as_it_answers(adapted)
+
+
+def fitting_config(
+    model: PreTrainedModel, arguments: ModelConfig, rows: Sequence[Mapping[str, Any]] = ()
+) -> PeftConfig:
+    """The config of peft that is asked for; a `UserError` where it names what `model` has not, or sizes do not fit.
+
+    Of `model` names and shapes are looked at, so one without memory for its weights will do (finllm.models.skeletons).
+    """
+    config, given = adapter_config(model, arguments, rows)
+    place = _place_of(config)
+    modules, parameters = ([name for name, _ in named] for named in (model.named_modules(), model.named_parameters()))
+    for field, names in (
+        ("target_modules", modules), ("modules_to_save", modules), ("target_parameters", parameters),
+        ("feedforward_modules", modules), ("exclude_modules", modules),
+    ):  # fmt: skip
+        asked = given.get(field) or []  # one string is `all-linear`, or an expression for peft
+        for part in asked if isinstance(asked, list | set) else []:
+            if not any(name == part or name.endswith(f".{part}") for name in names):  # peft leaves it out in silence
+                raise UserError(f"{place(field)} names {part!r}, and this model has none; {_layers(model)}")
+    if isinstance(getattr(config, "target_modules", None), str) and config.target_modules.isidentifier():
+        # TRL makes a list of one name a string, and peft reads a string as a regular expression for whole paths.
+        config.target_modules = {config.target_modules}
+    check_patterns(config.to_dict(), model, "the adapter's flags")
+    targets = set(_targets(config, model))
+    if getattr(config, "target_modules", None) and not (targets or getattr(config, "target_parameters", None)):
+        raise UserError(
+            f"{_said(arguments, config)}: no module of this model is meant by it; {_layers(model)}{ALL_BUT}"
+        )
+    if any(module is model.get_output_embeddings() for name, module in model.named_modules() if name in targets):
         raise UserError(
             f"{_said(arguments, config)} adapts the head, which TRL's loss goes past; take it out, or train the whole "
             f"head with {place('modules_to_save')}"
         )
-    return as_it_answers(adapted)
+    raise_problems(fit(config, given, model), "the adapter's flags")
+    return config
+
+
+def _targets(config: PeftConfig, model: PreTrainedModel) -> list[str]:
+    """The names of the modules that a config of peft means."""
+    from peft.tuners.tuners_utils import _maybe_include_all_linear_layers, check_target_module_exists
+
+    if not getattr(config, "target_modules", None):
+        return []
+    expanded = _maybe_include_all_linear_layers(copy.deepcopy(config), model)
+    return [name for name, _ in model.named_modules() if check_target_module_exists(expanded, name)]
 
 
 def as_it_answers(adapted: PreTrainedModel) -> PreTrainedModel:

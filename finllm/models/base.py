@@ -58,15 +58,9 @@ def load_base_model(resolved: str, arguments: ModelConfig) -> PreTrainedModel:
     """A causal language model with float32 weights, or as `dtype`, `load_in_4bit` and `load_in_8bit` ask."""
     use_all_cores()
     attend_at_any_length()
+    check_quantisation(arguments)
+    check_base_model(resolved, arguments.model_revision, bytes_a_parameter(arguments))
     quantised = arguments.load_in_4bit or arguments.load_in_8bit
-    if quantised and importlib.util.find_spec("bitsandbytes") is None:
-        raise UserError(
-            "load_in_4bit and load_in_8bit need bitsandbytes, which is not installed; run: pip install 'finllm[qlora]'"
-        )
-    if Path(resolved).is_dir():
-        checked.check_base(Path(resolved))
-    half = quantised or arguments.dtype in ("bfloat16", "float16")
-    check_size(causal_config(resolved, arguments.model_revision), bytes_a_parameter=2 if half else 4)
     try:
         model, loading = AutoModelForCausalLM.from_pretrained(
             resolved,
@@ -97,6 +91,29 @@ def load_base_model(resolved: str, arguments: ModelConfig) -> PreTrainedModel:
         if hasattr(module, "init_8bit_state"):
             module.register_forward_hook(lambda layer, given, output: output.clone())
     return model
+
+
+def check_quantisation(arguments: ModelConfig) -> None:
+    """Refuse weights in few bits where the package that makes them is not installed."""
+    if (arguments.load_in_4bit or arguments.load_in_8bit) and importlib.util.find_spec("bitsandbytes") is None:
+        raise UserError(
+            "load_in_4bit and load_in_8bit need bitsandbytes, which is not installed; run: pip install 'finllm[qlora]'"
+        )
+
+
+def bytes_a_parameter(arguments: ModelConfig) -> int:
+    """At most, of the weights as they are loaded."""
+    quantised = arguments.load_in_4bit or arguments.load_in_8bit
+    return 2 if quantised or arguments.dtype in ("bfloat16", "float16") else 4
+
+
+def check_base_model(resolved: str, revision: str, bytes_a_parameter: int) -> PreTrainedConfig:
+    """The config of a resolved base model that can be loaded as far as its files' headers tell, and has room here."""
+    if Path(resolved).is_dir():
+        checked.check_base(Path(resolved))
+    config = causal_config(resolved, revision)
+    check_size(config, bytes_a_parameter)
+    return config
 
 
 def _local_device() -> str:
@@ -149,9 +166,9 @@ def positions_of(config: PreTrainedConfig) -> int | None:
     return getattr(config.get_text_config(), "max_position_embeddings", None)
 
 
-def check_length(model: PreTrainedModel, max_length: int | None) -> None:
-    """Refuse a `max_length` beyond the model's positions."""
-    positions, taken = positions_of(model.config), virtual_tokens(model)
+def check_length(model: PreTrainedModel, max_length: int | None, taken: int | None = None) -> None:
+    """Refuse a `max_length` beyond the model's positions, of which `taken` are for virtual tokens: else its own."""
+    positions, taken = positions_of(model.config), virtual_tokens(model) if taken is None else taken
     if positions is not None and (max_length is None or max_length > positions - taken):
         raise UserError(
             f"max_length is {max_length} and {model.config.name_or_path} has {positions:,} positions"

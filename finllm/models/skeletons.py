@@ -15,11 +15,15 @@ if TYPE_CHECKING:
     from peft import PeftConfig
 
 
-def skeleton(config: PreTrainedConfig) -> PreTrainedModel:
-    """The model of a config without memory for its weights; no random number of the process is used up."""
+def skeleton(config: PreTrainedConfig, attention: str | None = None) -> PreTrainedModel:
+    """The model of a config without memory for its weights; no random number of the process is used up.
+
+    `attention` is an implementation by transformers' name, whose package must be there.
+    """
+    asked = {} if attention is None else {"attn_implementation": attention}
     # What layers draw for their weights is drawn nowhere here, and takes most of the time all the same.
     with torch.random.fork_rng(devices=[]), torch.device("meta"), no_init_weights():
-        model = AutoModelForCausalLM.from_config(copy.deepcopy(config), trust_remote_code=False)
+        model = AutoModelForCausalLM.from_config(copy.deepcopy(config), trust_remote_code=False, **asked)
     model.tie_weights()  # which came with the drawing
     return model
 

@@ -200,6 +200,12 @@ def _impossible(recipe: RecipeArguments, training: TrainingConfig, model: Method
     ):
         if not value:
             problems.append(f"{name} is not set; add it to the YAML or pass --{name}")
+    for part in (recipe, training, model):  # argparse looks at flags alone
+        for known in fields(part):
+            value, choices = getattr(part, known.name), known.metadata.get("choices")
+            if choices and value is not None and value not in choices:
+                near = did_you_mean(str(value), choices)
+                problems.append(f"{known.name} is {value!r}{near}; it is one of {', '.join(choices)}")
     if (model.load_in_4bit or model.load_in_8bit) and not model.use_peft:
         problems.append("load_in_4bit and load_in_8bit freeze the weights, so they need use_peft: true")
     found = list(settings_problems(model))

@@ -87,13 +87,18 @@ def _tuner(model: Any) -> Any:
 
 
 def set_schedule(model: Any, steps: int) -> None:
-    """Tell AdaLoRA how many steps there are; a `UserError` where its phases do not fit into them.
+    """Tell AdaLoRA how many steps there are, as `fit_schedule`."""
+    if hasattr(model, "peft_config"):
+        fit_schedule(model.active_peft_config, steps)
+
+
+def fit_schedule(config: Any, steps: int) -> None:
+    """Give a config of AdaLoRA the number of steps; a `UserError` where its phases do not fit into them.
 
     Where nobody set them, ranks stay for a tenth of the steps and are final for the last fifth (its paper has similar
     shares in appendix C: a short warmup, a long rest).
     """
-    if hasattr(model, "peft_config") and str(model.active_peft_config.peft_type.value) == "ADALORA":
-        config = model.active_peft_config
+    if str(config.peft_type.value) == "ADALORA":
         config.total_step = steps
         if config.tinit == 0 and config.tfinal == 0 and steps >= 10:
             config.tinit, config.tfinal = steps // 10, steps // 5
