@@ -65,6 +65,7 @@ def main() -> None:
         "--skip_too_long", action="store_true",
         help="leave out the examples that one of these models cannot read or answer whole, of all of them alike",
     )  # fmt: skip
+    parser.add_argument("--dry_run", action="store_true", help="check all that, and that the examples fit, and no more")
     parser.add_argument("--overwrite", action="store_true", help="replace results made with other settings")
     arguments = parser.parse_args()
     for name in ("max_examples", "max_new_tokens", "batch_size"):
@@ -102,7 +103,10 @@ def main() -> None:
         if path.exists() and path.is_dir() != (path.name == "eval"):
             raise UserError(f"{path} is in the way of what is to be written; move it away")
     done = [each for each in subjects if (each.run.eval / "results.json").exists() and not arguments.overwrite]
-    left_out = left_out_of_all([each for each in subjects if arguments.skip_too_long or each not in done], arguments)
+    looked_at = [each for each in subjects if arguments.skip_too_long or arguments.dry_run or each not in done]
+    left_out = left_out_of_all(looked_at, arguments)
+    if arguments.dry_run:
+        return
     out_of = {each.dataset.hash: left_out.get(each.dataset.hash, set()) for each in subjects}
     for subject in done:  # results of another model or other settings are found out before any work is done
         already_evaluated(subject, wanted_of(subject, arguments, out_of[subject.dataset.hash]), arguments.split)

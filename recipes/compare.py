@@ -9,6 +9,7 @@ shared folder.
 """
 
 import argparse
+import contextlib
 import signal
 import subprocess
 import sys
@@ -21,9 +22,12 @@ from typing import Any
 import yaml
 
 import finllm  # noqa: F401
-from finllm.errors import UserError, run_command
-from finllm.files import read_json, write_json, write_text
+from finllm.data.dataset_dir import DatasetDir
+from finllm.data.prepare import resolve
+from finllm.errors import Once, UserError, run_command
+from finllm.files import cache_dir, read_json, write_json, write_text
 from finllm.models.methods import known_method
+from finllm.study.alike import said_of
 from finllm.study.conduct import Conduct, Found
 from finllm.study.evaluating import Evaluating, environment
 from finllm.study.progress import Teller, plan_table, standing
@@ -31,7 +35,7 @@ from finllm.study.results import results_of
 from finllm.study.settings import Study, read_study
 from finllm.study.starting import Forking
 from finllm.study.storage import Storage
-from finllm.study.trial import COMMANDS, keys_of
+from finllm.study.trial import COMMANDS, keys_of, refusal_of
 from finllm.terminal import Parser, Terminal
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -39,12 +43,19 @@ ROOT = Path(__file__).resolve().parents[1]
 # (Thinking Machines 2025, "LoRA Without Regret"), a part of the weights up to a few times that.
 FULL, PARTIAL = (1e-5, 1e-3), (1e-4, 1e-3)
 SCRATCH = (1e-3, 1e-2)  # of a small model from random weights, which nothing has to be kept of
+# Keys by which a run names what it is made from
+NAMING = ("model_name_or_path", "model_revision", "dataset_name", "dataset_train_split", "dataset_test_split",
+          "template", "eos_token", "pad_token", "max_length", "output_dir")  # fmt: skip
 
 
 def main() -> None:
     arguments = read_arguments()
-    study = read_study(arguments.config, usual_rates)
-    folder = Path(arguments.output_dir)
+    folder, once = Path(arguments.output_dir), Once()
+    study = read_study(
+        arguments.config,
+        lambda settings: usual_rates(settings, once),
+        lambda study: Evaluating(ROOT, folder, [None]).problems(study, lambda name: dataset_of(name, once)),
+    )
     claim_folder(folder, study, arguments)
     devices = devices_of(arguments.workers)
 
@@ -84,24 +95,50 @@ def read_arguments() -> argparse.Namespace:
     return arguments
 
 
-def usual_rates(settings: Mapping[str, Any]) -> tuple[float, float]:
-    """Check the keys of a run, and say between which learning rates its method is usually trained."""
+def usual_rates(settings: Mapping[str, Any], once: Once) -> tuple[float, float]:
+    """Check the keys of a run and what they name, and say between which learning rates its method is usually trained.
+
+    All that is wrong is one `UserError`; of keys that are not even read it is what they name, too.
+    """
     if settings.get("baseline"):
         check_baseline(settings)
         return SCRATCH
     # TRL comes with it: seconds that help and a mistyped study need not wait for
+    from finllm.training.beforehand import problems_of
+
+    problems: list[str] = []
+    try:
+        run = parsed(settings)
+    except UserError as error:
+        problems, run = error.problems, None
+        with contextlib.suppress(UserError):
+            run = parsed({key: settings[key] for key in NAMING if key in settings})
+    problems += [str(error) for error in problems_of(*run, once)] if run else []
+    if problems:
+        raise UserError("; ".join(problems), problems=problems)
+    model = run[2]
+    if model.kind is not None:
+        return known_method(model.kind).rates or PARTIAL
+    return PARTIAL if model.trainable else FULL
+
+
+def parsed(settings: Mapping[str, Any]) -> tuple[Any, ...]:
+    """The flags of recipes/sft.py, as it reads them."""
     from finllm.training.config import parse
 
     with tempfile.NamedTemporaryFile("w", suffix=".yaml", encoding="utf-8") as file:
         yaml.safe_dump({**settings, "learning_rate": 1e-4}, file)
         file.flush()
         try:
-            model = parse(["--config", file.name])[2]
+            return parse(["--config", file.name])
         except UserError as error:
-            raise UserError(str(error).replace(f" in {file.name}", "").replace(f"{file.name}: ", "")) from None
-    if model.kind is not None:
-        return known_method(model.kind).rates or PARTIAL
-    return PARTIAL if model.trainable else FULL
+            said = [problem.replace(f"{file.name}: ", "") for problem in error.problems]
+            raise UserError("; ".join(said), problems=said) from None
+
+
+def dataset_of(name: str, once: Once) -> DatasetDir:
+    """The data of this name, as a training opens them."""
+    return once(resolve, name, cache_dir() / "datasets")
 
 
 def check_baseline(settings: Mapping[str, Any]) -> None:
@@ -110,11 +147,8 @@ def check_baseline(settings: Mapping[str, Any]) -> None:
     with tempfile.NamedTemporaryFile("w", suffix=".yaml", encoding="utf-8") as file:
         yaml.safe_dump({**keys_of(settings), "learning_rate": 1e-3}, file)
         file.flush()
-        command = [sys.executable, str(ROOT / script), "--config", file.name, "--dry_run"]
-        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    if done.returncode:
-        said = done.stderr[done.stderr.find("error: ") :].removeprefix("error: ").split("\n")
-        said = "; ".join(line.strip() for line in said if line.strip())
+        said = refusal_of([sys.executable, str(ROOT / script), "--config", file.name, "--dry_run"], ROOT)
+    if said:
         raise UserError(said.replace(f" in {file.name}", "").replace(f"{file.name}: ", ""))
 
 
@@ -209,8 +243,11 @@ def finish(study: Study, storage: Storage, folder: Path, devices: list[int | Non
     content = results_of(study, storage, folder / "trials")
     write_json(folder / "study.json", content)
     if not any("validation_loss" in run for method in content["methods"].values() for run in method["finals"]):
-        reasons = "; ".join(f"{name}: {method['failed']}" for name, method in content["methods"].items())
-        raise UserError(f"no method could be trained: {reasons}")
+        reasons: dict[str, list[str]] = {}
+        for name, method in content["methods"].items():
+            reasons.setdefault(str(method["failed"]), []).append(name)
+        said = "; ".join(said_of(reason, names, len(content["methods"])) for reason, names in reasons.items())
+        raise UserError(f"no method could be trained: {said}")
     Evaluating(ROOT, folder, devices).evaluate(study, content)
 
 

@@ -6,11 +6,14 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from finllm.study.settings import Study
+from finllm.data.dataset_dir import DatasetDir
+from finllm.errors import Gathering
+from finllm.study.settings import Evaluation, Study
+from finllm.study.trial import refusal_of
 from finllm.terminal import Terminal
 
 SHOWN = 2000  # characters of a failed process's output
@@ -27,18 +30,14 @@ class Evaluating:
 
         What was evaluated before is not evaluated again.
         """
-        asked, by_base = study.evaluation, runs_by_base(study, content, self.folder / "trials")
+        asked, flags = study.evaluation, flags_of(study.evaluation)
+        by_base = runs_by_base(study, content, self.folder / "trials")
         runs = [run for held in by_base.values() for run in held]
         from_nothing = by_base.pop(None, [])  # it has no base to forget, nor one to be scaled from
-        flags = ["--split", asked.split, "--max_new_tokens", asked.max_new_tokens, "--batch_size", asked.batch_size]
-        flags += ["--max_examples", asked.max_examples] if asked.max_examples is not None else []
-        flags += ["--max_generated", asked.max_generated] if asked.max_generated is not None else []
         bases = {base: self.folder / name for base, name in names_of([*by_base]).items()}
         for base, place in bases.items():
-            data = study.of(_method_of(content, by_base[base][0]))[0].settings["dataset_name"]
-            self._one(
-                "eval/run.py", "--model_name_or_path", base, "--dataset_name", data, "--output_dir", place, *flags
-            )
+            settings = study.of(_method_of(content, by_base[base][0]))[0].settings
+            self._one("eval/run.py", *_as_base(settings), "--output_dir", place, *flags)
         self._shared_out("eval/run.py", runs, flags)
         for base, place in bases.items():
             if asked.texts:
@@ -51,6 +50,32 @@ class Evaluating:
             self._shared_out("eval/scaling.py", firsts, ["--scales", *asked.scales, "--batch_size", asked.batch_size])
         self._one("eval/leaderboard.py", *bases.values(), *runs, "--study", self.folder, "--split", asked.split,
                   "--output_dir", self.folder / "report")  # fmt: skip
+
+    def problems(self, study: Study, dataset_of: Callable[[str], DatasetDir]) -> Iterator[str]:
+        """What is known beforehand to keep models of a study from being evaluated and compared.
+
+        eval/run.py looks at the base models, whose texts and positions nearly all models of theirs have.
+        """
+        asked, settings = study.evaluation, [candidate.settings for candidate in study.candidates]
+        datasets = {name: dataset_of(name) for name in dict.fromkeys(each["dataset_name"] for each in settings)}
+        gathering = Gathering()
+        for dataset in datasets.values():
+            for split in dict.fromkeys((asked.split, *(["validation"] if asked.scales else []))):
+                with gathering:
+                    dataset.require_rows(split)
+        yield from map(str, gathering.errors)
+        if len({dataset.hash for dataset in datasets.values()}) > 1:
+            yield (
+                f"dataset_name is {' and '.join(datasets)}, and models are compared on the same questions alone; give "
+                "all methods one"
+            )
+        bases = dict.fromkeys(_as_base(each) for each in settings if each.get("model_name_or_path"))
+        for base in bases if not gathering.errors else ():
+            flags = [*base, "--output_dir", self.folder / "base", *flags_of(asked), "--dry_run"]
+            said = refusal_of(self._command("eval/run.py", *flags), self.root)
+            if said:  # as a key of the study; its models are evaluated apart, so that none can go by another's limits
+                said = said.partition("; or leave these examples out")[0].replace(str(self.folder / "base"), base[1])
+                yield f"evaluation: {said.replace('--max_new_tokens', 'evaluation.max_new_tokens')}"
 
     def _shared_out(self, script: str, runs: Sequence[Path], arguments: Sequence[Any]) -> None:
         """One of eval's commands on run dirs, which are shared out among as many processes as there are workers.
@@ -85,6 +110,19 @@ class Evaluating:
 
     def _command(self, script: str, *arguments: Any) -> list[str]:
         return [sys.executable, str(self.root / script), *map(str, arguments)]
+
+
+def flags_of(asked: Evaluation) -> list[Any]:
+    """eval/run.py's, for every model alike."""
+    flags = ["--split", asked.split, "--max_new_tokens", asked.max_new_tokens, "--batch_size", asked.batch_size]
+    flags += ["--max_examples", asked.max_examples] if asked.max_examples is not None else []
+    return [*flags, *(["--max_generated", asked.max_generated] if asked.max_generated is not None else [])]
+
+
+def _as_base(settings: Mapping[str, Any]) -> tuple[str, ...]:
+    """eval/run.py's flags for the base model of a method, asked as the method's own models are."""
+    own = ("model_name_or_path", "dataset_name", *(["template"] if "template" in settings else []))
+    return tuple(word for key in own for word in (f"--{key}", str(settings[key])))
 
 
 def runs_by_base(study: Study, content: dict[str, Any], trials: Path) -> dict[str | None, list[Path]]:

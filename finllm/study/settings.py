@@ -8,20 +8,23 @@
     seeds:                   the first is searched with, all are trained at the chosen settings
     evaluation:              flags of eval/run.py
 
-Everything is checked before anything starts, the settings of every method by recipes/sft.py's own parser.
+Everything is checked before anything starts: the settings of every method by recipes/sft.py's own parser, what they
+name, and what will be evaluated. What is wrong with several methods is told once.
 """
 
 from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 from finllm.bounded import read_yaml
+from finllm.data.split import SPLITS
 from finllm.errors import UserError, did_you_mean, raise_problems, shortened
+from finllm.study.alike import OfMethod, each_once
 from finllm.study.search import Rules, grid_of, place_of, rate_at
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,40}")
@@ -122,11 +125,16 @@ class Study:
         }
 
 
-def read_study(path: Path | str, check: Callable[[Mapping[str, Any]], tuple[float, float]]) -> Study:
+def read_study(
+    path: Path | str,
+    check: Callable[[Mapping[str, Any]], tuple[float, float]],
+    obstacles: Callable[[Study], Iterable[str]] = lambda study: (),
+) -> Study:
     """The study of a YAML file; all that is wrong with it is one `UserError`.
 
     `check` takes the keys of a run, raises a `UserError` where they cannot be trained, and returns the range
-    of learning rates in which such a method is usually trained.
+    of learning rates in which such a method is usually trained. `obstacles` takes the study as far as it can be
+    trained, and says why that could not be evaluated.
     """
     content = read_yaml(path)
     known = ("shared", "methods", *PARTS, "seeds")
@@ -139,7 +147,8 @@ def read_study(path: Path | str, check: Callable[[Mapping[str, Any]], tuple[floa
         seeds = [42]
     if len({*seeds}) < len(seeds):
         problems.append(f"seeds is {shortened(seeds)}; each is named once")
-    problems += _out_of_bounds(**parts)
+    bounds = _out_of_bounds(**parts)
+    problems += bounds
     shared = _mapping(content.get("shared") or {}, "shared", problems)
     methods = _mapping(content.get("methods") or {}, "methods", problems)
     candidates = [
@@ -147,8 +156,11 @@ def read_study(path: Path | str, check: Callable[[Mapping[str, Any]], tuple[floa
         for name, settings in methods.items()
         for each in _candidates(str(name), settings, shared, parts["search"], parts["budget"], check, problems)
     ]
-    raise_problems(problems, str(path))
-    return Study(tuple(candidates), **parts, seeds=tuple(seeds), content=content)
+    study = Study(tuple(candidates), **parts, seeds=tuple(seeds), content=content)
+    if candidates and not bounds:
+        problems += obstacles(study)
+    raise_problems(each_once(problems, len(methods)), str(path))
+    return study
 
 
 PARTS = {"budget": Budget, "search": Search, "evaluation": Evaluation}
@@ -176,8 +188,16 @@ def _out_of_bounds(budget: Budget, search: Search, evaluation: Evaluation) -> li
     least = {
         "budget.steps": (budget.steps, 1), "search.points": (search.points, 3), "search.going_on": (search.going_on, 1),
         "search.widenings": (search.widenings, 0), "evaluation.texts": (evaluation.texts, 0),
+        "evaluation.max_examples": (evaluation.max_examples, 1), "evaluation.batch_size": (evaluation.batch_size, 1),
+        "evaluation.max_generated": (evaluation.max_generated, 0),
+        "evaluation.max_new_tokens": (evaluation.max_new_tokens, 1),
     }  # fmt: skip
-    problems = [f"{key} is {value}; it must be at least {low}" for key, (value, low) in least.items() if value < low]
+    problems = [f"{key} is {value}; it must be at least {low}" for key, (value, low) in least.items()
+                if value is not None and value < low]  # fmt: skip
+    if evaluation.texts == 1:
+        problems.append("evaluation.texts is 1; it must be at least 2, or 0 for none")
+    if (split := evaluation.split) not in SPLITS:
+        problems.append(f"evaluation.split is {split!r}{did_you_mean(split, SPLITS)}; it is one of {', '.join(SPLITS)}")
     scales = evaluation.scales
     if not all(type(scale) in (int, float) and 0 <= scale <= 4 for scale in scales):
         problems.append(f"evaluation.scales is {shortened(scales)}; it is a list of numbers from 0 to 4")
@@ -193,7 +213,7 @@ def _out_of_bounds(budget: Budget, search: Search, evaluation: Evaluation) -> li
 
 
 def _candidates(
-    name: str, settings: Any, shared: Mapping[str, Any], search: Search, budget: Budget, check, problems: list[str]
+    name: str, settings: Any, shared: Mapping[str, Any], search: Search, budget: Budget, check, problems: list[Any]
 ) -> list[Candidate]:
     """A method's candidates, one a combination of what is searched in it; what is wrong is added to `problems`."""
     place = f"methods.{name}"
@@ -207,20 +227,18 @@ def _candidates(
             return []
         shared = {key: value for key, value in shared.items() if key == "dataset_name"}
     wrong = [key for key in {**shared, **settings} if key in OURS]
-    problems += [f"{place}: {key} is set by the study; remove it" for key in wrong]
+    problems += [OfMethod(f"{key} is set by the study; remove it", name) for key in wrong]
     own = {key: value for key, value in settings.items() if key not in OF_A_METHOD}
     searched = _mapping(settings.get("search") or {}, f"{place}.search", problems)
     choices = {key: _choices(value, f"{place}.search.{key}", problems) for key, value in searched.items()}
-    if wrong:
-        return []
     found = []
     for combined in itertools.product(*choices.values()):
         chosen = dict(zip(choices, combined, strict=True))
-        keys = {**shared, **own, **chosen}
+        keys = {key: value for key, value in {**shared, **own, **chosen}.items() if key not in wrong}
         try:
             usual = check({**keys, "max_steps": budget.steps, "output_dir": "none"})
         except UserError as error:
-            problems.append(f"{place}: {error}")
+            problems += [OfMethod(problem, name) for problem in error.problems]
             continue
         low, high = _range(settings.get("rates"), usual, place, problems)
         grid = grid_of(low, high, search.points)

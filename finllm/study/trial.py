@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import shutil
 import signal
+import subprocess
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -80,6 +81,16 @@ def run_trial(
         return Ended(None, _why(status, log, began_at), seconds, refused)
     loss = _loss_at(run, stop_at or settings["max_steps"])
     return Ended(loss, "it ended without a validation loss" if loss is None else None, seconds)
+
+
+def refusal_of(command: Sequence[str], root: Path) -> str:
+    """What a command says why it would do nothing of it; empty where it ends well."""
+    done = subprocess.run(command, cwd=root, capture_output=True, text=True)
+    if not done.returncode:
+        return ""
+    begin = done.stderr.find("error: ")
+    lines = done.stderr[begin:].removeprefix("error: ").split("\n") if begin >= 0 else done.stderr.split("\n")[-2:]
+    return "; ".join(line.strip() for line in lines if line.strip()) or f"it ended with status {done.returncode}"
 
 
 def keys_of(settings: Mapping[str, Any]) -> dict[str, Any]:

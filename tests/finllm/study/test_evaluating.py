@@ -18,7 +18,7 @@ broken = __file__.endswith("run.py") and any("broken" in argument for argument i
 sys.exit(3 * broken)
 """
 METHODS = {"full": {}, "lora": {"lora_r": 4}, "other": {"model_name_or_path": "models/B"}, "odd": {},
-           "scratch": {"baseline": "scratch"}}  # fmt: skip
+           "scratch": {"baseline": "scratch"}, "talk": {"template": "chat"}}  # fmt: skip
 
 
 @pytest.fixture
@@ -67,6 +67,12 @@ def test_one_worker_evaluates_all_and_then_reports(evaluated):
             None,
         ),
     ]
+
+
+def test_a_base_model_is_asked_as_the_models_that_were_made_of_it(evaluated):
+    calls = evaluated(["talk"], [None], texts=0, scales=[])
+    of_base = ["--model_name_or_path", "models/A", "--dataset_name", "data", "--template", "chat"]
+    assert calls[0][1][:6] == of_base and "--template" not in calls[1][1]
 
 
 def test_what_is_not_asked_for_is_not_done(evaluated):

@@ -74,15 +74,51 @@ def test_all_problems_are_told_at_once(tmp_path):
     with pytest.raises(UserError) as caught:
         read(tmp_path, wrong, check)
     for said in (
-        "unknown key 'method' (did you mean 'methods'?)", "methods.full: max_steps is set by the study",
+        "unknown key 'method' (did you mean 'methods'?)",
+        "; max_steps is set by the study; remove it (methods: full, x)",
         "a name has up to 41 letters", "budget.search_steps is 11; it must be 1 to budget.steps, 10",
         "seeds is [1, 1]; each is named once", "search.points is 'many', not int",
         "unknown key search.finner (did you mean 'finer'?)",
     ):  # fmt: skip
         assert said in str(caught.value), (said, str(caught.value))
-    wrong["shared"] = {"max_length": 64}
-    with pytest.raises(UserError, match=r"methods\.x: 1 problem: unknown key 'lora_rnk'"):
-        read(tmp_path, wrong, check)
+    assert "methods.x: 1 problem: unknown key 'lora_rnk'" in str(caught.value)
+
+
+def test_what_several_methods_have_is_told_once(tmp_path):
+    def check(settings):
+        problems = ["no base model", *(["no such weight"] if settings.get("odd") else [])]
+        raise UserError(f"{len(problems)} problems", problems=problems)
+
+    methods = {"full": {"search": {"odd": [0, 1]}}, "lora": {"odd": 1}, "x": {}}
+    with pytest.raises(UserError) as caught:
+        read(tmp_path, {**GOOD, "methods": methods}, check)
+    assert str(caught.value).endswith(": no base model; no such weight (methods: full, lora)")
+    with pytest.raises(UserError, match=r"1 problem in .*: methods\.x: no base model$"):
+        read(tmp_path, {**GOOD, "methods": {"x": {}}}, check)
+
+
+@pytest.mark.parametrize(("evaluation", "said"), [
+    ({"split": "tset"}, "evaluation.split is 'tset' (did you mean 'test'?); it is one of train, validation, test"),
+    ({"texts": 1}, "evaluation.texts is 1; it must be at least 2, or 0 for none"),
+    ({"max_examples": 0}, "evaluation.max_examples is 0; it must be at least 1"),
+    ({"max_generated": -1}, "evaluation.max_generated is -1; it must be at least 0"),
+    ({"max_new_tokens": 0}, "evaluation.max_new_tokens is 0; it must be at least 1"),
+    ({"batch_size": 0}, "evaluation.batch_size is 0; it must be at least 1"),
+])  # fmt: skip
+def test_what_evaluation_would_refuse_after_all_trainings_is_refused_now(tmp_path, evaluation, said):
+    with pytest.raises(UserError) as caught:
+        read(tmp_path, {**GOOD, "evaluation": evaluation})
+    assert str(caught.value).endswith(f": {said}")
+
+
+def test_what_can_be_trained_and_not_evaluated_is_told_with_all_else(tmp_path):
+    def obstacles(study):
+        yield f"no test split for {study.methods}"
+
+    path = tmp_path / "study.yaml"
+    path.write_text(yaml.safe_dump({**GOOD, "seeds": []}))
+    with pytest.raises(UserError, match=r"2 problems in .*: seeds is .*; no test split for \['full', 'lora'\]$"):
+        read_study(path, lambda settings: (1e-4, 1e-3), obstacles)
 
 
 def test_what_is_left_out_has_its_defaults(tmp_path):
