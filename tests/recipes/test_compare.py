@@ -59,9 +59,10 @@ def test_every_mistake_of_every_method_is_told_before_anything_starts(command, s
 
 @pytest.fixture
 def told(command, study, tmp_path):
-    """What is said of a study before anything starts, also where its plan is asked for; nothing is written."""
+    """What is said of a study before its plan is made, or what `flags` ask for; nothing is written."""
 
     def call(*flags, **content):
+        flags = flags or ("--dry_run",)  # what is not refused is then planned, and not trained
         done = command("recipes/compare.py", "--config", study(**content), "--output_dir", tmp_path / "out", *flags)
         assert done.status == 2 and not (tmp_path / "out").exists(), done.err
         return done.err.partition("study.yaml: ")[2].strip()
@@ -77,7 +78,7 @@ NO_BASE = (
 )
 
 
-@pytest.mark.parametrize("flags", [(), ("--dry_run",)])
+@pytest.mark.parametrize("flags", [("--resume", "auto"), ("--dry_run",)])
 def test_a_base_model_that_is_not_there_is_told_once_for_all_methods(told, monkeypatch, flags):
     monkeypatch.setitem(find.BUILT_IN, "smollm2-135m", ("no_such_module", "a.gguf", "no-such-package"))
     shared = {"model_name_or_path": "smollm2-135m"}
