@@ -62,8 +62,8 @@ SETTINGS = {"lora": {}, "dora": {"use_dora": True}, "rslora": {"use_rslora": Tru
 @pytest.mark.parametrize("dropout", [0.0, 0.5])
 @pytest.mark.parametrize(("base", "shape"), [
     (lambda: nn.Linear(6, 5), (4, 6)), (lambda: nn.Linear(6, 5, bias=False), (2, 3, 6)),
-    (lambda: Conv1D(5, 6), (2, 1, 3, 6)),
-], ids=["linear", "without bias", "Conv1D"])  # fmt: skip
+    (lambda: Conv1D(5, 6), (2, 1, 3, 6)), (lambda: nn.Linear(6, 5), (2, 0, 6)),
+], ids=["linear", "without bias", "Conv1D", "no rows"])  # fmt: skip
 def test_an_adapted_layer_of_any_shape_with_an_input_that_trains_and_without(settings, needs, dropout, base, shape):
     layers = pair(adapted_layer(base(), dropout, **settings))
     found = compared(layers, shape, needs)

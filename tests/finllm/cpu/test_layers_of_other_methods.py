@@ -104,8 +104,8 @@ def test_oft_takes_four_dimensions_for_rows_where_peft_takes_them_for_a_picture(
 @pytest.mark.parametrize("dropout", [0.0, 0.5])
 @pytest.mark.parametrize(("base", "shape"), [
     (lambda: nn.Linear(12, 5), (4, 12)), (lambda: nn.Linear(12, 5, bias=False), (2, 3, 12)),
-    (lambda: Conv1D(5, 12), (2, 1, 3, 12)),
-], ids=["linear", "without bias", "Conv1D"])  # fmt: skip
+    (lambda: Conv1D(5, 12), (2, 1, 3, 12)), (lambda: nn.Linear(12, 5), (2, 0, 12)),
+], ids=["linear", "without bias", "Conv1D", "no rows"])  # fmt: skip
 def test_vera_of_any_shape_and_with_dropout(base, shape, dropout, needs):
     models = pair(adapted_model("vera", base(), vera_dropout=dropout))
     found = compared(models, shape, needs)
