@@ -171,9 +171,11 @@ def measured_on(speeds: Sequence[dict[str, Any]]) -> str:
     """On which machine and day, and which methods a later record measured again."""
     if not speeds:
         return "no machine yet"
-    first, *later = [f"{each['machine']}, {each['date']}" for each in speeds]
-    again = [", ".join(f"`{kind.lower()}`" for kind in each["measured"] if kind != "LORA") for each in speeds[1:]]
-    return "; ".join([first, *(f"{kinds} again on {when}" for kinds, when in zip(again, later, strict=True))])
+    first, *later = speeds
+    again = [", ".join(f"`{kind.lower()}`" for kind in each["measured"] if kind != "LORA") for each in later]
+    where = [f"{each['machine']}, " if each["machine"] != first["machine"] else "" for each in later]
+    said = [f"{kinds} again on {at}{each['date']}" for kinds, at, each in zip(again, where, later, strict=True)]
+    return "; ".join([f"{first['machine']}, {first['date']}", *said])
 
 
 def main() -> None:
