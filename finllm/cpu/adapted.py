@@ -121,6 +121,11 @@ def _scaled(values_TN: Tensor, scale_N: Tensor) -> Tensor:
     return torch.batch_norm(values_TN, scale_N, None, mean_N, variance_N, False, 0.0, 0.0, False)
 
 
+# What a batch norm takes together, of numbers and of their scale
+TAKEN = {(each, each) for each in (torch.float16, torch.bfloat16, torch.float32, torch.float64)}
+TAKEN |= {(torch.float16, torch.float32), (torch.bfloat16, torch.float32)}
+
+
 class ScaledLinear(ia3.Linear):
     """A linear layer under IA3 (Liu et al. 2022, section 3.3): l ⊙ (xW + b), where it is feedforward (l ⊙ x)W + b."""
 
@@ -129,9 +134,8 @@ class ScaledLinear(ia3.Linear):
         if name is None:
             return super().forward(x, *args, **kwargs)
         base, dtype, scale_N = self.base_layer, dtype_of(x), self.ia3_l[name].flatten()
-        of_scaled = x.dtype if self.is_feedforward else dtype
-        wider = scale_N.dtype == torch.float32 and of_scaled.itemsize == 2
-        if scale_N.dtype != of_scaled and not wider:  # a batch norm takes no other two together
+        scaled = x.dtype if self.is_feedforward else dtype
+        if (scaled, scale_N.dtype) not in TAKEN:
             return super().forward(x, *args, **kwargs)
         x_TI = x.flatten(0, -2)
         weight_IO = base.weight if isinstance(base, Conv1D) else base.weight.T

@@ -157,7 +157,7 @@ def read_study(
         for each in _candidates(str(name), settings, shared, parts["search"], parts["budget"], check, problems)
     ]
     study = Study(tuple(candidates), **parts, seeds=tuple(seeds), content=content)
-    if candidates and not bounds:
+    if not bounds:
         problems += obstacles(study)
     raise_problems(each_once(problems, len(methods)), str(path))
     return study

@@ -182,12 +182,24 @@ def test_ia3_keeps_no_more_for_its_gradients_than_peft_does(settings, autocast):
     assert kept[1] <= kept[0] + vectors
 
 
-@pytest.mark.parametrize("settings", [{}, INTO], ids=["out", "into"])
-def test_ia3_whose_scale_is_finer_than_float32_goes_pefts_way(settings):
-    models = pair(adapted_model("ia3", **settings))
-    for model in models:
-        layer_of(model).base_layer.float()
-    compared(models, dtype=torch.float32, own=False)
+F64, F32, BF16 = torch.float64, torch.float32, torch.bfloat16
+
+
+@pytest.mark.parametrize(("x", "base", "scale", "autocast", "out", "into"), [
+    (F32, F32, F64, False, False, False), (F32, F32, BF16, False, False, False), (BF16, BF16, F64, False, False, False),
+    (BF16, BF16, F32, False, True, True), (BF16, BF16, BF16, False, True, True), (F64, F64, F32, False, False, False),
+    (F32, BF16, F32, True, True, True), (F32, BF16, BF16, True, True, False), (F64, F32, F32, True, True, False),
+])  # fmt: skip
+def test_ia3_goes_its_own_way_where_a_batch_norm_takes_numbers_and_scale_together(x, base, scale, autocast, out, into):
+    for settings, own in (({}, out), (INTO, into)):
+        model = adapted_model("ia3", **settings)
+        kernels.use_in(model.base_model.model)
+        layer = layer_of(model)
+        layer.base_layer.to(base)
+        layer.ia3_l.to(scale)
+        with torch.autocast("cpu", BF16, enabled=autocast):
+            result = model(torch.ones(4, 12, dtype=x))
+        assert bool(OWN & functions_of(result)) is own
 
 
 @pytest.mark.parametrize(("kind", "settings"), [

@@ -121,6 +121,21 @@ def test_what_can_be_trained_and_not_evaluated_is_told_with_all_else(tmp_path):
         read_study(path, lambda settings: (1e-4, 1e-3), obstacles)
 
 
+@pytest.mark.parametrize(("batch_size", "asked"), [(0, []), (1, [1])])
+def test_numbers_out_of_bounds_are_not_asked_about_once_more(tmp_path, batch_size, asked):
+    found = []
+
+    def obstacles(study):
+        found.append(study.evaluation.batch_size)
+        yield "something else"
+
+    path = tmp_path / "study.yaml"
+    path.write_text(yaml.safe_dump({**GOOD, "evaluation": {"batch_size": batch_size}}))
+    with pytest.raises(UserError, match="1 problem in"):
+        read_study(path, lambda settings: (1e-4, 1e-3), obstacles)
+    assert found == asked
+
+
 def test_what_is_left_out_has_its_defaults(tmp_path):
     study = read(tmp_path, GOOD)
     assert (study.budget, study.search) == (Budget(60, None), Search(None, 5, 2, 6, True))
