@@ -122,8 +122,7 @@ def _scaled(values_TN: Tensor, scale_N: Tensor) -> Tensor:
 
 
 # What a batch norm takes together, of numbers and of their scale
-TAKEN = {(each, each) for each in (torch.float16, torch.bfloat16, torch.float32, torch.float64)}
-TAKEN |= {(torch.float16, torch.float32), (torch.bfloat16, torch.float32)}
+TAKEN = {(each, each) for each in (torch.bfloat16, torch.float32, torch.float64)} | {(torch.bfloat16, torch.float32)}
 
 
 class ScaledLinear(ia3.Linear):
