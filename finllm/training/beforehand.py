@@ -57,8 +57,8 @@ def problems_of(
         check_quantisation(arguments)
     found = _made_from(recipe, training, arguments, once, gathering)
     if found.dataset and recipe.template == TEMPLATE_ID and found.dataset.manifest["template"].get("id") != TEMPLATE_ID:
-        with gathering:  # the recipe names the rows, once it has tokenized them
-            raise UserError(f"{found.dataset.path} holds conversations, and alpaca asks single questions; {ROLES_TAKE}")
+        said = f"{found.dataset.path} holds conversations, and alpaca asks single questions; {ROLES_TAKE}"
+        gathering.errors.append(UserError(said))  # the recipe names the rows, once it has tokenized them
     if found.config is not None:
         with gathering:
             _method_fits(found, training, arguments, gathering)
@@ -94,6 +94,8 @@ def _method_fits(found: MadeFrom, training: TrainingConfig, arguments: MethodCon
     try:
         model = skeleton(found.config, arguments.attn_implementation)
     except Exception as error:  # of a package that is missing, or a model that has no such attention, any
+        if arguments.attn_implementation is None:
+            raise
         reason = " ".join(str(error).split())[:300] or type(error).__name__
         raise UserError(f"attn_implementation is {arguments.attn_implementation!r}: {reason}; remove it") from error
     if found.template is not None:
