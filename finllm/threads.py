@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 import os
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 
@@ -27,3 +29,22 @@ def _others_running() -> float:
         return int(Path("/proc/loadavg").read_text().split()[3].split("/")[0]) - 1  # this one is among them
     except (OSError, ValueError, IndexError):
         return math.inf
+
+
+NUMBER = "OMP_NUM_THREADS"  # the variable by which torch, as it is loaded, learns how many threads it may have
+
+
+@contextmanager
+def shared_by(processes: int) -> Iterator[None]:
+    """Inside, processes that are started have an equal part of the cores each, so many being at work side by side.
+
+    Otherwise each takes all cores for its own, and its threads wait for those of the others. The user's word stays.
+    """
+    if processes < 2 or NUMBER in os.environ:
+        yield
+        return
+    os.environ[NUMBER] = str(max(1, cores() // processes))
+    try:
+        yield
+    finally:
+        del os.environ[NUMBER]

@@ -22,6 +22,7 @@ from typing import Any
 import yaml
 
 import finllm  # noqa: F401
+from finllm import threads
 from finllm.data.dataset_dir import DatasetDir
 from finllm.data.prepare import resolve
 from finllm.errors import Once, UserError, run_command
@@ -59,7 +60,7 @@ def main() -> None:
     claim_folder(folder, study, arguments)
     devices = devices_of(arguments.workers)
 
-    plans = plans_of(study, folder / "plans", devices[0])
+    plans = plans_of(study, folder / "plans", devices)
     table, seconds = plan_table(study, plans, len(devices))
     console = Terminal()
     console.print(table)
@@ -86,7 +87,9 @@ def read_arguments() -> argparse.Namespace:
     parser.add_argument("--output_dir", required=True, help="the study dir")
     parser.add_argument("--resume", choices=["auto"], help="go on with the study in output_dir, or start it")
     parser.add_argument("--join", action="store_true", help="help the study that another machine began in output_dir")
-    parser.add_argument("--workers", type=int, help="trainings at a time (default: one a GPU, one on a CPU)")
+    parser.add_argument(
+        "--workers", type=int, help="trainings at a time, which share a CPU's cores (default: one a GPU, one on a CPU)"
+    )
     parser.add_argument("--storage", help="a database URL (Optuna's) instead of a journal in the study dir")
     parser.add_argument("--dry_run", action="store_true", help="check the study and print its plan, and no more")
     arguments = parser.parse_args()
@@ -181,10 +184,11 @@ def devices_of(workers: int | None) -> list[int | None]:
     return [number % count if count else None for number in range(workers or count or 1)]
 
 
-def plans_of(study: Study, folder: Path, device: int | None) -> dict[str, dict[str, Any] | str]:
+def plans_of(study: Study, folder: Path, devices: list[int | None]) -> dict[str, dict[str, Any] | str]:
     """What `finllm plan` says of a run of the first method that it can plan, kept for the next time.
 
-    A plan takes a minute of its own, so the other methods are taken to be as slow until their first runs show it.
+    A plan takes a minute of its own, so the other methods are taken to be as slow until their first runs show it. It
+    has as many threads as a training will have beside the others.
     """
     plans: dict[str, dict[str, Any] | str] = {}
     for method in study.methods:
@@ -197,7 +201,8 @@ def plans_of(study: Study, folder: Path, device: int | None) -> dict[str, dict[s
             write_text(config, yaml.safe_dump({**settings, "output_dir": str(place)}, sort_keys=False))
             Terminal(stderr=True).print(f"planning {method}", soft_wrap=True)
             command = [sys.executable, "-m", "finllm.cli", "plan", "--config", str(config)]
-            done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=environment(device))
+            with threads.shared_by(devices.count(None)):
+                done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=environment(devices[0]))
             if done.returncode or not (place / "plan.json").exists():
                 plans[method] = (done.stderr.strip().splitlines() or ["no plan"])[-1]
                 continue
@@ -225,12 +230,13 @@ def train(conduct: Conduct, plans: Mapping[str, Any], devices: list[int | None])
             failures.append(error)
             conduct.stop.set()
 
-    threads = [threading.Thread(target=worker, args=(device,)) for device in devices]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        while thread.is_alive():  # a join without end would keep signals from being seen
-            thread.join(0.2)
+    workers = [threading.Thread(target=worker, args=(device,)) for device in devices]
+    with threads.shared_by(devices.count(None)):
+        for thread in workers:
+            thread.start()
+        for thread in workers:
+            while thread.is_alive():  # a join without end would keep signals from being seen
+                thread.join(0.2)
     for number, handler in before.items():
         signal.signal(number, handler)
     if failures:

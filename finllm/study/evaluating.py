@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from finllm import threads
 from finllm.data.dataset_dir import DatasetDir
 from finllm.errors import Gathering
 from finllm.study.settings import Evaluation, Study
@@ -88,10 +89,10 @@ class Evaluating:
         logs = self.folder / "evaluation"
         logs.mkdir(exist_ok=True)
         Terminal().print(f"{script}: {len(runs)} runs, {workers} at a time; output in {logs}", soft_wrap=True)
-        started = []
+        each_a_part, started = (workers if None in self.devices else 0), []
         for number in range(workers):
             log = logs / f"{Path(script).stem}-{number}.log"
-            with open(log, "w", encoding="utf-8") as file:
+            with open(log, "w", encoding="utf-8") as file, threads.shared_by(each_a_part):
                 started.append((log, subprocess.Popen(
                     self._command(script, *runs[number::workers], *arguments), stdout=file, stderr=file,
                     stdin=subprocess.DEVNULL, env=environment(self.devices[number]),

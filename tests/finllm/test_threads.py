@@ -43,3 +43,19 @@ def test_the_users_own_word_stays():
     del environment["GOMP_SPINCOUNT"]
     done = subprocess.run([sys.executable, "-c", ROUNDS], capture_output=True, text=True, env=environment, check=True)
     assert done.stdout.strip() in ("1000", "10000")
+
+
+@pytest.mark.parametrize(
+    ("cores", "processes", "each"), [(2, 2, "1"), (8, 3, "2"), (2, 5, "1"), (8, 1, None), (8, 0, None)]
+)
+def test_processes_side_by_side_have_equal_parts_of_the_cores(cores, processes, each, monkeypatch):
+    monkeypatch.delenv(threads.NUMBER, raising=False)
+    monkeypatch.setattr(threads, "cores", lambda: cores)
+    with pytest.raises(ZeroDivisionError), threads.shared_by(processes):
+        assert os.environ.get(threads.NUMBER) == each
+        raise ZeroDivisionError
+    assert threads.NUMBER not in os.environ
+    monkeypatch.setenv(threads.NUMBER, "7")
+    with threads.shared_by(processes):
+        assert os.environ[threads.NUMBER] == "7"
+    assert os.environ[threads.NUMBER] == "7"

@@ -2,8 +2,10 @@
 
 import importlib.util
 import json
+import os
 import runpy
 import shutil
+import subprocess
 from pathlib import Path
 from threading import Event
 from types import SimpleNamespace
@@ -15,6 +17,7 @@ from processes import serve
 from finllm.data.prepare import prepare
 from finllm.errors import UserError
 from finllm.models import find
+from finllm.study.settings import read_study
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -178,6 +181,25 @@ def test_a_worker_is_told_how_many_others_share_its_device():
     conduct = SimpleNamespace(stop=Event(), work=lambda device, tell, beside: asked.append((device, beside)))
     assert runpy.run_path(str(ROOT / "recipes/compare.py"))["train"](conduct, {}, [0, 1, 0, None]) is None
     assert sorted(asked, key=str) == [(0, 1), (0, 1), (1, 0), (None, 0)]
+
+
+def test_workers_without_a_gpu_share_the_cores(study, tmp_path, monkeypatch):
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setattr("finllm.threads.cores", lambda: 6)
+    seen = []
+
+    def look(*arguments, env=os.environ, **others):
+        seen.append(env.get("OMP_NUM_THREADS"))
+        return SimpleNamespace(returncode=1, stderr="no plan")
+
+    monkeypatch.setattr(subprocess, "run", look)
+    compare = runpy.run_path(str(ROOT / "recipes/compare.py"))
+    held = read_study(study(methods={"full": {}}), lambda settings: (1e-4, 1e-3))
+    conduct = SimpleNamespace(stop=Event(), work=look)
+    for devices in ([None] * 3, [None], [0, 1]):
+        compare["plans_of"](held, tmp_path / "plans", devices)
+        compare["train"](conduct, {}, devices)
+    assert seen == ["2"] * 4 + [None] * 2 + [None] * 3 and "OMP_NUM_THREADS" not in os.environ
 
 
 @pytest.mark.soak

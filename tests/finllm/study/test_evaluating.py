@@ -13,7 +13,8 @@ STAND_IN = """
 import json, os, sys
 print("what it said")
 with open({log!r}, "a") as log:
-    log.write(json.dumps([os.path.basename(__file__), sys.argv[1:], os.environ.get("CUDA_VISIBLE_DEVICES")]) + "\\n")
+    own = [os.environ.get(name) for name in ("CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS")]
+    log.write(json.dumps([os.path.basename(__file__), sys.argv[1:], *own]) + "\\n")
 broken = __file__.endswith("run.py") and any("broken" in argument for argument in sys.argv)
 sys.exit(3 * broken)
 """
@@ -24,7 +25,8 @@ METHODS = {"full": {}, "lora": {"lora_r": 4}, "other": {"model_name_or_path": "m
 @pytest.fixture
 def evaluated(tmp_path, monkeypatch):
     """Evaluate a study of some methods with two seeds each; what was called, in order."""
-    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    for name in ("CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS"):
+        monkeypatch.delenv(name, raising=False)
     root, log = tmp_path / "root", tmp_path / "log"
     (root / "eval").mkdir(parents=True)
     for name in ("run", "forgetting", "scaling", "leaderboard"):
@@ -44,9 +46,20 @@ def evaluated(tmp_path, monkeypatch):
         folder.mkdir(exist_ok=True)
         Evaluating(root, folder, devices).evaluate(study, {"methods": finals})
         calls = [json.loads(line) for line in log.read_text().splitlines()]
-        return [(name, [argument.removeprefix(f"{folder}/") for argument in said], gpu) for name, said, gpu in calls]
+        call.threads = [held for *_, held in calls]
+        return [(name, [argument.removeprefix(f"{folder}/") for argument in said], gpu) for name, said, gpu, _ in calls]
 
     return call
+
+
+def test_who_evaluates_beside_others_has_a_part_of_the_cores_and_alone_all_of_them(evaluated, monkeypatch):
+    monkeypatch.setattr("finllm.threads.cores", lambda: 6)
+    calls = evaluated(["full", "lora"], [None, None, None], texts=0, scales=[])
+    assert [(name, held) for (name, *_), held in zip(calls, evaluated.threads, strict=True)] == [
+        ("run.py", None), *[("run.py", "2")] * 3, ("leaderboard.py", None)
+    ]  # fmt: skip
+    evaluated(["full", "lora"], [0, 1], texts=0, scales=[])  # a GPU each: their own threads do little
+    assert evaluated.threads[-4:] == [None] * 4
 
 
 def test_one_worker_evaluates_all_and_then_reports(evaluated):
