@@ -46,14 +46,15 @@ class RoomyLayer(DynamicLayer):
 
 
 @contextmanager
-def roomy_cache(model: PreTrainedModel) -> Iterator[None]:
-    """Inside, the cache that `generate` makes for the model has room, where it is transformers' plain one.
+def roomy_cache(model: PreTrainedModel) -> Iterator[list[DynamicCache]]:
+    """Inside, the cache that `generate` makes for the model has room, where it is transformers' plain one; the list is
+    of these.
 
     Which cache a model has, and whether it takes any, is for transformers to say: what it has made is changed, and only
     where each of its layers keeps all keys and values, as yet none.
     """
     base = base_of(model)
-    own = base._prepare_cache_for_generation
+    own, made = base._prepare_cache_for_generation, []
 
     def prepare(generation_config: GenerationConfig, given: dict[str, Any], *others: Any, **more: Any) -> None:
         own(generation_config, given, *others, **more)
@@ -62,10 +63,11 @@ def roomy_cache(model: PreTrainedModel) -> Iterator[None]:
             type(layer) is DynamicLayer and not layer.is_initialized for layer in cache.layers
         ):
             cache.layers = [RoomyLayer() for _ in cache.layers]
+            made.append(cache)
 
     base._prepare_cache_for_generation = prepare
     try:
-        yield
+        yield made
     finally:
         del base._prepare_cache_for_generation
 

@@ -22,14 +22,14 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
     StoppingCriteria,
-    StoppingCriteriaList,
     TextStreamer,
 )
 
 from finllm.errors import UserError
 from finllm.models.adapters import base_of
 from finllm.models.base import positions_of
-from finllm.models.cache import head_of_last_positions, roomy_cache
+from finllm.models.cache import head_of_last_positions
+from finllm.models.leaving import write
 from finllm.models.proofs import in_float32, rounding_of
 from finllm.models.virtual import virtual_tokens
 from finllm.terminal import say
@@ -112,9 +112,9 @@ def _written(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, config:
     texts, prompt_tokens = config.stop_strings or [], given["input_ids"].shape[1]
     plain = copy.deepcopy(config)
     plain.stop_strings = None
-    criteria = StoppingCriteriaList([_StopsAt(tokenizer, prompt_tokens, texts)] if texts else [])
-    with nothing_of_its_own(model), roomy_cache(model), head_of_last_positions(model):
-        return model.generate(**given, generation_config=plain, stopping_criteria=criteria)
+    criteria = [_StopsAt(tokenizer, prompt_tokens, texts)] if texts else []
+    with nothing_of_its_own(model), head_of_last_positions(model):
+        return write(model, plain, criteria, **given)
 
 
 def _answer(tokenizer: PreTrainedTokenizerBase, template: Template, ids: list[int], config: GenerationConfig) -> Answer:
