@@ -7,7 +7,8 @@ Both score the same responses after the same prompts, in float32 and batches of 
 The peers load the model themselves, as it comes. Every turn is a process of its own, and the ways go by turns. Loading
 is not counted, and neither is a first small batch.
 
-A fifth way writes 32 answers in one batch, in bfloat16 where the machine is fast at that. Its floor is the time in
+The floor of scoring is the time of its matrix products alone: of all tokens through the layers, of the answers' through
+the head, at the rate of 1,024³ products in float32. A fifth way writes 32 answers in one batch, in bfloat16 where the machine is fast at that. Its floor is the time in
 which the weights are read from memory once for each token of an answer; that of reading the keys and values of what
 stands before the token, for each row, is told beside it.
 """
@@ -107,15 +108,20 @@ def clocked(work: Callable, *arguments) -> tuple[float, object]:
     return time.perf_counter() - start, return_value
 
 
-def scoring(prompts: list[str], responses: list[str], arguments) -> tuple[float, float]:
-    """`TransformersLM.score`; the mean nll a token in nats."""
+def scoring(prompts: list[str], responses: list[str], arguments) -> tuple[float, float, dict]:
+    """`TransformersLM.score`; the mean nll a token in nats, and the floor of its products in seconds."""
     from eval.models.transformers_lm import load_base
 
     model = load_base(arguments.model_name_or_path, BATCH)
     prompts, responses = prompts[: arguments.texts], responses[: arguments.texts]
     model.score(prompts[:WARMUP], responses[:WARMUP])
     seconds, scores = clocked(model.score, prompts, responses)
-    return seconds, sum(score.nll for score in scores) / sum(score.tokens for score in scores)
+    scored = sum(score.tokens for score in scores)
+    read = sum(len(model.encode(*pair)[0]) for pair in zip(prompts, responses, strict=True)) + scored - len(scores)
+    head = model.model.get_output_embeddings().weight.numel()
+    layers = sum(each.numel() for name, each in model.model.named_parameters() if ".h." in name or ".layers." in name)
+    floor = 2 * (layers * read + head * scored) / machine.matrix_product_rate()
+    return seconds, sum(score.nll for score in scores) / scored, {"floor_seconds": floor}
 
 
 def lm_eval_scoring(prompts: list[str], responses: list[str], arguments) -> tuple[float, float]:
