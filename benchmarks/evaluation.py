@@ -7,10 +7,10 @@ Both score the same responses after the same prompts, in float32 and batches of 
 The peers load the model themselves, as it comes. Every turn is a process of its own, and the ways go by turns. Loading
 is not counted, and neither is a first small batch.
 
-The floor of scoring is the time of its matrix products alone: of all tokens through the layers, of the answers' through
-the head, at the rate of 1,024³ products in float32. A fifth way writes 32 answers in one batch, in bfloat16 where the machine is fast at that. Its floor is the time in
-which the weights are read from memory once for each token of an answer; that of reading the keys and values of what
-stands before the token, for each row, is told beside it.
+The floor of scoring is the time of its matrix products alone, at the rate of float32's 1,024³: of all tokens through
+the layers, of the answers' through the head. A fifth way writes 32 answers in one batch, in bfloat16 where the machine
+is fast at that. Its floor is the time in which the weights are read from memory once for each token of an answer; that
+of reading the keys and values of what stands before the token, for each row, is told beside it.
 """
 
 import finllm  # isort: skip  # noqa: F401  before torch: it sets how threads wait

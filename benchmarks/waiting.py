@@ -3,8 +3,8 @@
     python benchmarks/waiting.py [--times 3] [--commands help data_show …] [--output FILE.json]
 
 Processor time, of all threads and of the kernel, is hardly touched by other work on the machine; the time by the clock
-is what is waited for, where the machine is idle. The least of several is taken of each. A training counts until its proofs are written, which is when its
-first step begins; it is then stopped.
+is what is waited for, where the machine is idle. The least of several is taken of each. A training counts until its
+proofs are written, which is when its first step begins; it is then stopped.
 """
 
 import finllm  # isort: skip  # noqa: F401  before torch: it sets how threads wait

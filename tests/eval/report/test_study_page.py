@@ -79,7 +79,7 @@ def test_methods_are_ranked_by_their_seeds_and_what_cannot_be_told_apart_is_said
     text = " ".join(content["findings"])
     assert text.startswith("lora predicts the reference answers best: 1.205 bits per byte")
     assert "lora and dora cannot be told apart" in text
-    assert "ia3 gives 80 % of lora's gain over the base model with 0.01 of its trainable parameters" in text
+    assert "Of lora's gain over the base model ia3 has 80 % with 0.01 of its trainable parameters." in text
     assert "dora takes 2.0 times the training time of lora, for no difference that 12 questions can show" in text
     assert "The best rate of ia3 is the highest that was tried" in text
     assert "Not trained: odd" in text and "Nor can" not in text
@@ -102,8 +102,8 @@ def test_what_was_learned_is_drawn_by_its_scale_and_a_better_one_is_told(study, 
     assert [each["name"] for each in content["scaled"]] == ["lora", "dora"], "ia3's is of other weights"
     told = [each for each in content["findings"] if "scaled" in each]
     assert told == [
-        "With what it learned scaled by 0.5, lora would be 0.100 nats a token better (0.050 to 0.150) on the "
-        "validation rows where that was found."
+        "With what was learned scaled, on the validation rows where that was found, lora would be 0.100 nats a token "
+        "better (0.050 to 0.150) at 0.5."
     ]
     assert page.data["study"]["scaled"][0]["nats_per_token"] == [2.0, 1.4, 1.5] and "What was learned" in page.words
     write_json(runs[1] / "eval" / "scaling.json", {"weights": None, "scales": "all"})

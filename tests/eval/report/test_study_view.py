@@ -263,25 +263,37 @@ def test_who_is_the_best_and_who_may_be():
 ])  # fmt: skip
 def test_much_of_the_gain_with_few_parameters(change, comparisons, told):
     sentences = said(A, {**B, **change}, BASE, comparisons=comparisons)
-    sentence = "b gives 50 % of a's gain over the base model with 0.099 of its trainable parameters."
+    sentence = "Of a's gain over the base model b has 50 % with 0.099 of its trainable parameters."
     assert (sentence in sentences) is told and len(sentences) == 2 + told
     assert said({**A, "bits_per_byte": 2.5}, {**B, "trainable_parameters": 1}, BASE, comparisons=SURE)[1:] == [WORSE]
 
 
 def test_a_share_is_of_all_that_the_best_gains():
     few, farther = {**B, "trainable_parameters": 50}, {**BASE, "bits_per_byte": 3.0}
-    sentence = "b gives 75 % of a's gain over the base model with 0.05 of its trainable parameters."
-    assert said(A, few, farther, comparisons=SURE) == [BEST, WORSE, sentence]  # 1.5 of 2 bits
+    sentence = "Of a's gain over the base model b has 75 % with 0.05 of its trainable parameters"
+    assert said(A, few, farther, comparisons=SURE) == [BEST, WORSE, f"{sentence}."]  # 1.5 of 2 bits
+    fewer = {**row("c", 2.5, 3), "trainable_parameters": 1}
+    sure = [*SURE, {"a": "c", "b": "base", "p_adjusted": 0.01}]
+    assert said(A, few, fewer, farther, comparisons=sure)[2:] == [f"{sentence} and c 25 % with 0.001."]
 
 
 @pytest.mark.parametrize(("seconds", "sentence"), [
     (73.0, "b takes 1.2 times the training time of a"), (71.9, None), (60.0, None), (50.1, None),
-    (49.0, "a takes 1.2 times the training time of b"), (240.0, "b takes 4.0 times the training time of a"),
+    (49.0, "The training time of a is 1.2 times that of b"), (240.0, "b takes 4.0 times the training time of a"),
 ])  # fmt: skip
 def test_who_takes_longer_for_nothing(seconds, sentence):
     sentences = said(A, {**B, "may_be_best": True, "train_seconds": seconds})
     expected = [f"{sentence}, for no difference that 1,200 questions can show."] if sentence else []
     assert sentences[2:] == expected
+    c = row("c", 1.6, 2, True, train_seconds=150.0)
+    d = row("d", 1.7, 2, True, train_seconds=20.0)
+    many = said(A, {**B, "may_be_best": True, "train_seconds": seconds}, c, d)[2:]
+    slower, faster = ("b takes 1.2 and c 2.5", "3.0") if seconds == 73 else ("b takes 4.0 and c 2.5", "3.0")
+    slower = slower if seconds > 72 else "c takes 2.5"
+    faster = "1.2 times that of b and 3.0" if seconds == 49 else faster
+    nothing = "for no difference that 1,200 questions can show."
+    assert many == [f"{slower} times the training time of a, {nothing}",
+                    f"The training time of a is {faster} times that of d, {nothing}"]  # fmt: skip
     assert len(said(A, {**B, "train_seconds": seconds})) == 2  # of one that is worse anyway nothing is said
     assert said(A, {**B, "may_be_best": True, "train_seconds": seconds}, apart=["train_seconds"]) == sentences[:2]
 
@@ -289,6 +301,11 @@ def test_who_takes_longer_for_nothing(seconds, sentence):
 def test_what_else_is_said():
     edge = said(A, {**B, "edge": "lowest"}, {**BASE, "edge": None})
     assert edge[-1] == "The best rate of b is the lowest that was tried: a better one may lie beyond."
+    edges = said({**A, "edge": "highest"}, {**B, "edge": "lowest"}, {**row("c", 1.6, 3), "edge": "lowest"})
+    assert edges[-2:] == [
+        "The best rate of b and c is the lowest that was tried: a better one may lie beyond.",
+        "The best rate of a is the highest that was tried: a better one may lie beyond.",
+    ]
     scaled = {
         "best": 0.5,
         "name": "b",
@@ -296,9 +313,11 @@ def test_what_else_is_said():
         "gain": {"nats_per_token": 0.1, "low": 0.001, "high": 0.2},
     }
     assert said(A, scaled=[scaled])[1:] == [
-        "With what it learned scaled by 0.5, b would be 0.100 nats a token better (0.001 to 0.200) on the validation "
-        "rows where that was found."
+        "With what was learned scaled, on the validation rows where that was found, b would be 0.100 nats a token "
+        "better (0.001 to 0.200) at 0.5."
     ]
+    other = {**scaled, "name": "c", "best": 1.2, "gain": {"nats_per_token": 0.02, "low": 0.01, "high": 0.03}}
+    assert said(A, scaled=[scaled, other])[1].endswith("(0.001 to 0.200) at 0.5 and c 0.020 (0.010 to 0.030) at 1.2.")
     assert said(A, scaled=[{**scaled, "gain": {**scaled["gain"], "low": 0.0}}]) == [BEST]
     assert said(A, failed={"x": "why", "y": "so"}, why_apart="Why.")[1:] == ["Why.", "Not trained: x (why); y (so)."]
 
