@@ -38,7 +38,9 @@ OURS = (
     "learning_rate",
     "eval_strategy",
     "eval_steps",
-)  # fmt: skip  set by the study
+    "early_stopping_patience",
+    "load_best_model_at_end",
+)  # fmt: skip  set by the study, whose runs have equal steps and are compared at their ends
 BASELINES = ("scratch",)  # what a method's `baseline` may be; finllm/study/trial.py knows their commands
 OF_A_METHOD = ("rates", "search")  # keys of a method that are the study's and no setting
 LOOKS = 6  # validation losses in the course of a whole run, for its curve

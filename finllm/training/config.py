@@ -219,6 +219,14 @@ def _impossible(recipe: RecipeArguments, training: TrainingConfig, model: Method
         )
     if recipe.early_stopping_patience is not None and training.eval_strategy == "no":
         problems.append("early_stopping_patience needs eval_strategy: steps or epoch")
+    stops = recipe.early_stopping_patience is not None
+    by_steps = training.eval_strategy == training.save_strategy == "steps"  # transformers wants both to be the same
+    if (stops or training.load_best_model_at_end) and by_steps and training.save_steps != training.eval_steps:
+        keeps = "early_stopping_patience" if stops else "load_best_model_at_end"
+        problems.append(
+            f"{keeps} is set, save_steps is {training.save_steps:g} and eval_steps {training.eval_steps:g}: the best "
+            f"model may be one that was never saved; set save_steps to {training.eval_steps:g}"
+        )
     if recipe.resume and training.save_only_model:
         problems.append(
             "resume needs whole checkpoints and save_only_model leaves the optimizer out; remove one of them"

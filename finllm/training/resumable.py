@@ -282,10 +282,12 @@ class ResumableTrainer(SFTTrainer):
             self.run.let_go()
             raise SystemExit(0)
         seconds = self._train_seconds()
-        if self.state.global_step not in [line["step"] for line in self.state.log_history if "eval_loss" in line]:
+        # With load_best_model_at_end the model is one of an earlier step by now; its checkpoint's name has the step.
+        best = self.state.best_model_checkpoint if self.args.load_best_model_at_end else None
+        saved_step = int(Path(best).name.rpartition("-")[2]) if best else self.state.global_step
+        if saved_step not in [line["step"] for line in self.state.log_history if "eval_loss" in line]:
             self.evaluate()
         evaluated = [line for line in self.state.log_history if "eval_loss" in line]
-        losses = [line["eval_loss"] for line in evaluated]
         progress = self._progress()
         return {
             "train_seconds": seconds,
@@ -295,8 +297,10 @@ class ResumableTrainer(SFTTrainer):
             "epochs": float(self.state.epoch),
             "supervised_tokens": progress["supervised_tokens"],
             # of the model before training; None where that was not measured
-            "first_validation_loss": losses[0] if evaluated[0]["step"] == 0 else None,
-            "final_validation_loss": losses[-1],
+            "first_validation_loss": evaluated[0]["eval_loss"] if evaluated[0]["step"] == 0 else None,
+            # of the model that is saved, as it was after this step
+            "final_validation_loss": [line["eval_loss"] for line in evaluated if line["step"] == saved_step][-1],
+            "saved_step": saved_step,
             # of what was trained: an untrained model that was better is not among what this run can save
             "best_validation_loss": min(line["eval_loss"] for line in evaluated if line["step"]),
         }

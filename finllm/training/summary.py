@@ -63,7 +63,7 @@ def print_summary(run: RunDir) -> None:
     share = summary["trainable_parameters"] / summary["total_parameters"]
     for name, value in (
         ("validation loss before", _nats(summary["first_validation_loss"])),
-        ("validation loss after", _nats(summary["final_validation_loss"])),
+        ("validation loss after", _loss_after(summary)),
         ("best validation loss", _nats(summary["best_validation_loss"])),
         ("training time", beside("train_seconds", f"{summary['train_seconds']:,.0f} s")),
         ("rate", beside("tokens_per_second", f"{summary['tokens_per_second']:,.0f} tokens/s")),
@@ -99,6 +99,12 @@ def _nats(loss: float | None) -> str:
     return "–" if loss is None else f"{loss:.4f} nats per token"
 
 
+def _loss_after(summary: dict[str, Any]) -> str:
+    """Of the model that was saved, which may be of an earlier step than the last one."""
+    step, loss = summary["saved_step"], _nats(summary["final_validation_loss"])
+    return loss if step == summary["steps"] else f"{loss} (step {step:,}, the best saved)"
+
+
 def already_finished(run: RunDir) -> None:
     Terminal().print(f"{run.path} is finished; nothing to do", soft_wrap=True)
 
@@ -127,7 +133,7 @@ tags: [finllm, sft, {summary["method"]}]
 | | |
 |---|---|
 | validation loss before | {_nats(summary["first_validation_loss"])} |
-| validation loss after | {_nats(summary["final_validation_loss"])} |
+| validation loss after | {_loss_after(summary)} |
 | trainable parameters | {summary["trainable_parameters"]:,} of {summary["total_parameters"]:,} |
 | steps | {summary["steps"]:,} |
 | dataset | `{origin["dataset_hash"][:16]}` |

@@ -284,13 +284,31 @@ def test_early_stopping_keeps_the_best(sft):
                     "steps", "--save_steps", 1, "--learning_rate", 5.0, steps=30)  # fmt: skip
     assert done.status == 0, done.err
     summary = run.summary()
-    assert summary["steps"] < 30
-    assert summary["best_validation_loss"] < summary["final_validation_loss"]
     losses = {line["validation_loss"]: line["step"] for line in read_jsonl(run.metrics)
               if "validation_loss" in line and line["step"]}  # fmt: skip
+    assert losses[min(losses)] == summary["saved_step"] < summary["steps"] < 30
+    assert summary["best_validation_loss"] == summary["final_validation_loss"] == min(losses)
+    told = f"{min(losses):.4f} nats per token (step {summary['saved_step']}, the best saved)"
+    assert f"| validation loss after | {told} |" in (run.model / "README.md").read_text()
     best = load_file(run.checkpoints / f"checkpoint-{losses[min(losses)]}" / "model.safetensors")
     saved = load_file(run.model / "model.safetensors")
     assert [name for name in best if not torch.equal(best[name], saved[name])] == []
+
+
+def test_a_model_of_an_earlier_step_is_told_with_its_own_loss(sft):
+    done, run = sft(
+        "--load_best_model_at_end", "true", "--eval_strategy", "steps", "--eval_steps", 2, "--save_strategy", "steps",
+        "--save_steps", 2, "--learning_rate", 5.0, "--lr_scheduler_type", "constant", steps=5,
+    )  # fmt: skip
+    assert done.status == 0, done.err
+    summary, losses = run.summary(), {line["step"]: line["validation_loss"] for line in read_jsonl(run.metrics)
+                                      if "validation_loss" in line}  # fmt: skip
+    assert {*losses} == {0, 2, 4, 5} and (summary["saved_step"], summary["steps"]) == (2, 5)
+    assert summary["final_validation_loss"] == losses[summary["saved_step"]]
+    saved, kept = (load_file(folder / "model.safetensors")
+                   for folder in (run.model, run.checkpoints / f"checkpoint-{summary['saved_step']}"))  # fmt: skip
+    assert [name for name in kept if not torch.equal(kept[name], saved[name])] == []
+    assert f"nats per token (step {summary['saved_step']}, the best saved)" in done.out
 
 
 def test_the_recipe_runs_under_accelerate_launch(shell, gpt2_dir, dataset_dir, tmp_path):

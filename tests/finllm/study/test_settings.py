@@ -158,7 +158,7 @@ def test_scales_are_numbers_from_nothing_to_four_times(tmp_path, scales, good):
 
 @pytest.mark.parametrize("key", [
     "output_dir", "resume", "stop_at_step", "seed", "max_steps", "num_train_epochs", "learning_rate", "eval_strategy",
-    "eval_steps",
+    "eval_steps", "early_stopping_patience", "load_best_model_at_end",
 ])  # fmt: skip
 def test_what_the_study_sets_is_no_setting_of_a_method(tmp_path, key):
     with pytest.raises(UserError, match=rf"methods\.full: {key} is set by the study; remove it"):

@@ -32,7 +32,7 @@ def trainer(clock, tmp_path):
     """The only process of a run of which nothing is counted yet."""
     found = object.__new__(ResumableTrainer)
     found.args = SimpleNamespace(device=torch.device("cpu"), world_size=3, eval_on_start=True, should_save=True,
-                                 save_total_limit=2)  # fmt: skip
+                                 save_total_limit=2, load_best_model_at_end=False)  # fmt: skip
     found.accelerator = SimpleNamespace(reduce=lambda tensor: tensor, wait_for_everyone=lambda: None)
     found.run = SimpleNamespace(checkpoints=tmp_path, path=tmp_path)
     found.tokens = found.supervised_tokens = 0
@@ -199,6 +199,17 @@ def test_a_log_of_training_is_no_evaluation(ran):
     summary, asked = ran({"step": 3, "eval_loss": 9.0}, {"step": 6, "loss": 1.0})
     assert asked == ["evaluate"] and summary["final_validation_loss"] == 7.0
     assert json.dumps(summary["epochs"]) == "2.0"
+
+
+@pytest.mark.parametrize(("loads", "best", "step", "loss"), [
+    (True, "checkpoints/checkpoint-3", 3, 2.0), (True, None, 6, 5.0), (False, "checkpoints/checkpoint-3", 6, 5.0),
+])  # fmt: skip
+def test_the_loss_at_the_end_is_of_the_model_that_is_saved(ran, trainer, loads, best, step, loss):
+    trainer.args.load_best_model_at_end, trainer.state.best_model_checkpoint = loads, best
+    lines = [{"step": at, "eval_loss": found} for at, found in ((0, 1.0), (3, 2.0), (4, 3.0), (6, 5.0))]
+    summary, asked = ran(*lines)
+    assert (summary["saved_step"], summary["final_validation_loss"], summary["steps"]) == (step, loss, 6)
+    assert asked == [] and summary["best_validation_loss"] == 2.0 and summary["first_validation_loss"] == 1.0
 
 
 def test_what_was_evaluated_at_the_end_is_not_evaluated_again(ran):

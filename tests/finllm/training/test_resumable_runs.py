@@ -27,6 +27,7 @@ def trainer(tmp_path, adapted=False, fsdp=False, deepspeed=False, first=True, sa
     )  # fmt: skip
     found.args = SimpleNamespace(
         should_save=saves, save_total_limit=2, world_size=1, device=torch.device("cpu"), eval_on_start=True,
+        load_best_model_at_end=False,
         per_device_train_batch_size=4, gradient_accumulation_steps=3,
     )  # fmt: skip
     let_go = lambda: found.done.append("let go")  # noqa: E731
@@ -211,7 +212,7 @@ def test_a_run_from_its_beginning(ran, tmp_path):
     assert done == ["wait", ("aside", folder, None), "listen", ("train", None, True, 100.0, 100.0), "leave"]
     assert summary == {
         "train_seconds": 20.0, "tokens_per_second": 35.0, "peak_memory_bytes": 77, "steps": 6, "epochs": 1.5,
-        "supervised_tokens": 50, "first_validation_loss": 9.0, "final_validation_loss": 5.0,
+        "supervised_tokens": 50, "first_validation_loss": 9.0, "final_validation_loss": 5.0, "saved_step": 6,
         "best_validation_loss": 4.0,
     }  # fmt: skip
 
