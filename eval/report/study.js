@@ -1,36 +1,78 @@
 // The study: validation loss against learning rate, a curve a method, and quality against what a method costs.
 
+const TOGETHER = 6; // methods whose curves can be told apart in one chart
+const PANEL = { width: 230, height: 150, left: 34, right: 8, top: 22, bottom: 22 };
+
+const pointsOf = (curves) => curves.flatMap((curve) => [...curve.whole, ...curve.part]);
+
+/** From which loss to which the curves are drawn: what diverged would press all others into a line, and is cut off. */
+function lossesShown(curves) {
+  const losses = pointsOf(curves).map(([, loss]) => loss).sort((a, b) => a - b);
+  const [low, middle] = [losses[0], losses[Math.floor(losses.length / 2)]];
+  const high = Math.min(losses.at(-1), middle + 2 * (middle - low) + 0.02);
+  const room = (high - low) * 0.06 || 0.05;
+  return [low - room, high + room];
+}
+
+/** Of some curves the lowest and the highest rate, with room around them, and a function from rates to pixels. */
+function ratesShown(curves, left, right) {
+  const rates = pointsOf(curves).map(([rate]) => rate);
+  const [from, to] = [Math.min(...rates) / 1.6, Math.max(...rates) * 1.6];
+  const scale = linear(Math.log(from), Math.log(to), left, right);
+  return [from, to, (rate) => scale(Math.log(rate))];
+}
+
+function bowl(curve, x, y) {
+  const path = curve.whole.map(([rate, loss], index) => `${index ? "L" : "M"}${x(rate).toFixed(1)} ${y(loss).toFixed(1)}`).join("");
+  const best = curve.whole.find(([rate]) => rate === curve.rate);
+  return svg("g", { class: curve.colour },
+    svg("title", {}, curve.name), svg("path", { class: "validation", d: path }),
+    ...curve.whole.map(([rate, loss]) => svg("circle", { class: "dot", cx: x(rate), cy: y(loss), r: 3 })),
+    ...curve.part.map(([rate, loss]) => svg("circle", { class: "dot faint", cx: x(rate), cy: y(loss), r: 3 })),
+    best ? svg("circle", { class: "ring", cx: x(best[0]), cy: y(best[1]), r: 7 }) : null);
+}
+
+/** A small chart of one method beside those of others, the losses as in these, the rates its own. */
+function ratePanel(curve, [low, high]) {
+  const [right, bottom] = [PANEL.width - PANEL.right, PANEL.height - PANEL.bottom];
+  const [from, to, x] = ratesShown([curve], PANEL.left, right);
+  const level = linear(low, high, bottom, PANEL.top);
+  const y = (loss) => level(Math.min(loss, high));
+  const steps = ticks(low, high, 4);
+  const digits = Math.max(0, ...steps.map((value) => (String(value).split(".")[1] ?? "").length));
+  return svg("svg", { viewBox: `0 0 ${PANEL.width} ${PANEL.height}`, role: "img", "aria-label": `${curve.name}: validation loss against learning rate, ${curve.rate} chosen` },
+    svg("text", { class: "name", x: PANEL.left, y: 13 }, `${curve.name} ${curve.rate}`),
+    ...steps.flatMap((value) => [
+      svg("line", { class: "grid", x1: PANEL.left, x2: right, y1: y(value), y2: y(value) }),
+      svg("text", { x: PANEL.left - 5, y: y(value) + 4, "text-anchor": "end" }, value.toFixed(digits)),
+    ]),
+    svg("line", { class: "axis", x1: PANEL.left, x2: right, y1: bottom, y2: bottom }),
+    ...logTicks(from, to, 3).flatMap((value) => [
+      svg("line", { class: "axis", x1: x(value), x2: x(value), y1: bottom, y2: bottom + 4 }),
+      svg("text", { x: x(value), y: bottom + 16, "text-anchor": "middle" }, String(Number(value.toPrecision(2)))),
+    ]), bowl(curve, x, y));
+}
+
 /** The chart and legend number `group`, of methods of one tokenizer: losses a token of two are not of one kind. */
 function rateChart(curves, group) {
+  if (curves.length > TOGETHER) {
+    const shown = lossesShown(curves);
+    field(`rate-chart-${group}`).append(html("div", { class: "panels" }, ...curves.map((curve) => ratePanel(curve, shown))));
+    return;
+  }
   const hidden = new Set();
   const redraw = drawAtWidth(field(`rate-chart-${group}`), (width) => {
     const seen = curves.filter((curve) => !hidden.has(curve.name));
     const drawn = seen.length ? seen : curves;
-    const points = drawn.flatMap((curve) => [...curve.whole, ...curve.part]);
-    const rates = points.map(([rate]) => rate);
-    const losses = points.map(([, loss]) => loss).sort((a, b) => a - b);
-    const low = losses[0];
-    // A rate at which training diverged would press all others into one line: it is drawn at the upper edge.
-    const high = Math.min(losses.at(-1), losses[Math.floor(losses.length / 2)] + 2 * (losses[Math.floor(losses.length / 2)] - low) + 0.02);
-    const room = (high - low) * 0.06 || 0.05;
-    const [from, to] = [Math.min(...rates) / 1.6, Math.max(...rates) * 1.6];
-    const scale = linear(Math.log(from), Math.log(to), MARGIN.left, width - MARGIN.right);
-    const x = (rate) => scale(Math.log(rate));
-    const level = linear(low - room, high + room, HEIGHT - MARGIN.bottom, MARGIN.top);
-    const y = (loss) => level(Math.min(loss, high + room));
+    const [from, to, x] = ratesShown(drawn, MARGIN.left, width - MARGIN.right);
+    const [low, high] = lossesShown(drawn);
+    const level = linear(low, high, HEIGHT - MARGIN.bottom, MARGIN.top);
+    const y = (loss) => level(Math.min(loss, high));
     const chart = frame(
       width, "Validation loss against learning rate: " + drawn.map((curve) => `${curve.name} chose ${curve.rate}`).join(", "),
-      x, y, logTicks(from, to, width / 70), ticks(low - room, high + room, 6), (rate) => String(Number(rate.toPrecision(2))), "learning rate, logarithmic", "validation loss, nats per token",
+      x, y, logTicks(from, to, width / 70), ticks(low, high, 6), (rate) => String(Number(rate.toPrecision(2))), "learning rate, logarithmic", "validation loss, nats per token",
     );
-    for (const curve of drawn) {
-      const path = curve.whole.map(([rate, loss], index) => `${index ? "L" : "M"}${x(rate).toFixed(1)} ${y(loss).toFixed(1)}`).join("");
-      const best = curve.whole.find(([rate]) => rate === curve.rate);
-      chart.append(svg("g", { class: curve.colour },
-        svg("title", {}, curve.name), svg("path", { class: "validation", d: path }),
-        ...curve.whole.map(([rate, loss]) => svg("circle", { class: "dot", cx: x(rate), cy: y(loss), r: 3 })),
-        ...curve.part.map(([rate, loss]) => svg("circle", { class: "dot faint", cx: x(rate), cy: y(loss), r: 3 })),
-        best ? svg("circle", { class: "ring", cx: x(best[0]), cy: y(best[1]), r: 7 }) : null));
-    }
+    chart.append(...drawn.map((curve) => bowl(curve, x, y)));
     return chart;
   });
   for (const curve of curves) {

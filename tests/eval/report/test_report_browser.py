@@ -10,6 +10,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+import test_study_page
 from evaluated_runs import leaderboard, make_run, report
 from test_study_page import make_study
 
@@ -116,6 +117,34 @@ def test_of_different_machines_times_and_memory_are_not_drawn(browser, tmp_path,
     page = opened(browser, tmp_path / "out" / "index.html")
     shown = page.locator("#study-choice button").all_text_contents()
     assert shown == ["Trainable parameters", *(["Train time", "Peak memory"] if not gpu else [])]
+
+
+@pytest.mark.parametrize("width", [390, 1200])
+def test_more_methods_than_one_chart_can_hold_have_each_its_own(browser, tmp_path, monkeypatch, width):
+    methods = {
+        f"method_{n}": ((1.2 + n / 50, 1.21 + n / 50), 10**n, 60.0, 10.0 ** -(n % 4), "inside") for n in range(9)
+    }
+    monkeypatch.setattr(test_study_page, "METHODS", methods)
+    folder, runs = make_study(tmp_path / "study")
+    done = leaderboard(*runs, "--study", folder, "--output_dir", tmp_path / "out")
+    assert done.returncode == 0, done.stderr
+    page = opened(browser, tmp_path / "out" / "index.html", width)
+    panels = page.locator("#rate-chart-0 svg")
+    assert panels.count() == 9 and page.locator("#rate-legend-0 button").count() == 0
+    told = [panel.get_attribute("aria-label") for panel in panels.all()]
+    rates = ("1", "0.1", "0.01", "0.001")
+    assert told == [f"method_{n}: validation loss against learning rate, {rates[n % 4]} chosen" for n in range(9)]
+    assert [panel.locator(".ring").count() for panel in panels.all()] == [1] * 9
+    left, right = (panels.nth(n).bounding_box() for n in (0, 1))
+    assert left["x"] + left["width"] <= right["x"] and page.evaluate(
+        "document.documentElement.scrollWidth <= innerWidth"
+    )
+    # What is drawn faintly is seen, also of the ninth method, whose other dots are hollow
+    fills = [panels.nth(n).locator(".dot.faint").first.evaluate("e => getComputedStyle(e).fill") for n in (0, 8)]
+    strokes = [panels.nth(n).locator("path").evaluate("e => getComputedStyle(e).stroke") for n in (0, 8)]
+    assert fills == strokes and page.wrong == []
+    # On a phone too the study stands before the single runs
+    assert page.locator("#study").bounding_box()["y"] < page.locator("#ranking").bounding_box()["y"]
 
 
 def status(page) -> str:
