@@ -31,7 +31,7 @@ from baselines.scratch.tokenizer import Tokenizer
 from finllm.cpu import machine
 from finllm.data.dataset_dir import DatasetDir
 from finllm.errors import Gathering, UserError, run_command
-from finllm.files import write_json, write_jsonl, write_text
+from finllm.files import read_jsonl, write_json, write_jsonl, write_text
 from finllm.models.proofs import PROVING
 from finllm.provenance import provenance
 from finllm.run_dir import RunDir
@@ -144,7 +144,8 @@ def train(config: TrainConfig, resume: bool = False, stop_at_step: int | None = 
         run.write_proofs(proof.as_json() for proof in proofs)
         write_text(run.model / "README.md", model_card(run, config, progress, parameters))
         plot_loss(run)
-        losses = {key: value for key, value in vars(progress).items() if key.endswith("_validation_loss")}
+        best = progress.best_validation_loss
+        validated = [line for line in read_jsonl(run.metrics) if "validation_loss" in line]
         run.finish(
             {
                 "name": run.path.resolve().name,
@@ -159,7 +160,10 @@ def train(config: TrainConfig, resume: bool = False, stop_at_step: int | None = 
                 "steps": progress.step,
                 "epochs": progress.epoch,
                 "supervised_tokens": progress.supervised_tokens,
-                **losses,
+                "first_validation_loss": progress.first_validation_loss,
+                "final_validation_loss": best,  # of the model that is saved
+                "best_validation_loss": best,
+                "saved_step": next(line["step"] for line in validated if line["validation_loss"] == best),
             }
         )
         print_summary(run)

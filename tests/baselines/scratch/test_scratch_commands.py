@@ -64,7 +64,7 @@ def test_the_run_dir_is_complete(place, dataset):
             "epochs",
             "supervised_tokens",
         ),
-        *("first_validation_loss", "final_validation_loss", "best_validation_loss"),
+        *("first_validation_loss", "final_validation_loss", "best_validation_loss", "saved_step"),
     ]
     assert (summary["name"], summary["method"], summary["base_model"]) == ("small", "scratch", None)
     assert (

@@ -161,8 +161,10 @@ def test_the_saved_weights_are_the_best_and_patience_ends_the_run(config):
     train(config)
     run = RunDir(config.output_dir)
     summary = run.summary()
-    losses = [line["validation_loss"] for line in read_jsonl(run.metrics) if "validation_loss" in line]
+    validated = {line["step"]: line["validation_loss"] for line in read_jsonl(run.metrics) if "validation_loss" in line}
+    losses = [*validated.values()]
     assert summary["steps"] < 100 and summary["best_validation_loss"] == min(losses) < losses[-1]
+    assert validated[summary["saved_step"]] == summary["final_validation_loss"] == min(losses)
     assert losses[-2:] == sorted(losses[-2:]) or min(losses) < min(losses[-2:])
     assert len(losses) - 1 - losses.index(min(losses)) == 2
     rows = DatasetDir(config.dataset_name).rows("validation")

@@ -157,7 +157,7 @@ SURE = [{"a": "few", "b": "base", "p_adjusted": 0.01}]
 def test_a_share_of_the_gain_is_told_where_the_best_gains_something(bits, share):
     few = row("few", 2.75 if share is None else 1.5, trainable_parameters=1)
     base = row("base", 2.0, seeds=0)
-    sentence = f"few gives {share} of a's gain over the base model with 0.001 of its trainable parameters."
+    sentence = f"Of a's gain over the base model few has {share} with 0.001 of its trainable parameters."
     assert said(row("a", bits), few, base, comparisons=SURE) == [WORSE, *([sentence] if share else [])]
 
 
@@ -169,7 +169,7 @@ def test_a_base_model_above_all_that_was_trained_may_be_the_best():
 
 def test_of_two_base_models_the_better_one_is_what_is_gained_over():
     rows = [row("a", 1.0), row("few", 1.5, trainable_parameters=1), row("base", 2.0, seeds=0)]
-    sentence = "few gives 50 % of a's gain over the base model with 0.001 of its trainable parameters."
+    sentence = "Of a's gain over the base model few has 50 % with 0.001 of its trainable parameters."
     assert said(*rows, row("another", 5.0, seeds=0), comparisons=SURE) == [WORSE, sentence]
 
 
