@@ -44,6 +44,7 @@ ROOT = Path(__file__).resolve().parents[1]
 # (Thinking Machines 2025, "LoRA Without Regret"), a part of the weights up to a few times that.
 FULL, PARTIAL = (1e-5, 1e-3), (1e-4, 1e-3)
 SCRATCH = (1e-3, 1e-2)  # of a small model from random weights, which nothing has to be kept of
+PLANS = "plans"  # the folder of a study dir that --dry_run leaves
 # Keys by which a run names what it is made from
 NAMING = ("model_name_or_path", "model_revision", "dataset_name", "dataset_train_split", "dataset_test_split",
           "template", "eos_token", "pad_token", "max_length", "output_dir")  # fmt: skip
@@ -60,7 +61,7 @@ def main() -> None:
     claim_folder(folder, study, arguments)
     devices = devices_of(arguments.workers)
 
-    plans = plans_of(study, folder / "plans", devices)
+    plans = plans_of(study, folder / PLANS, devices)
     table, seconds = plan_table(study, plans, len(devices))
     console = Terminal()
     console.print(table)
@@ -156,7 +157,10 @@ def check_baseline(settings: Mapping[str, Any]) -> None:
 
 
 def claim_folder(folder: Path, study: Study, arguments: argparse.Namespace) -> None:
-    """Keep the study's YAML in its folder; refuse a folder that holds another study, or something else."""
+    """Keep the study's YAML in its folder; refuse a folder that holds another study, or something else.
+
+    What is only planned binds nobody: its YAML may change until it begins.
+    """
     text, held = yaml.safe_dump(study.content, sort_keys=False, allow_unicode=True), folder / "study.yaml"
     if held.exists():
         if not (arguments.resume or arguments.join or arguments.dry_run):
@@ -170,9 +174,9 @@ def claim_folder(folder: Path, study: Study, arguments: argparse.Namespace) -> N
             )
     elif arguments.join:
         raise UserError(f"{folder} holds no study to join; begin it there without --join")
-    elif folder.exists() and (folder.is_file() or any(folder.iterdir())):
+    elif folder.exists() and (folder.is_file() or any(held.name != PLANS for held in folder.iterdir())):
         raise UserError(f"{folder} is not empty and holds no study; take another --output_dir")
-    else:
+    elif not arguments.dry_run:
         write_text(held, text)
 
 
@@ -185,7 +189,7 @@ def devices_of(workers: int | None) -> list[int | None]:
 
 
 def plans_of(study: Study, folder: Path, devices: list[int | None]) -> dict[str, dict[str, Any] | str]:
-    """What `finllm plan` says of a run of the first method that it can plan, kept for the next time.
+    """What `finllm plan` says of a run of the first method that it can plan, kept for the next time it is asked.
 
     A plan takes a minute of its own, so the other methods are taken to be as slow until their first runs show it. It
     has as many threads as a training will have beside the others.
@@ -196,17 +200,20 @@ def plans_of(study: Study, folder: Path, devices: list[int | None]) -> dict[str,
         if "baseline" in candidate.settings:  # `finllm plan` plans what recipes/sft.py trains
             continue
         place, config = folder / method, folder / f"{method}.yaml"
-        if not (place / "plan.json").exists():
-            settings = study.settings_of(candidate, candidate.grid[0], study.seeds[0])
-            write_text(config, yaml.safe_dump({**settings, "output_dir": str(place)}, sort_keys=False))
+        plan, settings = place / "plan.json", study.settings_of(candidate, candidate.grid[0], study.seeds[0])
+        text = yaml.safe_dump({**settings, "output_dir": str(place)}, sort_keys=False)
+        text = f"# planned as one of {len(devices)} at a time\n{text}"
+        if not (plan.exists() and config.exists() and config.read_text(encoding="utf-8") == text):
+            plan.unlink(missing_ok=True)
+            write_text(config, text)
             Terminal(stderr=True).print(f"planning {method}", soft_wrap=True)
             command = [sys.executable, "-m", "finllm.cli", "plan", "--config", str(config)]
             with threads.shared_by(devices.count(None)):
                 done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=environment(devices[0]))
-            if done.returncode or not (place / "plan.json").exists():
+            if done.returncode or not plan.exists():
                 plans[method] = (done.stderr.strip().splitlines() or ["no plan"])[-1]
                 continue
-        plans[method] = read_json(place / "plan.json")
+        plans[method] = read_json(plan)
         return plans
     return plans
 

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from statistics import mean
 from typing import Any
 
 from rich.table import Table
 
 from finllm.study.conduct import Conduct, Found, failure_of
 from finllm.study.search import FAILED, rate_at
-from finllm.study.settings import Study, expected_steps
+from finllm.study.settings import Candidate, Study, expected_steps
 from finllm.terminal import Terminal
 
 START_UP = 20.0  # seconds of a process beside its steps, until the first ones have shown
@@ -25,13 +26,12 @@ def plan_table(study: Study, plans: Mapping[str, dict[str, Any] | str], workers:
     table = Table(title="Planned: if the best rates lie inside the first grids", title_justify="left")
     for head in ("method", "trainings", "steps", "tokens", "a step", "hours"):
         table.add_column(head, justify="left" if head == "method" else "right")
-    paces = [plan["step_seconds"] for plan in plans.values() if isinstance(plan, dict)]
-    total = 0.0
+    planned, total = _planned(plans), 0.0
     for method in study.methods:
         steps, runs = steps_of(study, method)
         plan = plans.get(method)
         known = isinstance(plan, dict)
-        pace = plan["step_seconds"] if known else sum(paces) / len(paces) if paces else 0.0
+        pace = plan["step_seconds"] if known else planned or 0.0
         seconds = steps * pace + runs * START_UP
         total += seconds
         tokens = f"{steps * plan['tokens_per_second'] * pace:,.0f}" if known else "–"
@@ -57,7 +57,9 @@ def standing(conduct: Conduct, found: Found, plans: Mapping[str, dict[str, Any] 
     table = Table(title="The study", title_justify="left")
     for head in ("method", "done", "being trained", "best so far", "rate", ""):
         table.add_column(head, justify="left" if head in ("method", "being trained", "") else "right")
-    left = 0.0
+    trained = {method: _trained(found, study.of(method)) for method in study.methods}
+    known = [seconds / steps for steps, seconds in trained.values() if steps]
+    usual, left = mean(known) if known else None, 0.0
     for method in study.methods:
         candidates = study.of(method)
         ends = [end for candidate in candidates for end in found.outcomes[candidate.name].values() if end.settled]
@@ -75,26 +77,41 @@ def standing(conduct: Conduct, found: Found, plans: Mapping[str, dict[str, Any] 
             f"failed: {failed}" if failed else "done" if over else "seeds" if finals else "searching" if ends else ""
         )
         at_work = [task for task in conduct.at_work if task.candidate in {each.name for each in candidates}]
-        _, expected = steps_of(study, method)
+        steps, expected = steps_of(study, method)
         if not (over or failed):
-            left += max(expected - len(ends), 1) * _seconds_of_one(study, method, ends, plans)
+            done, seconds = trained[method]
+            pace = seconds / done if done else usual
+            if pace is None and (planned := _planned(plans)) is not None:
+                pace = planned + START_UP * expected / steps
+            left = None if left is None or pace is None else left + max(steps - done, study.rules.part) * pace
         table.add_row(
             method, f"{len(ends)} of some {max(expected, len(ends))}",
             ", ".join(f"{rate_at(task.job.place):g} to step {task.job.steps}" for task in at_work),
             f"{whole[best]:.4f}" if best else "", f"{rate_at(best[1]):g}" if best else "", state,
         )  # fmt: skip
-    table.caption = f"some {left / workers / 60:,.0f} minutes are left" if left else "nothing is left to train"
+    if left is None:
+        table.caption = "how long it will take is known once a training has ended"
+    else:
+        table.caption = f"some {left / workers / 60:,.0f} minutes are left" if left else "nothing is left to train"
     return table
 
 
-def _seconds_of_one(study: Study, method: str, ends: list, plans: Mapping[str, Any]) -> float:
-    """Of a training that is still to come: the mean of those that were, else by the plan."""
-    if ends:
-        return sum(end.seconds for end in ends) / len(ends)
-    plan = plans.get(method)
-    steps, processes = steps_of(study, method)
-    pace = plan["step_seconds"] if isinstance(plan, dict) else 1.0
-    return steps / processes * pace + START_UP
+def _trained(found: Found, candidates: Iterable[Candidate]) -> tuple[int, float]:
+    """Optimizer steps that were trained to a loss, and the seconds of their processes, starting up included."""
+    steps: dict[str, int] = {}
+    seconds = 0.0
+    for candidate in candidates:
+        for task, end in found.outcomes[candidate.name].items():
+            if end.settled and end.loss < FAILED:
+                steps[task.run] = max(steps.get(task.run, 0), task.job.steps)  # a run goes on from where it stood
+                seconds += end.seconds
+    return sum(steps.values()), seconds
+
+
+def _planned(plans: Mapping[str, dict[str, Any] | str]) -> float | None:
+    """Seconds of a step by `finllm plan`, the mean of the methods that were planned."""
+    paces = [plan["step_seconds"] for plan in plans.values() if isinstance(plan, dict)]
+    return mean(paces) if paces else None
 
 
 class Teller:

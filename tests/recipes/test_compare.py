@@ -176,6 +176,34 @@ def test_a_folder_that_is_another_studys_or_none_is_refused(command, study, tmp_
     assert (tmp_path / "out" / "study.yaml").read_text() == "methods: {}\n"
 
 
+def test_what_was_only_planned_may_change_until_it_begins(study, tmp_path, monkeypatch):
+    """A plan is kept, of these settings and as many workers alone, and nothing else is bound by it."""
+    compare, planned = runpy.run_path(str(ROOT / "recipes/compare.py")), []
+
+    def plan(command, **others):
+        settings = yaml.safe_load(Path(command[-1]).read_text())
+        planned.append(settings["lora_r"])
+        place = Path(settings["output_dir"])
+        place.mkdir(exist_ok=True)
+        assert not (place / "plan.json").exists()  # one of other settings would be taken for this one's
+        (place / "plan.json").write_text(json.dumps({"schema_version": 1, "step_seconds": float(len(planned))}))
+        return SimpleNamespace(returncode=0)
+
+    monkeypatch.setattr(subprocess, "run", plan)
+
+    def dry(rank, workers=1, **flags):
+        held = read_study(study(methods={"a": {"lora_r": rank}}), lambda settings: (1e-4, 1e-3))
+        asked = SimpleNamespace(config="study.yaml", resume=None, join=False, dry_run=True)
+        compare["claim_folder"](tmp_path / "out", held, SimpleNamespace(**{**vars(asked), **flags}))
+        return compare["plans_of"](held, tmp_path / "out" / "plans", [None] * workers)["a"]["step_seconds"]
+
+    assert [dry(4), dry(4), dry(8), dry(8, 2), dry(8, 2)] == [1.0, 1.0, 2.0, 3.0, 3.0] and planned == [4, 8, 8]
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["plans"]
+    assert dry(8, 2, dry_run=False) == 3.0 and (tmp_path / "out" / "study.yaml").exists()
+    with pytest.raises(UserError, match="is not the study that"):
+        dry(4)
+
+
 def test_a_worker_is_told_how_many_others_share_its_device():
     asked = []
     conduct = SimpleNamespace(stop=Event(), work=lambda device, tell, beside: asked.append((device, beside)))
