@@ -222,6 +222,11 @@ class Training:
             nll_R = self.accelerator.reduce(nll_R)
         tokens = [example.supervised for example in self.validation]
         loss = float(nll_R.sum()) / sum(tokens)
+        if not math.isfinite(loss):  # a step can leave finite weights whose products are infinite
+            raise UserError(
+                f"the validation loss is {loss} after step {progress.step:,}; lower learning_rate (now "
+                f"{self.config.learning_rate:g}) or raise warmup_ratio (now {self.config.warmup_ratio:g})"
+            )
         if self.accelerator.is_main_process:
             self.run.log({"step": progress.step, "epoch": progress.epoch, "validation_loss": loss})
             pairs = zip(nll_R.tolist(), tokens, strict=True)

@@ -192,11 +192,19 @@ class SupervisedTrainer(ResumableTrainer):
         return None, nll_B, tokens_B
 
     def _validated(self, prediction: EvalPrediction) -> dict[str, float]:
-        """The split's loss; what each row has of it goes into validation.jsonl, for two runs to be compared by rows."""
+        """The split's loss; what each row has of it goes into validation.jsonl, for two runs to be compared by rows.
+
+        A loss that is no number is refused: a step can leave finite weights whose products are infinite.
+        """
+        step, broken = self.state.global_step, int((~np.isfinite(prediction.predictions)).sum())
+        if broken:
+            raise UserError(
+                f"the validation loss is no number after step {step}, in {broken:,} of {len(prediction.predictions):,} "
+                f"rows; {self._milder()}"
+            )
         if self.is_world_process_zero():
             sums = zip(prediction.predictions.tolist(), prediction.label_ids.tolist(), strict=True)
             rows = sorted(zip(self._get_eval_sampler(self.eval_dataset), sums, strict=True))
-            step = self.state.global_step
             lines = ({"step": step, "row": row, "nll": nll, "tokens": tokens} for row, (nll, tokens) in rows)
             write_jsonl(self.run.validation, lines)
         return _exact_loss(prediction)

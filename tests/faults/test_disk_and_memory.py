@@ -2,6 +2,7 @@
 
 import errno
 import os
+import re
 import shutil
 from pathlib import Path
 
@@ -88,6 +89,16 @@ def test_a_gradient_that_is_no_number_is_not_applied(command, fine, monkeypatch)
     newest = checkpoints.newest(fine.run("run").checkpoints)
     assert newest.name == "checkpoint-4"
     assert all(weight.isfinite().all() for weight in load_file(newest / "model.safetensors").values())
+
+
+def test_a_validation_loss_that_is_no_number_ends_the_training_and_says_why(command, fine):
+    """The last step's weights are finite numbers, and so large that what they are multiplied with is not."""
+    wild = ("--max_steps", 1, "--learning_rate", 1e12, "--warmup_steps", 0, "--lr_scheduler_type", "constant")
+    done = command("recipes/sft.py", *fine.command("run"), *wild)
+    assert done.status == 2
+    said = r"the validation loss is no number after step 1, in \d+ of \d+ rows; lower learning_rate"
+    assert re.search(said, done.err)
+    assert not fine.run("run").complete and not fine.run("run").model.exists()
 
 
 @pytest.mark.parametrize(

@@ -52,3 +52,10 @@ def test_a_loss_that_is_no_number_never_reaches_the_weights(scratch):
     status, run, printed = scratch("wild", "--learning_rate", "1e30", "--save_steps", 1, "--weight_decay", 0)
     assert status == 2 and "is no number" in printed and "was not applied" in printed
     assert not run.complete
+
+
+def test_a_validation_loss_that_is_no_number_ends_the_training_and_says_why(scratch):
+    wild = ("--max_steps", 1, "--learning_rate", "1e30", "--warmup_ratio", 0, "--weight_decay", 0)
+    status, run, printed = scratch("wild", *wild)
+    assert status == 2 and "the validation loss is nan after step 1; lower learning_rate (now 1e+30)" in printed
+    assert not run.complete

@@ -88,4 +88,4 @@ def test_nothing_is_left_when_all_is_done(left):
 def test_a_search_that_took_more_than_was_planned_is_not_over_before_its_seeds_are(left):
     whole = {("a", place, 60, 7): (2.0 + abs(place - MIDDLE), 60.0) for place in range(LOW - 4, HIGH + 1, 2)}
     parts = {("a", place, 20, 7): (3.0 + abs(place - MIDDLE), 60.0) for place in range(LOW - 4, HIGH + 1, 2)}
-    assert 5 * 60 > STEPS and left({**whole, **parts}) == round(2 * (20 + STEPS) / 60)
+    assert STEPS < 5 * 60 and left({**whole, **parts}) == round(2 * (20 + STEPS) / 60)
