@@ -15,7 +15,7 @@ name, and what will be evaluated. What is wrong with several methods is told onc
 from __future__ import annotations
 
 import itertools
-import re
+import json
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -25,9 +25,9 @@ from finllm.bounded import read_yaml
 from finllm.data.split import SPLITS
 from finllm.errors import UserError, did_you_mean, raise_problems, shortened
 from finllm.study.alike import OfMethod, each_once
+from finllm.study.names import NAME, labels, problems_of_names
 from finllm.study.search import Rules, grid_of, place_of, rate_at
 
-NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,40}")
 OURS = (
     "output_dir",
     "resume",
@@ -158,6 +158,7 @@ def read_study(
         for name, settings in methods.items()
         for each in _candidates(str(name), settings, shared, parts["search"], parts["budget"], check, problems)
     ]
+    problems += problems_of_names(map(str, methods), ((each.method, each.name) for each in candidates))
     study = Study(tuple(candidates), **parts, seeds=tuple(seeds), content=content)
     if not bounds:
         problems += obstacles(study)
@@ -220,8 +221,7 @@ def _candidates(
     """A method's candidates, one a combination of what is searched in it; what is wrong is added to `problems`."""
     place = f"methods.{name}"
     if not NAME.fullmatch(name):
-        problems.append(f"{place}: a name has up to 41 letters, digits, dots, dashes and underscores")
-        return []
+        return []  # which `problems_of_names` tells
     settings = _mapping(settings or {}, place, problems)
     if "baseline" in settings:
         if settings["baseline"] not in BASELINES:
@@ -233,9 +233,10 @@ def _candidates(
     own = {key: value for key, value in settings.items() if key not in OF_A_METHOD}
     searched = _mapping(settings.get("search") or {}, f"{place}.search", problems)
     choices = {key: _choices(value, f"{place}.search.{key}", problems) for key, value in searched.items()}
+    named = [zip(values, labels(key, values), strict=True) for key, values in choices.items()]
     found = []
-    for combined in itertools.product(*choices.values()):
-        chosen = dict(zip(choices, combined, strict=True))
+    for combined in itertools.product(*named):
+        chosen = {key: value for key, (value, _) in zip(choices, combined, strict=True)}
         keys = {key: value for key, value in {**shared, **own, **chosen}.items() if key not in wrong}
         try:
             usual = check({**keys, "max_steps": budget.steps, "output_dir": "none"})
@@ -246,14 +247,16 @@ def _candidates(
         grid = grid_of(low, high, search.points)
         if search.learning_rate is not None:
             grid = sorted({place_of(rate) for rate in search.learning_rate if isinstance(rate, float) and rate > 0})
-        label = "".join(f"-{key.removeprefix('lora_')}{_short(value)}" for key, value in chosen.items())
-        found.append(Candidate(name, name + label, keys, tuple(grid)))
+        found.append(Candidate(name, name + "".join(label for _, label in combined), keys, tuple(grid)))
     return found
 
 
 def _choices(value: Any, place: str, problems: list[str]) -> list[Any]:
     """What a searched key may be: the list that is given, or points of a range by equal factors."""
     if isinstance(value, list) and value:
+        texts = [json.dumps(each, sort_keys=True, default=str) for each in value]
+        if twice := next((each for each, text in zip(value, texts, strict=True) if texts.count(text) > 1), None):
+            problems.append(f"{place} has {shortened(twice)} more than once")
         return value
     if isinstance(value, dict) and {*value} == {"from", "to", "points"}:
         low, high, points = value["from"], value["to"], value["points"]
@@ -286,10 +289,6 @@ def _mapping(held: Any, name: str, problems: list[str]) -> dict[str, Any]:
         return held
     problems.append(f"{name} is {shortened(held)}; it is a mapping of keys")
     return {}
-
-
-def _short(value: Any) -> str:
-    return re.sub(r"[^A-Za-z0-9.]+", "_", f"{value:g}" if isinstance(value, float) else str(value))[:24]
 
 
 def expected_steps(study: Study, candidate: Candidate) -> int:

@@ -176,9 +176,9 @@ def test_a_method_that_cannot_be_trained_hides_no_other_problem(tmp_path):
     assert refused(tmp_path, content, check) == "; ".join([
         "methods.w: 4 is too even", "methods.w: 16 is too even",
         "methods.x.rates is 3; it is the lowest and the highest rate, [1.0e-4, 1.0e-3]",
-        "methods.-: a name has up to 41 letters, digits, dots, dashes and underscores",
         "methods.y: seed is set by the study; remove it",
         "methods.z.search.lora_r is 4; it is a list, or {from: 4, to: 64, points: 3}",
+        "methods.-: a name has up to 41 letters, digits, dots, dashes and underscores",
     ])  # fmt: skip
 
 
