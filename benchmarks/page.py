@@ -38,6 +38,13 @@ VARIANTS = {
 }
 PROGRAMS = {"ours": OURS, "llama_factory": "LLaMA-Factory", "litgpt": "LitGPT", "trl": "TRL",
             "trainer": "transformers' Trainer"}  # fmt: skip
+# What stands for each program in the picture: a mark, its colour, and its name there
+MARKS = {
+    OURS: ("s", "#1d4ed8", OURS), "transformers' Trainer": ("o", "#d97706", "transformers' Trainer"),
+    "Trainer, padded to 350": ("o", "#d97706", "transformers' Trainer"), "LitGPT": ("v", "#7c3aed", "LitGPT"),
+    "LLaMA-Factory": ("^", "#047857", "LLaMA-Factory"), "TRL": ("D", "#b91c1c", "TRL"),
+    "TRL, best flags": ("D", "#b91c1c", "TRL"), "TRL as it comes": ("x", "#b91c1c", "TRL as it comes"),
+}  # fmt: skip
 METHODS = {"full": "full", "lora": "LoRA r=16"}
 MODELS = {"smollm2-135m": "SmolLM2-135M", "gpt2": "GPT-2 124M"}
 
@@ -268,32 +275,38 @@ def hash_of(records: Sequence[dict[str, Any]]) -> str:
 
 
 def draw(records: Sequence[dict[str, Any]], path: Path) -> None:
-    """A panel for each kind of processor: every program's speed, ours being 100 %."""
+    """A line for each processor, model and method, and on it a mark for every program's speed, ours being 100 %."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     rows = beside(trainings(records))
-    kinds = list(dict.fromkeys(row["ours"]["kind"] for row in rows))
-    bars = {kind: [(one, 100 * one["speed"] / row["ours"]["speed"]) for row in rows if row["ours"]["kind"] == kind
-                   for one in sorted((one for one in row["all"] if "error" not in one), key=lambda one: -one["speed"])]
-            for kind in kinds}  # fmt: skip
-    heights = [len(bars[kind]) + 1 for kind in kinds]
-    figure = Figure(figsize=(8, 0.21 * sum(heights) + 0.4 * len(kinds)), layout="constrained")
+    kinds = _in_order(row["ours"]["kind"] for row in rows)
+    figure = Figure(figsize=(8, 0.8 + 0.25 * (len(rows) + len(kinds))), layout="constrained")
     FigureCanvasAgg(figure)
-    grid = figure.subplots(len(kinds), 1, squeeze=False, sharex=True, height_ratios=heights)
-    for axes, kind in zip(grid[:, 0], kinds, strict=True):
-        names = [f"{one['program']} · {one['model']}, {one['method']}" for one, _ in bars[kind]]
-        places = range(len(names), 0, -1)
-        colors = ["#1d4ed8" if one["program"] == OURS else "#d97706" for one, _ in bars[kind]]
-        axes.barh(places, [share for _, share in bars[kind]], color=colors, height=0.7)
-        axes.set_yticks(places, names, fontsize=8)
-        for place, (_, share) in zip(places, bars[kind], strict=True):
-            axes.text(share + 1, place, f"{share:.0f} %", va="center", fontsize=8)
-        record = bars[kind][0][0]["record"]
-        axes.set_title(f"{record['processor']}, {record['cores']} cores, {record['date']}", fontsize=9, loc="left")
-        axes.spines[["top", "right"]].set_visible(False)
-        axes.set_xlim(0, max(112, *(share * 1.12 for _, share in bars[kind])))
-    grid[-1, 0].set_xlabel("training speed, this suite = 100 %", fontsize=8)
+    axes, place, ticks = figure.subplots(), 0, {}
+    for kind in kinds:
+        record = next(row["ours"]["record"] for row in rows if row["ours"]["kind"] == kind)
+        axes.text(0, place, f"{record['processor']}, {record['cores']} cores", va="center", fontsize=8, weight="bold")
+        place -= 1
+        for row in (row for row in rows if row["ours"]["kind"] == kind):
+            ticks[place] = _column(row["ours"])
+            axes.hlines(place, 0, 100, color="#d4d4d8", linewidth=0.7, zorder=0)
+            for one in row["all"]:
+                if "error" not in one:
+                    marker, color, label = MARKS[one["program"]]
+                    style = {"color": color, "fillstyle": "none" if marker == "o" else "full", "label": label}
+                    axes.plot(100 * one["speed"] / row["ours"]["speed"], place, marker, **style)
+            axes.text(102, place, f"{row['times']:.1f} times the next", va="center", fontsize=8)
+            place -= 1
+    axes.set_yticks([*ticks], [*ticks.values()], fontsize=8)
+    axes.set_ylim(place + 0.4, 0.6)
+    axes.set_xlim(0, 122)
+    axes.set_xticks(range(0, 101, 20))
+    axes.set_xlabel("training speed, this suite = 100 %", fontsize=8)
+    axes.spines[["top", "right", "left"]].set_visible(False)
+    axes.tick_params(axis="y", length=0)
+    shown = dict(zip(*reversed(axes.get_legend_handles_labels()), strict=True))  # one mark a label
+    figure.legend(shown.values(), shown.keys(), loc="outside upper center", ncols=len(shown), fontsize=8, frameon=False)
     with atomic_open(path, "wb") as file:
         figure.savefig(file, dpi=110, metadata={"Description": hash_of(records)}, format="png")
 

@@ -35,7 +35,7 @@ from finllm.study.progress import Teller, plan_table, standing
 from finllm.study.results import results_of
 from finllm.study.settings import Study, read_study
 from finllm.study.starting import Forking
-from finllm.study.storage import Storage
+from finllm.study.storage import Storage, check_storage
 from finllm.study.trial import COMMANDS, keys_of, refusal_of
 from finllm.terminal import Parser, Terminal
 
@@ -58,6 +58,7 @@ def main() -> None:
         lambda settings: usual_rates(settings, once),
         lambda study: Evaluating(ROOT, folder, [None]).problems(study, lambda name: dataset_of(name, once)),
     )
+    check_storage(folder, arguments.storage)
     claim_folder(folder, study, arguments)
     devices = devices_of(arguments.workers)
 

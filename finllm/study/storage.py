@@ -11,6 +11,7 @@ was killed: it is marked as failed and its work is due again; the run dir goes o
 
 from __future__ import annotations
 
+import uuid
 import warnings
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -23,13 +24,16 @@ from optuna.storages import JournalStorage, RDBStorage
 from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
 from optuna.trial import TrialState
 
-from finllm.files import locked, naming
+from finllm.errors import UserError
+from finllm.files import locked, naming, write_text
 from finllm.study.search import FAILED, Job, place_of, rate_at
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
 
 INTERRUPTED = "interrupted"
+JOURNAL = "trials.journal"
+DATABASE = "database.txt"  # of a study that is kept in a database: its name there
 
 
 @dataclass(frozen=True)
@@ -68,15 +72,23 @@ class Storage:
         self.claims = folder / "claims"
         self.claims.mkdir(parents=True, exist_ok=True)
         if url is None:
-            path = str(folder / "trials.journal")
+            path = str(folder / JOURNAL)
             self._storage = JournalStorage(JournalFileBackend(path, lock_obj=_Lock(path)))
+            # The journal is this study's alone, whatever its folder is called by now.
+            self._name = next((held.study_name.rpartition("/")[0] for held in self._storage.get_all_studies()), "study")
         else:
-            self._storage = RDBStorage(url)
+            self._storage, self._name = _database(url), self._name_in_database()
+
+    def _name_in_database(self) -> str:
+        """By what name a database knows this study dir, and no other that is called the same or comes after it."""
+        with self.alone():
+            if not (self.folder / DATABASE).exists():
+                write_text(self.folder / DATABASE, f"{self.folder.resolve().name}-{uuid.uuid4().hex}\n")
+        return (self.folder / DATABASE).read_text(encoding="utf-8").strip()
 
     def _study(self, candidate: str) -> optuna.Study:
-        name = f"{self.folder.resolve().name}/{candidate}"
         return optuna.create_study(
-            storage=self._storage, study_name=name, direction="minimize", load_if_exists=True,
+            storage=self._storage, study_name=f"{self._name}/{candidate}", direction="minimize", load_if_exists=True,
             sampler=optuna.samplers.RandomSampler(seed=0),
         )  # fmt: skip
 
@@ -158,6 +170,32 @@ DISTRIBUTIONS = {
     "steps": IntDistribution(1, 2**31),
     "seed": IntDistribution(0, 2**32),
 }
+
+
+def check_storage(folder: Path, url: str | None) -> None:
+    """Refuse a storage that is not the one where a study dir keeps what it found: all would be trained once more.
+
+    And a database that cannot be opened.
+    """
+    if url is None and (folder / DATABASE).exists():
+        raise UserError(f"{folder} keeps what it found in a database; pass its --storage URL")
+    if url is not None and (folder / JOURNAL).exists():
+        raise UserError(f"{folder} keeps what it found in {folder / JOURNAL}; leave --storage out")
+    if url is not None:
+        _database(url)
+
+
+def _database(url: str) -> RDBStorage:
+    """The database, whose URL is not repeated in what is said of it: it may hold a password."""
+    from sqlalchemy.exc import SQLAlchemyError  # Optuna, too, imports it for who has a database alone
+
+    try:
+        return RDBStorage(url)
+    except (SQLAlchemyError, ImportError) as error:
+        raise UserError(
+            f"--storage cannot be opened: {' '.join(str(error).split())}; it is the URL of a database whose driver is "
+            "installed, such as postgresql://user@host/name or sqlite:////folder/study.db"
+        ) from error
 
 
 class _Lock(JournalFileOpenLock):
