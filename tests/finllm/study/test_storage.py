@@ -64,7 +64,8 @@ def test_a_study_goes_on_where_it_keeps_what_it_found_and_nowhere_else(tmp_path,
 
 
 @pytest.mark.parametrize("wrong", [
-    "nonsense", "postgres1://me:secret@host/name", "sqlite:////no/such/folder/study.db", "mysql+none://x:secret@y", "postgresql://me:secret@localhost:1/x", "mysql://me:secret@localhost:1/x",
+    "nonsense", "postgres1://me:secret@host/name", "sqlite:////no/such/folder/study.db", "mysql+none://x:secret@y",
+    "postgresql://me:secret@localhost:1/x", "mysql://me:secret@localhost:1/x",
 ])  # fmt: skip
 def test_a_database_that_cannot_be_opened_is_told_without_its_password(tmp_path, wrong):
     with pytest.raises(
