@@ -8,6 +8,7 @@ from __future__ import annotations
 import importlib.metadata
 import platform
 import re
+import shlex
 import sys
 import time
 from collections.abc import Sequence
@@ -61,7 +62,7 @@ def command(words: Sequence[str]) -> str:
     for word, before in zip(rest, [script, *rest], strict=False):
         if before != "--output" and word != "--output":
             kept.append(Path(word).name if "/" in word else word)
-    return " ".join(["python", *kept])
+    return shlex.join(["python", *kept])
 
 
 def place(content: dict[str, Any], output: str | None) -> Path:

@@ -30,6 +30,7 @@ from finllm.files import cache_dir, read_json, write_json, write_text
 from finllm.models.methods import known_method
 from finllm.study.alike import said_of
 from finllm.study.conduct import Conduct, Found
+from finllm.study.contents import check_contents
 from finllm.study.evaluating import Evaluating, environment
 from finllm.study.progress import Teller, plan_table, standing
 from finllm.study.results import results_of
@@ -61,16 +62,19 @@ def main() -> None:
     check_storage(folder, arguments.storage)
     claim_folder(folder, study, arguments)
     devices = devices_of(arguments.workers)
+    storage = None if arguments.dry_run else Storage(folder, arguments.storage)
+    contents = contents_of(study, once)
+    if storage:
+        check_contents(Found(study, storage), folder / "trials", contents)
 
     plans = plans_of(study, folder / PLANS, devices)
     table, seconds = plan_table(study, plans, len(devices))
     console = Terminal()
     console.print(table)
     console.print(f"Some {seconds / 3600:.1f} hours of training with {len(devices)} at a time.", soft_wrap=True)
-    if arguments.dry_run:
+    if storage is None:
         return
 
-    storage = Storage(folder, arguments.storage)
     conduct = Conduct(study, storage, folder, ROOT, Forking())
     stopped = train(conduct, plans, devices)
     with storage.alone():
@@ -78,6 +82,7 @@ def main() -> None:
             write_json(folder / "study.json", results_of(study, storage, folder / "trials"))
             Terminal().print("stopped; go on with the same command and --resume auto", soft_wrap=True)
             raise SystemExit(128 + stopped)
+        check_contents(Found(study, storage), folder / "trials", contents)  # it may have changed meanwhile
         finish(study, storage, folder, devices)
 
 
@@ -141,6 +146,20 @@ def parsed(settings: Mapping[str, Any]) -> tuple[Any, ...]:
             raise UserError("; ".join(said), problems=said) from None
 
 
+def contents_of(study: Study, once: Once) -> dict[str, dict[str, str]]:
+    """By candidate what identifies the data, base model, tokenizer and template that its names hold now."""
+    from finllm.training.beforehand import made_from
+
+    found = {}
+    for candidate in study.candidates:
+        if "baseline" in candidate.settings:
+            found[candidate.name] = {"dataset_hash": dataset_of(candidate.settings["dataset_name"], once).hash}
+        else:
+            run = parsed({**study.settings_of(candidate, candidate.grid[0], study.seeds[0]), "output_dir": "none"})
+            found[candidate.name] = made_from(*run, once).hashes(run[2].model_revision, once)
+    return found
+
+
 def dataset_of(name: str, once: Once) -> DatasetDir:
     """The data of this name, as a training opens them."""
     return once(resolve, name, cache_dir() / "datasets")
@@ -175,10 +194,15 @@ def claim_folder(folder: Path, study: Study, arguments: argparse.Namespace) -> N
             )
     elif arguments.join:
         raise UserError(f"{folder} holds no study to join; begin it there without --join")
-    elif folder.exists() and (folder.is_file() or any(held.name != PLANS for held in folder.iterdir())):
+    elif folder.exists() and (folder.is_file() or any(map(_foreign, folder.iterdir()))):
         raise UserError(f"{folder} is not empty and holds no study; take another --output_dir")
     elif not arguments.dry_run:
         write_text(held, text)
+
+
+def _foreign(path: Path) -> bool:
+    """Whether a file of a folder without a study is none that a study is about to begin with."""
+    return path.name != PLANS and not path.name.startswith(".study.yaml.")
 
 
 def devices_of(workers: int | None) -> list[int | None]:

@@ -16,14 +16,14 @@ from transformers import EarlyStoppingCallback, set_seed
 from finllm.cpu import machine
 from finllm.errors import run_command
 from finllm.files import cache_dir, naming
-from finllm.models.base import base_model_hash, check_length, count_parameters, load_base_model, load_saved
+from finllm.models.base import check_length, count_parameters, load_base_model, load_saved
 from finllm.models.dropout import set_dropout
 from finllm.models.method_proofs import choose
 from finllm.models.proofs import PROVING, template_proofs, tokenizer_fits
 from finllm.models.settings import name_of
 from finllm.provenance import provenance
 from finllm.run_dir import RunDir
-from finllm.text.tokens import tokenize, tokenizer_hash
+from finllm.text.tokens import tokenize
 from finllm.training import summary
 from finllm.training.batches import check_budget
 from finllm.training.beforehand import made_from
@@ -63,10 +63,7 @@ def main() -> None:
     # Where the folder holds a run already, it must be made from the same
     origin = provenance(
         gpu=machine.gpu_name(),
-        dataset_hash=made.dataset.hash,
-        base_model_hash=base_model_hash(base, revision=model_arguments.model_revision),
-        tokenizer_hash=tokenizer_hash(tokenizer),
-        template_hash=template.hash,
+        **made.hashes(model_arguments.model_revision),
         seed=training.seed,
         processes=process.num_processes,
     )

@@ -102,6 +102,22 @@ def places(machines: dict[str, list[str]]) -> str:
     return "; ".join(f"{', '.join(at_most(names))} on {machine}" for machine, names in machines.items())
 
 
+def other_versions(runs: Mapping[str, list[Run]]) -> list[str]:
+    """A sentence where `runs`, by name, were trained under different versions of a package; else none."""
+    held: dict[str, dict[str, list[str]]] = {}
+    for name, group in runs.items():
+        for run in group:
+            for package, version in (run.provenance.get("packages") or {}).items() if run.summary else ():
+                names = held.setdefault(package, {}).setdefault(version, [])
+                names += [] if name in names else [name]
+    told = []
+    for package, versions in sorted(held.items()):
+        if len(versions) > 1:
+            who = (f"{version} ({', '.join(at_most(names))})" for version, names in sorted(versions.items()))
+            told.append(f"{package} {' and '.join(who)}")
+    return [f"Trained under different versions, so a difference may be theirs: {'; '.join(told)}."] if told else []
+
+
 def caveats(runs: list[Run]) -> list[str]:
     """What a reader must know before comparing the columns of this very table."""
     written = [run for run in runs if run.split.generated]
@@ -146,6 +162,7 @@ def caveats(runs: list[Run]) -> list[str]:
         said.append(
             f"Trained on different machines, so that times and memory are not to be compared: {places(machines)}."
         )
+    said += other_versions({run.name: [run] for run in runs})
     if fewer:
         said.append(f"ROUGE, BLEU and stop rate cover {most} answers, but only {', '.join(fewer)}.")
     if len(limits) > 1:

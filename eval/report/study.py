@@ -16,7 +16,7 @@ import yaml
 
 from eval import shapes
 from eval.evaluated import Run
-from eval.report.findings import listing, machines_of, places
+from eval.report.findings import listing, machines_of, other_versions, places
 from eval.shapes import COUNT, Each, Maybe
 from eval.statistics.comparison import ALPHA, ranks
 from eval.statistics.seeds import compare_recipes, recipes
@@ -122,7 +122,7 @@ def view(study: dict[str, Any], runs: list[Run]) -> dict[str, Any]:
         for name, method in study["methods"].items()
         if method["chosen"]
     }
-    content["findings"] = findings(content, runs[0].split.questions)
+    content["findings"] = [*findings(content, runs[0].split.questions), *other_versions(study["runs"])]
     return content
 
 

@@ -17,7 +17,7 @@ from finllm.data.prepare import resolve
 from finllm.errors import Gathering, Once, UserError
 from finllm.files import cache_dir
 from finllm.models.adapters import fitting_config
-from finllm.models.base import bytes_a_parameter, check_base_model, check_length, check_quantisation
+from finllm.models.base import base_model_hash, bytes_a_parameter, check_base_model, check_length, check_quantisation
 from finllm.models.find import load_tokenizer, resolve_base_model
 from finllm.models.partial import choose_weights
 from finllm.models.proofs import tokenizer_fits
@@ -25,6 +25,7 @@ from finllm.models.settings import MethodConfig
 from finllm.models.skeletons import skeleton
 from finllm.text.prompts import ROLES_TAKE, TEMPLATE_ID
 from finllm.text.templates import Template, template_of
+from finllm.text.tokens import tokenizer_hash
 from finllm.training.config import RecipeArguments, TrainingConfig
 from finllm.training.learning import fit_schedule
 
@@ -39,11 +40,22 @@ class MadeFrom:
     tokenizer: PreTrainedTokenizerBase
     template: Template
 
+    def hashes(self, revision: str, once: Once | None = None) -> dict[str, str]:
+        """What identifies each of it by its content, as provenance.json has it."""
+        return {
+            "dataset_hash": self.dataset.hash,
+            "base_model_hash": (once or Once())(base_model_hash, self.base, None, revision),
+            "tokenizer_hash": tokenizer_hash(self.tokenizer),
+            "template_hash": self.template.hash,
+        }
 
-def made_from(recipe: RecipeArguments, training: TrainingConfig, arguments: MethodConfig) -> MadeFrom:
+
+def made_from(
+    recipe: RecipeArguments, training: TrainingConfig, arguments: MethodConfig, once: Once | None = None
+) -> MadeFrom:
     """What these flags name; all of it that is not there, or cannot be used, is one `UserError`."""
     gathering = Gathering()
-    found = _made_from(recipe, training, arguments, Once(), gathering)
+    found = _made_from(recipe, training, arguments, once or Once(), gathering)
     gathering.raise_all()
     return found
 

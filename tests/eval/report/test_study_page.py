@@ -174,6 +174,20 @@ def test_the_times_of_different_machines_are_neither_compared_nor_drawn(study, t
     assert "Trained on different machines, so that times and memory are not to be compared" in page.words
 
 
+def test_what_was_trained_under_other_versions_is_told(study, tmp_path):
+    """A newer peft may train a method otherwise; one that is missing somewhere is no other version."""
+    folder, runs = study
+    for number, run in enumerate(runs):
+        held = json.loads((run / "provenance.json").read_text())
+        versions = {"torch": "2.13.0", "peft": "0.22.0" if number == 2 else "0.21.2"}
+        held["packages"] = versions | ({"bitsandbytes": "0.50"} if number == 1 else {})
+        (run / "provenance.json").write_text(json.dumps(held))
+    content, page, markdown = shown(folder, runs, tmp_path / "out")
+    said = "Trained under different versions, so a difference may be theirs: peft 0.21.2 ("
+    (told,) = (finding for finding in content["findings"] if finding.startswith(said))
+    assert told == f"{said}lora, dora, ia3) and 0.22.0 (lora)." and told in page.words and told in markdown
+
+
 def test_losses_a_token_are_compared_among_methods_of_one_tokenizer_alone(study, tmp_path):
     """IA3 is the quickest; of another tokenizer, it is no measure of the others' seconds any more."""
     folder, runs = study
