@@ -49,7 +49,7 @@ def train(storage, trials, *tasks, **origin):
 def test_a_study_does_not_go_on_with_other_contents_under_the_same_names(command, compare, path, tmp_path, key, fix):
     study, out = read_study(path, lambda settings: (1e-3, 1e-2)), tmp_path / "out"
     (now,) = compare["contents_of"](study, Once()).values()
-    assert len(now) == 4 and all(len(hashed) >= 16 for hashed in now.values())
+    assert len({*now.values()}) == 4 and all(len(hashed) >= 16 for hashed in now.values())
     storage = Storage(out)
     train(storage, out / "trials", LOW, HIGH, **now)
     compare["check_contents"](Found(study, storage), out / "trials", {"a": now})
