@@ -91,8 +91,11 @@ def standing(conduct: Conduct, found: Found, plans: Mapping[str, dict[str, Any] 
         )  # fmt: skip
     if left is None:
         table.caption = "how long it will take is known once a training has ended"
+    elif left:
+        minutes = left / workers / 60
+        table.caption = f"some {minutes:,.0f} minutes are left" if minutes >= 1.5 else "some minute is left"
     else:
-        table.caption = f"some {left / workers / 60:,.0f} minutes are left" if left else "nothing is left to train"
+        table.caption = "nothing is left to train"
     return table
 
 

@@ -38,7 +38,7 @@ def left(study):
             held[name][Task(name, Job(place, steps), seed)] = Outcome(loss, failed, seconds, True)
         found = Found(study, SimpleNamespace(outcomes=held.__getitem__))
         caption = standing(SimpleNamespace(study=study, at_work={}), found, plans or {}, workers).caption
-        return float(caption.split()[1].replace(",", "")) if caption.startswith("some ") else caption
+        return float(caption.split()[1].replace(",", "")) if caption.endswith(" minutes are left") else caption
 
     return call
 
@@ -83,6 +83,7 @@ def test_nothing_is_left_when_all_is_done(left):
     assert left(done) == "nothing is left to train"
     pace = (3 * 60 + 3 * 60) / (3 * 60)  # of three runs in two parts each; the seed that is left has 60 steps
     assert left(one) == round(60 * pace / 60)
+    assert left(one, workers=2) == "some minute is left"
 
 
 def test_a_search_that_took_more_than_was_planned_is_not_over_before_its_seeds_are(left):
