@@ -32,7 +32,7 @@ def markdown(content: dict[str, Any], questions: int) -> str:
             else f"{row['low']}–{row['high']}"
         )
         low, high = row["interval"]
-        width = "–" if row["width"] is None else f"{row['width'][0]:g} to {row['width'][1]:g}"
+        width = "–" if row["width"] is None else " to ".join(dict.fromkeys(f"{rate:g}" for rate in row["width"]))
         lines.append([
             rank, cell(row["name"]), f"{row['bits_per_byte']:.3f} ({low:.3f} to {high:.3f})",
             decimals(row["spread"], 4), "–" if row["rate"] is None else f"{row['rate']:g}", width,

@@ -1,6 +1,7 @@
 """The study view: methods ranked by the seeds of their runs, findings made from the figures, page and study.md."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -43,7 +44,8 @@ def make_study(folder: Path) -> tuple[Path, list[Path]]:
         methods[name] = {
             "tried": {name: tried}, "finals": finals, "failed": None,
             "chosen": {"candidate": name, "settings": {"lora_r": 16}, "rate": rate, "validation_loss": 1.5,
-                       "neighbours": [], "edge": edge, "width": [rate / 3.16, rate], "width_decades": 0.5},
+                       "neighbours": [], "edge": edge, "width": [rate / 3.16 if edge == "inside" else rate, rate],
+                       "width_decades": 0.5},
         }  # fmt: skip
     methods["odd"] = {"tried": {"odd": []}, "chosen": None, "finals": [], "failed": "<b>no layers</b>"}
     content = {"budget": {"steps": 60, "search_steps": 20}, "seeds": [0, 1, 2], "study": {}, "complete": True,
@@ -85,6 +87,7 @@ def test_methods_are_ranked_by_their_seeds_and_what_cannot_be_told_apart_is_said
     assert "Not trained: odd" in text and "Nor can" not in text
     assert page.data["study"]["curves"][0]["whole"] == [[1e-3, 1.5], [1e-3 / 3.16, 1.6]]
     assert all(each in page.words for each in ("Which method, at which rate", "not trained: <b>no layers</b>"))
+    assert "0.000316456 to 0.001" in page.words and not re.search(r"([\d.]+) to \1(?![\d.])", page.words + markdown)
     widths = {line.count(" |") for line in markdown.splitlines() if line.startswith("| ")}
     assert len(widths) == 1 and "| forgetting |" in markdown
     assert "| 1–2 | lora | 1.205 (" in markdown and "learning_rate: 0.001" in markdown and "\\<b\\>" in markdown

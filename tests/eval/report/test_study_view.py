@@ -323,7 +323,11 @@ def test_what_else_is_said():
 
 
 def test_the_table_in_markdown():
-    rows = [A, {**B, "high": 2, "forgetting": 0.5}, row("l", 2.0, None, rate=None, width=None, train_seconds=None)]
+    rows = [
+        A,
+        {**B, "high": 2, "forgetting": 0.5, "width": [1e-3, 1e-3]},
+        row("l", 2.0, None, rate=None, width=None, train_seconds=None),
+    ]
     equal = {"b": {"seconds": 90.0, "step": 60.0, "validation_loss": 1.25}, "a": {"seconds": 90.0, "step": 30.4,
                                                                                  "validation_loss": 1.0}}  # fmt: skip
     content = {"rows": rows, "findings": ["One.", "Two."], "equal_seconds": equal, "chosen": {"a": "lora_r: 4\n"},
@@ -336,7 +340,7 @@ def test_the_table_in_markdown():
     cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines if line.startswith("| ")]
     assert [each[:7] for each in cells[2:]] == [
         ["1–2", "a", "1.000 (0.875 to 1.250)", "0.0100", "0.001", "0.0001 to 0.001", "1k"],
-        ["2", "b", "1.500 (1.375 to 1.750)", "0.0100", "0.001", "0.0001 to 0.001", "1k"],
+        ["2", "b", "1.500 (1.375 to 1.750)", "0.0100", "0.001", "0.001", "1k"],
         ["–", "l", "2.000 (1.875 to 2.250)", "0.0100", "–", "–", "1k"],
     ]
     assert len({len(each) for each in cells}) == 1 and [each[-1] for each in cells[2:]] == ["–", "0.5000", "–"]
