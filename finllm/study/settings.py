@@ -254,9 +254,10 @@ def _candidates(
 def _choices(value: Any, place: str, problems: list[str]) -> list[Any]:
     """What a searched key may be: the list that is given, or points of a range by equal factors."""
     if isinstance(value, list) and value:
-        texts = [json.dumps(each, sort_keys=True, default=str) for each in value]
-        if twice := next((each for each, text in zip(value, texts, strict=True) if texts.count(text) > 1), None):
-            problems.append(f"{place} has {shortened(twice)} more than once")
+        texts = [json.dumps(each, sort_keys=True) for each in value]
+        again = [each for number, each in enumerate(value) if texts[number] in texts[:number]]
+        if again:
+            problems.append(f"{place} has {shortened(again[0])} more than once")
         return value
     if isinstance(value, dict) and {*value} == {"from", "to", "points"}:
         low, high, points = value["from"], value["to"], value["points"]

@@ -1,5 +1,7 @@
 """Names of methods and candidates: run dirs go by them, so two that are the same would be taken for one another."""
 
+from datetime import date
+
 import pytest
 import yaml
 
@@ -49,7 +51,10 @@ def test_labels_are_the_plain_values_where_these_differ():
     assert labels("x", ["a!", "a?", "a?!"]) == ["-xa_", "-xa__2", "-xa__3"]
 
 
-@pytest.mark.parametrize("values", [[4, 4], [8, 4, 8], [[1, 2], [1, 2]], [{"a": 1, "b": 2}, {"b": 2, "a": 1}]])
+@pytest.mark.parametrize("values", [
+    [4, 4], [8, 4, 8], [4, 8, 8], [[1, 2], [1, 2]], [{"a": 1, "b": 2}, {"b": 2, "a": 1}], [0.0, 0.1, 0.0], [None, None],
+    [date(2026, 1, 1), date(2026, 1, 1)],
+])  # fmt: skip
 def test_a_value_that_is_searched_twice_is_refused(read, values):
     (problem,) = read(a={"search": {"lora_r": values}})
     assert problem.startswith("methods.a.search.lora_r has ") and problem.endswith(" more than once")
