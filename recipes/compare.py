@@ -62,9 +62,8 @@ def main() -> None:
     check_storage(folder, arguments.storage)
     claim_folder(folder, study, arguments)
     devices = devices_of(arguments.workers)
-    storage = None if arguments.dry_run else Storage(folder, arguments.storage)
-    contents = contents_of(study, once)
-    if storage:
+    if not arguments.dry_run:
+        storage, contents = Storage(folder, arguments.storage), contents_of(study, once)
         check_contents(Found(study, storage), folder / "trials", contents)
 
     plans = plans_of(study, folder / PLANS, devices)
@@ -72,7 +71,7 @@ def main() -> None:
     console = Terminal()
     console.print(table)
     console.print(f"Some {seconds / 3600:.1f} hours of training with {len(devices)} at a time.", soft_wrap=True)
-    if storage is None:
+    if arguments.dry_run:
         return
 
     conduct = Conduct(study, storage, folder, ROOT, Forking())

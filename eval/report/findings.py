@@ -104,16 +104,15 @@ def places(machines: dict[str, list[str]]) -> str:
 
 def other_versions(runs: Mapping[str, list[Run]]) -> list[str]:
     """A sentence where `runs`, by name, were trained under different versions of a package; else none."""
-    held: dict[str, dict[str, list[str]]] = {}
+    held: dict[str, dict[str, dict[str, None]]] = {}
     for name, group in runs.items():
-        for run in group:
-            for package, version in (run.provenance.get("packages") or {}).items() if run.summary else ():
-                names = held.setdefault(package, {}).setdefault(version, [])
-                names += [] if name in names else [name]
+        for origin in (run.provenance for run in group if run.summary):
+            for package, version in (origin.get("packages") or {}).items():
+                held.setdefault(package, {}).setdefault(version, {})[name] = None  # each once, in their order
     told = []
     for package, versions in sorted(held.items()):
         if len(versions) > 1:
-            who = (f"{version} ({', '.join(at_most(names))})" for version, names in sorted(versions.items()))
+            who = (f"{version} ({', '.join(at_most([*names]))})" for version, names in sorted(versions.items()))
             told.append(f"{package} {' and '.join(who)}")
     return [f"Trained under different versions, so a difference may be theirs: {'; '.join(told)}."] if told else []
 

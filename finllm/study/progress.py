@@ -93,7 +93,7 @@ def standing(conduct: Conduct, found: Found, plans: Mapping[str, dict[str, Any] 
         table.caption = "how long it will take is known once a training has ended"
     elif left:
         minutes = left / workers / 60
-        table.caption = f"some {minutes:,.0f} minutes are left" if minutes >= 1.5 else "some minute is left"
+        table.caption = f"some {minutes:,.0f} minutes are left" if minutes >= 1.5 else "about a minute is left"
     else:
         table.caption = "nothing is left to train"
     return table

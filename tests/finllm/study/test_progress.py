@@ -83,7 +83,7 @@ def test_nothing_is_left_when_all_is_done(left):
     assert left(done) == "nothing is left to train"
     pace = (3 * 60 + 3 * 60) / (3 * 60)  # of three runs in two parts each; the seed that is left has 60 steps
     assert left(one) == round(60 * pace / 60)
-    assert left(one, workers=2) == "some minute is left"
+    assert left(one, workers=2) == "about a minute is left"
 
 
 def test_a_search_that_took_more_than_was_planned_is_not_over_before_its_seeds_are(left):
