@@ -70,7 +70,7 @@ def main() -> None:
     table, seconds = plan_table(study, plans, len(devices))
     console = Terminal()
     console.print(table)
-    console.print(f"Some {seconds / 3600:.1f} hours of training with {len(devices)} at a time.", soft_wrap=True)
+    console.print(hours_of(seconds, devices), soft_wrap=True)
     if arguments.dry_run:
         return
 
@@ -216,7 +216,7 @@ def plans_of(study: Study, folder: Path, devices: list[int | None]) -> dict[str,
     """What `finllm plan` says of a run of the first method that it can plan, kept for the next time it is asked.
 
     A plan takes a minute of its own, so the other methods are taken to be as slow until their first runs show it. It
-    has as many threads as a training will have beside the others.
+    has as many threads as a training will have beside the others; of more trainings than cores each has part of one.
     """
     plans: dict[str, dict[str, Any] | str] = {}
     for method in study.methods:
@@ -237,9 +237,20 @@ def plans_of(study: Study, folder: Path, devices: list[int | None]) -> dict[str,
             if done.returncode or not plan.exists():
                 plans[method] = (done.stderr.strip().splitlines() or ["no plan"])[-1]
                 continue
-        plans[method] = read_json(plan)
+        held = read_json(plan)
+        if (crowded := devices.count(None) / threads.cores()) > 1:  # it was measured with a core of its own
+            held["step_seconds"] *= crowded
+            held["tokens_per_second"] /= crowded
+        plans[method] = held
         return plans
     return plans
+
+
+def hours_of(seconds: float, devices: list[int | None]) -> str:
+    """The sentence below the planned table."""
+    said = f"Some {seconds / 3600:.1f} hours of training with {len(devices)} at a time"
+    shared = any(devices.count(device) > 1 for device in devices if device is not None)
+    return f"{said}, if those that share a GPU do not slow each other." if shared else f"{said}."
 
 
 def train(conduct: Conduct, plans: Mapping[str, Any], devices: list[int | None]) -> int | None:

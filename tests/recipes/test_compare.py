@@ -186,10 +186,12 @@ def test_what_was_only_planned_may_change_until_it_begins(study, tmp_path, monke
         place = Path(settings["output_dir"])
         place.mkdir(exist_ok=True)
         assert not (place / "plan.json").exists()  # one of other settings would be taken for this one's
-        (place / "plan.json").write_text(json.dumps({"schema_version": 1, "step_seconds": float(len(planned))}))
+        (place / "plan.json").write_text(json.dumps({"schema_version": 1, "step_seconds": float(len(planned)),
+                                                     "tokens_per_second": 60.0}))  # fmt: skip
         return SimpleNamespace(returncode=0)
 
     monkeypatch.setattr(subprocess, "run", plan)
+    monkeypatch.setattr("finllm.threads.cores", lambda: 2)
 
     def dry(rank, workers=1, **flags):
         held = read_study(study(methods={"a": {"lora_r": rank}}), lambda settings: (1e-4, 1e-3))
@@ -202,6 +204,18 @@ def test_what_was_only_planned_may_change_until_it_begins(study, tmp_path, monke
     assert dry(8, 2, dry_run=False) == 3.0 and (tmp_path / "out" / "study.yaml").exists()
     with pytest.raises(UserError, match="is not the study that"):
         dry(4)
+    # five share two cores: each has two fifths of the one that it was planned with, and together they read as before
+    held = read_study(study(methods={"a": {"lora_r": 8}}), lambda settings: (1e-4, 1e-3))
+    plan = compare["plans_of"](held, tmp_path / "out" / "plans", [None] * 5)["a"]
+    assert (plan["step_seconds"], plan["tokens_per_second"]) == (10.0, 24.0) and planned == [4, 8, 8, 8]
+
+
+def test_hours_of_trainings_that_share_a_gpu_have_a_condition():
+    hours_of = runpy.run_path(str(ROOT / "recipes/compare.py"))["hours_of"]
+    assert {hours_of(7200.0, devices) for devices in ([0, 1], [None, None])} == {
+        "Some 2.0 hours of training with 2 at a time."
+    }
+    assert hours_of(720.0, [0, 1, 0]).endswith("with 3 at a time, if those that share a GPU do not slow each other.")
 
 
 def test_a_worker_is_told_how_many_others_share_its_device():
