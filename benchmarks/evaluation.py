@@ -10,7 +10,9 @@ is not counted, and neither is a first small batch.
 The floor of scoring is the time of its matrix products alone, at the rate of float32's 1,024³: of all tokens through
 the layers, of the answers' through the head. A fifth way writes 32 answers in one batch, in bfloat16 where the machine
 is fast at that. Its floor is the time in which the weights are read from memory once for each token of an answer; that
-of reading the keys and values of what stands before the token, for each row, is told beside it.
+of reading the keys and values of what stands before the token, for each row, is told beside it, and the time of the
+products alone: of the prompts' tokens at the rate of 1,024³, and one after the other, as a token needs them, those of
+32 rows with every layer's matrices and the head's.
 """
 
 import finllm  # isort: skip  # noqa: F401  before torch: it sets how threads wait
@@ -155,7 +157,8 @@ def batched(prompts: list[str], responses: list[str], arguments) -> tuple[float,
 
 
 def together(prompts: list[str], responses: list[str], arguments) -> tuple[float, float, dict]:
-    """As `batched`, no answer ending early; with the dtype, and the floors of reading weights and cache in seconds."""
+    """As `batched`, no answer ending early; with the dtype, and in seconds the floors of reading weights and cache, and
+    of the products."""
     import torch
     from transformers import AutoModelForCausalLM
 
@@ -178,8 +181,24 @@ def together(prompts: list[str], responses: list[str], arguments) -> tuple[float
     one = sum(part.numel() * part.element_size() for layer in layers for part in (layer.keys, layer.values))
     held = [len(ids) + arguments.new_tokens / 2 for ids in tokenizer(prompts).input_ids]  # tokens, on average
     floors = {"floor_seconds": size * read, "cache_floor_seconds": sum(held) * one * read}
+    head = model.get_output_embeddings().weight
+    layers = [
+        each for name, each in model.named_parameters() if each.ndim == 2 and (".h." in name or ".layers." in name)
+    ]
+    rows = {width: torch.ones(TOGETHER, width, dtype=head.dtype) for each in (*layers, head) for width in each.shape}
+
+    def products() -> None:
+        for each in layers:
+            rows[each.shape[0]] @ each
+        rows[head.shape[1]] @ head.T
+
+    with torch.inference_mode():
+        floors["products_floor_seconds"] = min(clocked(products)[0] for _ in range(10))
+    prompt = 2 * sum(map(torch.numel, layers)) * sum(map(len, tokenizer(prompts).input_ids))
+    floors = {name: each * arguments.new_tokens for name, each in floors.items()}
+    floors["products_floor_seconds"] += prompt / machine.matrix_product_rate(head.dtype)
     written = sum(answer.tokens for answer in answers) / (TOGETHER * arguments.new_tokens)
-    return seconds, written, {"dtype": dtype} | {name: each * arguments.new_tokens for name, each in floors.items()}
+    return seconds, written, {"dtype": dtype} | floors
 
 
 def one_by_one(prompts: list[str], responses: list[str], arguments) -> tuple[float, float]:

@@ -115,7 +115,7 @@ def figures_of_evaluation(record: dict[str, Any]) -> dict[str, dict[str, float]]
         found[way] = {"seconds": statistics.median(seconds), "low": min(seconds), "high": max(seconds),
                       "memory_gib": statistics.median(run["peak_memory_bytes"] for run in runs) / GIB}  # fmt: skip
         if "floor_seconds" in runs[0]:
-            floors = [name for name in ("floor_seconds", "cache_floor_seconds") if name in runs[0]]
+            floors = [name for name in runs[0] if name.endswith("floor_seconds")]
             found[way] |= {name: statistics.median(run[name] for run in runs) for name in floors}
     return found
 
