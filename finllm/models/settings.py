@@ -12,7 +12,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
-import types
 import typing
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -22,6 +21,7 @@ from trl import ModelConfig
 
 from finllm.errors import UserError, did_you_mean, shortened
 from finllm.models.methods import OWN, known_method
+from finllm.models.values import beyond, limit_of_field, wrong_type
 
 LORA = "LORA"
 # ModelConfig's key: the field of LoraConfig
@@ -135,7 +135,7 @@ def settings_problems(arguments: MethodConfig) -> Iterator[str]:
 
 
 def field_problems(config: type, given: dict[str, Any], kind: str) -> Iterator[str]:
-    """Fields that `config` does not have, that are not a person's to set, or whose value has another type."""
+    """Fields that `config` does not have or that are not a person's to set, values of another type or beyond limits."""
     names, hints = _names(config), typing.get_type_hints(config)
     for name, value in given.items():
         if (kind, name) in REFUSED:
@@ -151,8 +151,10 @@ def field_problems(config: type, given: dict[str, Any], kind: str) -> Iterator[s
             for key in value:
                 if key not in inner:
                     yield f"peft.{name}.{key} is no field of {nested.__name__}{did_you_mean(str(key), inner)}"
-        elif (expected := _wrong_type(hints.get(name), value)) is not None:
+        elif (expected := wrong_type(hints.get(name), value)) is not None:
             yield f"peft.{name} is {shortened(value)}; it must be {expected}"
+        elif (wrong := beyond(f"peft.{name}", value, limit_of_field(name))) is not None:
+            yield wrong
 
 
 def _config_of(kind: str) -> type:
@@ -182,29 +184,6 @@ def _nested(name: str) -> type:
     from peft.tuners.lora import config
 
     return getattr(peft, NESTED[name], None) or getattr(config, NESTED[name])
-
-
-PLAIN = {bool: "true or false", int: "a whole number", float: "a number", str: "a text"}
-
-
-def _wrong_type(hint: Any, value: Any) -> str | None:
-    """What a value must be where its field takes plain values only, and this is none of them; else None."""
-    union = typing.get_origin(hint) in (typing.Union, types.UnionType)
-    allowed = typing.get_args(hint) if union else (hint,)
-    choices = [
-        choice for each in allowed if typing.get_origin(each) is typing.Literal for choice in typing.get_args(each)
-    ]
-    if choices and all(typing.get_origin(each) is typing.Literal or each is type(None) for each in allowed):
-        return None if value in choices or (value is None and type(None) in allowed) else f"one of {choices}"
-    if any(each not in (*PLAIN, type(None)) for each in allowed):
-        return None  # lists, mappings, enumerations: peft's own to judge
-    fits = any(
-        (each is type(None) and value is None)
-        or (each is float and isinstance(value, int | float) and not isinstance(value, bool))
-        or type(value) is each
-        for each in allowed
-    )
-    return None if fits else " or ".join(PLAIN[each] for each in allowed if each in PLAIN)
 
 
 def given_settings(arguments: MethodConfig) -> dict[str, Any]:

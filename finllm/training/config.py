@@ -29,6 +29,7 @@ from finllm.terminal import say
 from finllm.text.credentials import credentials
 from finllm.text.prompts import CHAT, TEMPLATE_ID
 from finllm.text.tokens import ALL_TURNS, LAST_TURN
+from finllm.training.limits import beyond_limits, of_yaml, scheduler_problems
 from finllm.training.unsupported import unsupported
 
 REPORTER_EXTRAS = ("tensorboard", "wandb", "trackio")  # extras of pyproject.toml
@@ -128,12 +129,13 @@ def parse(arguments: list[str] | None = None) -> tuple[RecipeArguments, Training
     from_file: dict[str, Any] = {}
     if path is not None:
         from_file = read_yaml(path)
-        unknown = [key for key in from_file if key not in known]
-        raise_problems((f"unknown key {key!r}{did_you_mean(str(key), known)}" for key in unknown), path)
-        settings = dict(from_file)
+        problems = [f"unknown key {key!r}{did_you_mean(str(key), known)}" for key in from_file if key not in known]
+        settings = {key: value for key, value in from_file.items() if key in known}
         env = settings.pop("env", {})
         if not isinstance(env, dict):
-            raise UserError(f"{path}: env must map names of environment variables to values")
+            problems.append("env must map names of environment variables to values")
+        settings, of_types = of_yaml(settings, (RecipeArguments, TrainingConfig, MethodConfig))
+        raise_problems(problems + of_types, path)
         os.environ.update({name: str(value) for name, value in env.items()})
         parser.set_defaults_with_config(**settings)  # as TRL does, which would read the file without bounds
     flags = [argument.split("=")[0] for argument in arguments if argument.startswith("--")]
@@ -254,16 +256,9 @@ def _impossible(recipe: RecipeArguments, training: TrainingConfig, model: Method
         problems.append(
             "loss_on is last_turn and completion_only_loss false, which learns whole rows; remove one of them"
         )
-    for name in ("max_train_samples", "max_eval_samples", "early_stopping_patience", "stop_at_step"):
-        value = getattr(recipe, name)
-        if value is not None and value < 1:
-            problems.append(f"{name} is {value}; it must be at least 1")
+    problems += [*beyond_limits(recipe, training, model), *scheduler_problems(training)]
     if training.max_tokens_per_batch is not None and training.packing:
         problems.append("max_tokens_per_batch and packing are two ways to the same; set one of them")
-    if recipe.base_dropout is not None and not 0 <= recipe.base_dropout < 1:
-        problems.append(f"base_dropout is {recipe.base_dropout}; it must be at least 0 and below 1")
-    if training.max_length is not None and training.max_length < 2:
-        problems.append(f"max_length is {training.max_length}; it must be at least 2")
     return problems
 
 
