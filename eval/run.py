@@ -71,6 +71,8 @@ def main() -> None:
     for name in ("max_examples", "max_new_tokens", "batch_size"):
         if getattr(arguments, name) is not None and getattr(arguments, name) < 1:
             raise UserError(f"--{name} is {getattr(arguments, name)}; it must be at least 1")
+    if arguments.max_generated is not None and arguments.max_generated < 0:
+        raise UserError(f"--max_generated is {arguments.max_generated}; it must be at least 0, which answers none")
     base = (arguments.model_name_or_path, arguments.output_dir)
     if any(base) != all(base):
         raise UserError("a base model needs both --model_name_or_path and --output_dir")

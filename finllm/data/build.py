@@ -52,6 +52,8 @@ def write_dataset(folder: Path, source: Source, sha256: str, settings: Settings,
             "split, or pass --ignore_own_splits to put all rows together and split them anew"
         )
     check_fractions(settings.validation_fraction, settings.test_fraction, own)
+    if not -(2**63) <= settings.seed < 2**63:  # as manifest.json is read
+        raise UserError(f"seed is {settings.seed}; it must be from -2^63 to 2^63 - 1")
     parts = tuple(sorted(parts, key=lambda part: READ_FIRST.get(part.split, 2)))
     bounds = bounds_of(settings.validation_fraction, settings.test_fraction, own)
     writing = Writing(source, parts, own, settings, bounds)

@@ -10,7 +10,8 @@ from finllm.errors import UserError, raise_problems
 
 # Of each flag of decoding: what its value must be, and whether it says something at temperature 0
 WITHIN = {
-    "temperature": ("at least 0", lambda value: value >= 0, True),
+    # A smaller one would divide logits beyond what float32 holds, an infinite one says nothing of the model
+    "temperature": ("0, or from 1e-6 to 1e6", lambda value: value == 0 or 1e-6 <= value <= 1e6, True),
     "top_k": ("at least 1", lambda value: value >= 1, False),
     "top_p": ("above 0 and at most 1", lambda value: 0 < value <= 1, False),
     "min_p": ("from 0 to 1", lambda value: 0 <= value <= 1, False),

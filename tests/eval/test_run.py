@@ -142,6 +142,7 @@ def test_full_and_adapter_runs_go_the_same_way_and_score_as_training_did(command
         (["--model_name_or_path", "gpt2"], "needs both --model_name_or_path and --output_dir"),
         (["a", "--output_dir", "b"], "needs both"),
         (["a", "--batch_size", 0], "--batch_size is 0; it must be at least 1"),
+        (["a", "--max_generated", -1], "--max_generated is -1; it must be at least 0, which answers none"),
     ],
 )
 def test_mistakes_are_named(command, arguments, message):

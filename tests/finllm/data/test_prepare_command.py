@@ -79,6 +79,7 @@ def test_command_renames_columns_and_splits_otherwise(tmp_path):
         (["no.jsonl"], "error: missing file: there is no file or folder"),
         (["rows.jsonl", "--skip_cleaning", "stripp"], "unknown step 'stripp' (did you mean 'strip'?)"),
         (["rows.jsonl", "--test_fraction", "1.5"], "test_fraction is 1.5 and must be above 0 and below 1"),
+        (["rows.jsonl", "--seed", str(2**63)], f"seed is {2**63}; it must be from -2^63 to 2^63 - 1"),
         (["rows.jsonl", "--output_column", "outptu"], "no column 'outptu' (did you mean 'output'?)"),
     ],
 )

@@ -152,6 +152,13 @@ def test_flags_that_contradict_each_other_are_named_at_once(command, gpt2_dir):
     assert done.status == 2 and "a conversation goes on from one answer" in done.err
 
 
+def test_temperatures_that_no_answer_can_be_drawn_at(command, gpt2_dir):
+    for value in ("inf", "nan", "1e-40"):
+        done = asked(command, gpt2_dir, "Why?", "--temperature", value)
+        assert done.status == 2 and "and must be 0, or from 1e-6 to 1e6" in done.err, value
+    assert asked(command, gpt2_dir, "Why?", "--temperature", 1e-6).status == 0
+
+
 def test_several_answers_to_one_question(command, gpt2_dir):
     done = asked(command, gpt2_dir, "Why?", "--temperature", 1, "--num_return_sequences", 3)
     assert done.status == 0, done.err
