@@ -170,7 +170,7 @@ def check_baseline(settings: Mapping[str, Any]) -> None:
     with tempfile.NamedTemporaryFile("w", suffix=".yaml", encoding="utf-8") as file:
         yaml.safe_dump({**keys_of(settings), "learning_rate": 1e-3}, file)
         file.flush()
-        said = refusal_of([sys.executable, str(ROOT / script), "--config", file.name, "--dry_run"], ROOT)
+        said = refusal_of([sys.executable, str(ROOT / script), "--config", file.name, "--dry_run"])
     if said:
         raise UserError(said.replace(f" in {file.name}", "").replace(f"{file.name}: ", ""))
 
@@ -233,7 +233,7 @@ def plans_of(study: Study, folder: Path, devices: list[int | None]) -> dict[str,
             Terminal(stderr=True).print(f"planning {method}", soft_wrap=True)
             command = [sys.executable, "-m", "finllm.cli", "plan", "--config", str(config)]
             with threads.shared_by(devices.count(None)):
-                done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=environment(devices[0]))
+                done = subprocess.run(command, capture_output=True, text=True, env=environment(devices[0]))
             if done.returncode or not plan.exists():
                 plans[method] = (done.stderr.strip().splitlines() or ["no plan"])[-1]
                 continue

@@ -73,7 +73,7 @@ class Evaluating:
         bases = dict.fromkeys(_as_base(each) for each in settings if each.get("model_name_or_path"))
         for base in bases if not gathering.errors else ():
             flags = [*base, "--output_dir", self.folder / "base", *flags_of(asked), "--dry_run"]
-            said = refusal_of(self._command("eval/run.py", *flags), self.root)
+            said = refusal_of(self._command("eval/run.py", *flags))
             if said:  # as a key of the study; its models are evaluated apart, so that none can go by another's limits
                 said = said.partition("; or leave these examples out")[0].replace(str(self.folder / "base"), base[1])
                 yield f"evaluation: {said.replace('--max_new_tokens', 'evaluation.max_new_tokens')}"

@@ -52,8 +52,9 @@ def run_trial(
 ) -> Ended:
     """Train, or go on with, a run dir up to the step `stop_at`, or to its end; waits for the process.
 
-    `root` is the checkout, `device` the number of the GPU that it may see, `start` how its process begins. Its YAML and
-    what it prints stand beside the run dir. Once `stop` is set, the run saves a checkpoint and ends.
+    `root` is the checkout, `device` the number of the GPU that it may see, `start` how its process begins: in the
+    folder of this one, so that relative paths lead where they do here. Its YAML and what it prints stand beside the run
+    dir. Once `stop` is set, the run saves a checkpoint and ends.
     """
     config, log = run.path.with_name(f"{run.path.name}.yaml"), run.path.with_name(f"{run.path.name}.log")
     script, flags = COMMANDS[settings.get("baseline")]
@@ -65,7 +66,7 @@ def run_trial(
     _wait_for_others(run)
     begun = time.monotonic()
     began_at = log.stat().st_size if log.exists() else 0
-    process = start(root / script, arguments, root, log, device)
+    process = start(root / script, arguments, Path.cwd(), log, device)
     asked = False
     while (status := process.poll()) is None:
         if stop.is_set() and not asked:
@@ -83,9 +84,9 @@ def run_trial(
     return Ended(loss, "it ended without a validation loss" if loss is None else None, seconds)
 
 
-def refusal_of(command: Sequence[str], root: Path) -> str:
+def refusal_of(command: Sequence[str]) -> str:
     """What a command says why it would do nothing of it; empty where it ends well."""
-    done = subprocess.run(command, cwd=root, capture_output=True, text=True)
+    done = subprocess.run(command, capture_output=True, text=True)
     if not done.returncode:
         return ""
     begin = done.stderr.find("error: ")

@@ -6,6 +6,7 @@ import os
 import runpy
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 from threading import Event
 from types import SimpleNamespace
@@ -174,6 +175,23 @@ def test_a_folder_that_is_another_studys_or_none_is_refused(command, study, tmp_
         done = command("recipes/compare.py", "--config", path, "--output_dir", tmp_path / "out", *flags)
         assert done.status == 2 and said in done.err
     assert (tmp_path / "out" / "study.yaml").read_text() == "methods: {}\n"
+
+
+def test_paths_are_those_of_the_folder_that_the_command_is_run_in(tmp_path, dataset_dir, gpt2_dir):
+    """Not of the checkout: from elsewhere the data would be missing, or others of that name taken for them."""
+    (tmp_path / "data").symlink_to(dataset_dir)
+    (tmp_path / "base").symlink_to(gpt2_dir)
+    shared = {"dataset_name": "data", **SHARED}
+    methods = {"full": {"model_name_or_path": "base"}, "scratch": {"baseline": "scratch", "layers": 1, "width": 16,
+                                                                   "heads": 2, "vocabulary_size": 400}}  # fmt: skip
+    (tmp_path / "study.yaml").write_text(yaml.safe_dump({"shared": shared, "methods": methods}))
+    done = subprocess.run(
+        [sys.executable, ROOT / "recipes/compare.py", "--config", "study.yaml", "--output_dir", "out", "--dry_run"],
+        cwd=tmp_path, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    rows = [line.split() for line in done.stdout.splitlines() if line.startswith("│")]
+    assert [row[1:3] for row in rows] == [["full", "│"], ["scratch", "(not"]]  # it has no plan
 
 
 def test_what_was_only_planned_may_change_until_it_begins(study, tmp_path, monkeypatch):

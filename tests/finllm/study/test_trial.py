@@ -40,7 +40,7 @@ def test_a_method_is_trained_by_its_command_with_the_keys_that_it_knows(settings
     ((path, arguments, place, log, device),) = started
     config = tmp_path / "trials" / "a-0.001-seed1.yaml"
     stop = ["--stop_at_step", "3"] if stop_at else []
-    assert (path, place, device) == (Path("checkout") / script, Path("checkout"), 1)
+    assert (path, place, device) == (Path("checkout") / script, Path.cwd(), 1)
     assert arguments == ["--config", str(config), "--resume", "auto", *flags, *stop]
     assert log == config.with_suffix(".log")
     known = {key: value for key, value in settings.items() if key != "baseline"}
