@@ -34,7 +34,7 @@ class Rule:
 def _divisor(of: Callable[[int, int], int]) -> Callable[[int, list[Side]], int]:
     def largest(value: int, sides: list[Side]) -> int:
         common = math.gcd(*(of(*side[1:]) for side in sides))
-        return max(divisor for divisor in range(1, min(value, common) + 1) if common % divisor == 0)
+        return max(divisor for divisor in range(1, min(max(value, 1), common) + 1) if common % divisor == 0)
 
     return largest
 
@@ -89,7 +89,8 @@ RULES = {
 def fit(config: Any, given: dict[str, Any], model: nn.Module) -> list[str]:
     """Give fields of a config of peft that nobody set a value that fits `model`; what is wrong with those that were."""
     sides = sides_of(config, model)
-    problems = [*_virtual_tokens(config, model), *_token_ids(config, model), *_patterns(config, sides)]
+    problems = [*_virtual_tokens(config, model), *_token_ids(config, model), *_layers(config, sides)]
+    problems += _patterns(config, sides)
     kind = str(config.peft_type.value)
     for rule in RULES.get(kind, ()) if sides else ():
         value = getattr(config, rule.field)
@@ -133,6 +134,18 @@ def _token_ids(config: Any, model: nn.Module) -> Iterator[str]:
 
 def _positions(model: nn.Module) -> float:
     return getattr(model.config.get_text_config(), "max_position_embeddings", None) or math.inf
+
+
+def _layers(config: Any, sides: list[Side]) -> Iterator[str]:
+    """Numbers of layers that are not there, which peft leaves out in silence."""
+    asked = getattr(config, "layers_to_transform", None)
+    there = {int(part) for name, _, _ in sides for part in name.split(".") if part.isdecimal()}
+    missing = [each for each in ([asked] if isinstance(asked, int) else asked or []) if each not in there]
+    if missing and sides:
+        yield (
+            f"peft.layers_to_transform names {', '.join(map(str, missing))}, and nothing that is adapted is in a layer "
+            "of that number; remove it"
+        )
 
 
 def _patterns(config: Any, sides: list[Side]) -> Iterator[str]:

@@ -21,7 +21,7 @@ from trl import ModelConfig
 
 from finllm.errors import UserError, did_you_mean, shortened
 from finllm.models.methods import OWN, known_method
-from finllm.models.values import beyond, limit_of_field, wrong_type
+from finllm.models.values import ABOVE_0, AT_LEAST_1, Limit, beyond, limit_of_field, wrong_type
 
 LORA = "LORA"
 # ModelConfig's key: the field of LoraConfig
@@ -147,14 +147,30 @@ def field_problems(config: type, given: dict[str, Any], kind: str) -> Iterator[s
             yield f"peft.{name} is no field of {config.__name__}{did_you_mean(str(name), names)}{belongs}"
         elif name in NESTED and isinstance(value, dict):
             nested = _nested(name)
-            inner = {known.name for known in dataclasses.fields(nested)}
-            for key in value:
+            inner = typing.get_type_hints(nested)
+            for key, each in value.items():
                 if key not in inner:
                     yield f"peft.{name}.{key} is no field of {nested.__name__}{did_you_mean(str(key), inner)}"
-        elif (expected := wrong_type(hints.get(name), value)) is not None:
-            yield f"peft.{name} is {shortened(value)}; it must be {expected}"
-        elif (wrong := beyond(f"peft.{name}", value, limit_of_field(name))) is not None:
-            yield wrong
+                else:
+                    yield from _value_problems(f"peft.{name}.{key}", inner[key], each, None)
+        elif name in NESTED and value is not None and not isinstance(value, bool):
+            yield f"peft.{name} is {shortened(value)}; it must be a mapping"
+        elif name in PATTERNS and isinstance(value, dict):
+            for pattern, each in value.items():
+                yield from _value_problems(f"peft.{name}.{pattern}", PATTERNS[name][0], each, PATTERNS[name][1])
+        else:
+            yield from _value_problems(f"peft.{name}", hints.get(name), value, limit_of_field(name))
+
+
+# Of each layer that they name: of which type its number is, and its limit
+PATTERNS = {"rank_pattern": (int, AT_LEAST_1), "alpha_pattern": (float, ABOVE_0)}
+
+
+def _value_problems(key: str, hint: Any, value: Any, limit: Limit | None) -> Iterator[str]:
+    if (must := wrong_type(hint, value)) is not None:
+        yield f"{key} is {shortened(value)}; it must be {must}"
+    elif (wrong := beyond(key, value, limit)) is not None:
+        yield wrong
 
 
 def _config_of(kind: str) -> type:

@@ -21,12 +21,15 @@ WORDS = {
 def wrong_type(hint: Any, value: Any) -> str | None:
     """What a value must be to be of a field's type; None where it is, and where the type is none of YAML's."""
     allowed = typing.get_args(hint) if typing.get_origin(hint) in (typing.Union, types.UnionType) else (hint,)
+    enums = [each for each in allowed if isinstance(each, type) and issubclass(each, enum.Enum)]
+    if enums and isinstance(value, str):  # peft takes any other text for none of them, and goes on
+        texts = [member.value for each in enums for member in each]
+        return None if value in texts else f"one of {texts}"
     if any(_is_of(each, value) for each in allowed):
         return None
     choices = [choice for each in allowed if _kind(each) is typing.Literal for choice in typing.get_args(each)]
-    others = [each for each in allowed if _kind(each) not in (typing.Literal, types.NoneType)]
-    if choices and others and isinstance(value, str):
-        return None  # beside true and false peft names but some of the texts: `pissa_niter_4` is not among them
+    if isinstance(value, str) and any("[" in choice for choice in choices if isinstance(choice, str)):
+        return None  # a name that stands for many, `pissa_niter_[number of iters]`: peft judges
     words = [f"one of {choices}"] if choices else []
     for each in allowed:
         of_texts = _kind(each) is list and typing.get_args(each) == (str,)
@@ -68,6 +71,7 @@ AT_LEAST_0 = Limit(lambda value: value >= 0, "at least 0")
 AT_LEAST_1 = Limit(lambda value: value >= 1, "at least 1")
 AT_LEAST_2 = Limit(lambda value: value >= 2, "at least 2")
 SHARE = Limit(lambda value: 0 <= value < 1, "at least 0 and below 1")
+BETWEEN = Limit(lambda value: 0 < value < 1, "above 0 and below 1")
 SEED = Limit(lambda value: 0 <= value < 2**32, "from 0 to 4,294,967,295")
 
 
@@ -80,8 +84,15 @@ def beyond(key: str, value: Any, limit: Limit | None) -> str | None:
     return f"{key} is {value}; it must be {limit.must}" if limit and not limit.holds(value) else None
 
 
+# Of fields of peft's config classes; those of AdaLoRA's schedule are in steps
+OF_FIELDS = {
+    "r": AT_LEAST_0, "deltaT": AT_LEAST_1, "tinit": AT_LEAST_0, "tfinal": AT_LEAST_0, "orth_reg_weight": ABOVE_0,
+    "beta1": BETWEEN, "beta2": BETWEEN,
+}  # fmt: skip
+
+
 def limit_of_field(name: str) -> Limit | None:
-    """Of a field of peft's config classes, whose names say what they are."""
+    """Of a field of peft's config classes, whose names say what many of them are."""
     if "dropout" in name:
         return SHARE
-    return ABOVE_0 if name.endswith("alpha") else None
+    return ABOVE_0 if name.endswith("alpha") else OF_FIELDS.get(name)

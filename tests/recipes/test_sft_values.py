@@ -7,8 +7,11 @@ from dataclasses import fields
 
 import pytest
 import yaml
+from peft import C3AConfig, LoraConfig
+from transformers import GPT2Config, GPT2LMHeadModel
 
 from finllm.errors import UserError
+from finllm.models.fit import fit
 from finllm.models.settings import MethodConfig, settings_problems
 from finllm.training.config import RecipeArguments, TrainingConfig, parse
 from finllm.training.limits import LIMITS, scheduler_problems
@@ -135,6 +138,52 @@ def test_numbers_of_a_methods_own_fields():
             f"peft.{name} is {value}; it must be {each}"
             for (name, value), each in zip(given.items(), must, strict=True)
         ]
+
+
+def test_texts_that_peft_would_take_for_none_of_its_own_and_go_on():
+    for kind, given, must in (
+        ("prompt_tuning", {"prompt_tuning_init": "random"}, "one of ['TEXT', 'SAMPLE_VOCAB', 'RANDOM']"),
+        ("p_tuning", {"encoder_reparameterization_type": "LSTMM"}, "one of ['MLP', 'LSTM']"),
+        ("miss", {"init_weights": "batt"}, "one of ['bat', 'mini'] or true or false"),
+        ("lokr", {"init_weights": "lycoriss"}, "one of ['lycoris'] or true or false"),
+        ("lora", {"init_lora_weights": 3}, None),
+        ("lora", {"rank_pattern": {"c_attn": 2.5}}, "a whole number"),
+        ("lora", {"rank_pattern": {"c_attn": 0}}, "at least 1"),
+        ("lora", {"alpha_pattern": {"c_attn": "x"}}, "a number"),
+        ("lora", {"alpha_pattern": {"c_attn": -1.0}}, "above 0"),
+        ("lora", {"eva_config": {"rho": "x"}}, "a number"),
+        ("lora", {"eva_config": 3}, "a mapping"),
+        ("adalora", {"deltaT": 0}, "at least 1"),
+        ("adalora", {"beta1": 1.0}, "above 0 and below 1"),
+        ("vera", {"r": -1}, "at least 0"),
+    ):
+        (found,) = settings_problems(MethodConfig(peft_type=kind, peft=given))
+        assert must is None or found.endswith(f"; it must be {must}"), found
+
+
+def test_texts_that_are_pefts_own():
+    for kind, given in (
+        ("prompt_tuning", {"prompt_tuning_init": "SAMPLE_VOCAB"}), ("miss", {"init_weights": "bat"}),
+        ("lokr", {"init_weights": "lycoris"}), ("lora", {"init_lora_weights": "pissa_niter_4"}),
+        ("lora", {"init_lora_weights": "lora_ga"}), ("lora", {"init_lora_weights": False}),
+        ("lora", {"rank_pattern": {"c_attn": 2}, "alpha_pattern": {"c_attn": 2.5}}),
+    ):  # fmt: skip
+        assert not [*settings_problems(MethodConfig(peft_type=kind, peft=given))], given
+
+
+def test_layers_that_are_not_there_and_sizes_of_0():
+    model = GPT2LMHeadModel(GPT2Config(n_layer=2, n_embd=16, n_head=2, vocab_size=32))
+    for asked, wrong in (([0, 9], "9"), ([0, 1], None), (1, None), ([-1, 1], "-1")):
+        given = {"target_modules": ["c_attn"], "layers_to_transform": asked}
+        found = fit(LoraConfig(**given), given, model)
+        assert found == [] if wrong is None else found[0].startswith(f"peft.layers_to_transform names {wrong}, and "), (
+            asked
+        )
+    given = {"target_modules": ["c_attn"], "block_size": 0}
+    (found,) = fit(C3AConfig(**given), given, model)
+    assert found.startswith("peft.block_size is 0 and must divide both sides") and found.endswith(
+        "largest that fits is 1"
+    )
 
 
 def test_a_plain_no_is_read_as_it_was_meant(read):
