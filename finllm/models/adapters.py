@@ -105,6 +105,12 @@ def fitting_config(
         # TRL makes a list of one name a string, and peft reads a string as a regular expression for whole paths.
         config.target_modules = {config.target_modules}
     check_patterns(config.to_dict(), model, "the adapter's flags")
+    excluded = given.get("exclude_modules")
+    if isinstance(excluded, str) and not any(re.fullmatch(excluded, name) for name in modules):  # as peft reads it
+        raise UserError(
+            f"peft.exclude_modules is {excluded!r}, an expression for whole paths, and this model has none that it is "
+            f"of; {_layers(model)}"
+        )
     targets = set(_targets(config, model))
     if getattr(config, "target_modules", None) and not (targets or getattr(config, "target_parameters", None)):
         raise UserError(

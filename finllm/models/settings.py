@@ -38,6 +38,27 @@ NESTED = {
 }  # fmt: skip
 # Inits that need their config, which has a default for everything
 NEEDS = {"eva": "eva_config", "corda": "corda_config", "lora_ga": "lora_ga_config"}
+ANY = "any"
+# By method and field: another field, and the values of it with which peft reads the first
+READ_WHERE = {
+    **{("LORA", f"{init}_config"): ("init_lora_weights", (init,)) for init in ("eva", "corda", "lora_ga", "loftq")},
+    ("LORA", "qalora_group_size"): ("use_qalora", (True,)),
+    ("PREFIX_TUNING", "encoder_hidden_size"): ("prefix_projection", (True,)),
+    **{("P_TUNING", name): ("encoder_reparameterization_type", ("LSTM",))
+       for name in ("encoder_dropout", "encoder_num_layers")},
+    **{(kind, name): ("prompt_tuning_init", ("TEXT",)) for kind in ("PROMPT_TUNING", "MULTITASK_PROMPT_TUNING")
+       for name in ("prompt_tuning_init_text", "tokenizer_name_or_path", "tokenizer_kwargs")},
+    ("OFT", "eps"): ("coft", (True,)),
+    **{(kind, "num_cayley_neumann_terms"): ("use_cayley_neumann", (True,)) for kind in ("OFT", "PSOFT")},
+    ("PSOFT", "cayley_neumann_eps"): ("use_cayley_neumann", (True,)),
+    ("PSOFT", "psoft_svd_lowrank_niter"): ("psoft_svd", ("lowrank",)),
+    ("PSOFT", "random_seed"): ("psoft_svd", ("lowrank",)),
+    ("LOKR", "rank_dropout_scale"): ("rank_dropout", (ANY,)),
+    **{("ADAMSS", name): ("use_asa", (True,))
+       for name in ("asa_target_subspaces", "init_warmup", "final_warmup", "mask_interval", "asa_schedule_exponent")},
+    ("ADAMSS", "svd_threshold"): ("use_dynamic_rank", (True,)),
+    (ANY, "layers_pattern"): ("layers_to_transform", (ANY,)),
+}  # fmt: skip
 OF_LAYERS = ("layers_to_transform", "layers_pattern", "rank_pattern", "alpha_pattern", "exclude_modules")
 REFUSED = {
     ("ADALORA", "total_step"): "it is the run's number of steps, and set by the recipe",
@@ -132,6 +153,7 @@ def settings_problems(arguments: MethodConfig) -> Iterator[str]:
         elif name in given:
             yield f"{key} and peft.{name} are two ways to say one thing; remove one of them"
     yield from field_problems(known[kind], given, kind)
+    yield from _idle(known[kind], given, kind)
 
 
 def field_problems(config: type, given: dict[str, Any], kind: str) -> Iterator[str]:
@@ -160,6 +182,18 @@ def field_problems(config: type, given: dict[str, Any], kind: str) -> Iterator[s
                 yield from _value_problems(f"peft.{name}.{pattern}", PATTERNS[name][0], each, PATTERNS[name][1])
         else:
             yield from _value_problems(f"peft.{name}", hints.get(name), value, limit_of_field(name))
+
+
+def _idle(config: type, given: dict[str, Any], kind: str) -> Iterator[str]:
+    """Fields that peft reads only where another one has some value, and it has not."""
+    for (of, name), (other, needed) in READ_WHERE.items():
+        if of not in (kind, ANY) or name not in given or given[name] == _default(config, name):
+            continue
+        there = given.get(other, _default(config, other))
+        if getattr(there, "value", there) not in needed and not (needed == (ANY,) and there):
+            shown = " or ".join(str(each).lower() if isinstance(each, bool) else str(each) for each in needed)
+            wants = f"peft.{other}" if needed == (ANY,) else f"peft.{other}: {shown}"
+            yield f"peft.{name} is {shortened(given[name])} and does nothing without {wants}; add that or remove it"
 
 
 # Of each layer that they name: of which type its number is, and its limit

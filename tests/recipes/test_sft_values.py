@@ -7,12 +7,13 @@ from dataclasses import fields
 
 import pytest
 import yaml
-from peft import C3AConfig, LoraConfig
+from peft import PEFT_TYPE_TO_CONFIG_MAPPING, C3AConfig, LoraConfig
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from finllm.errors import UserError
+from finllm.models.adapters import fitting_config
 from finllm.models.fit import fit
-from finllm.models.settings import MethodConfig, settings_problems
+from finllm.models.settings import READ_WHERE, MethodConfig, settings_problems
 from finllm.training.config import RecipeArguments, TrainingConfig, parse
 from finllm.training.limits import LIMITS, scheduler_problems
 from finllm.training.unsupported import REASONS
@@ -32,6 +33,11 @@ def read(tmp_path):
         return parse(["--config", str(path), *flags])
 
     return read
+
+
+@pytest.fixture
+def tiny():
+    return GPT2LMHeadModel(GPT2Config(n_layer=2, n_embd=16, n_head=2, vocab_size=32))
 
 
 def problems(read, settings, *flags):
@@ -151,8 +157,8 @@ def test_texts_that_peft_would_take_for_none_of_its_own_and_go_on():
         ("lora", {"rank_pattern": {"c_attn": 0}}, "at least 1"),
         ("lora", {"alpha_pattern": {"c_attn": "x"}}, "a number"),
         ("lora", {"alpha_pattern": {"c_attn": -1.0}}, "above 0"),
-        ("lora", {"eva_config": {"rho": "x"}}, "a number"),
-        ("lora", {"eva_config": 3}, "a mapping"),
+        ("lora", {"eva_config": {"rho": "x"}, "init_lora_weights": "eva"}, "a number"),
+        ("lora", {"eva_config": 3, "init_lora_weights": "eva"}, "a mapping"),
         ("adalora", {"deltaT": 0}, "at least 1"),
         ("adalora", {"beta1": 1.0}, "above 0 and below 1"),
         ("vera", {"r": -1}, "at least 0"),
@@ -171,16 +177,59 @@ def test_texts_that_are_pefts_own():
         assert not [*settings_problems(MethodConfig(peft_type=kind, peft=given))], given
 
 
-def test_layers_that_are_not_there_and_sizes_of_0():
-    model = GPT2LMHeadModel(GPT2Config(n_layer=2, n_embd=16, n_head=2, vocab_size=32))
+def test_fields_that_peft_reads_only_where_another_has_some_value():
+    for kind, given, missing in (
+        ("lora", {"eva_config": {"rho": 2.0}}, "peft.init_lora_weights: eva"),
+        ("lora", {"loftq_config": {"loftq_bits": 4}, "init_lora_weights": "eva"}, "peft.init_lora_weights: loftq"),
+        ("lora", {"qalora_group_size": 7}, "peft.use_qalora: true"),
+        ("lora", {"layers_pattern": "h"}, "peft.layers_to_transform"),
+        ("prefix_tuning", {"encoder_hidden_size": 5}, "peft.prefix_projection: true"),
+        ("prompt_tuning", {"prompt_tuning_init_text": "hello"}, "peft.prompt_tuning_init: TEXT"),
+        ("p_tuning", {"encoder_num_layers": 3}, "peft.encoder_reparameterization_type: LSTM"),
+        ("oft", {"num_cayley_neumann_terms": 7, "use_cayley_neumann": False}, "peft.use_cayley_neumann: true"),
+        ("lokr", {"rank_dropout_scale": True}, "peft.rank_dropout"),
+    ):
+        (found,) = settings_problems(MethodConfig(peft_type=kind, peft=given))
+        assert found.endswith(f" and does nothing without {missing}; add that or remove it"), found
+    for kind, given in (
+        ("lora", {"eva_config": {"rho": 2.0}, "init_lora_weights": "eva"}),
+        ("lora", {"layers_pattern": "h", "layers_to_transform": [0]}),
+        ("prefix_tuning", {"encoder_hidden_size": 5, "prefix_projection": True}),
+        ("p_tuning", {"encoder_dropout": 0.5, "encoder_reparameterization_type": "LSTM"}),
+        ("oft", {"num_cayley_neumann_terms": 7}),
+        ("lokr", {"rank_dropout_scale": True, "rank_dropout": 0.1}),
+        ("prompt_tuning", {"prompt_tuning_init_text": None}),
+    ):
+        assert not [*settings_problems(MethodConfig(peft_type=kind, peft=given))], given
+
+
+def test_the_fields_that_are_looked_at_are_pefts():
+    """A field that peft renames would never be found."""
+    configs = {str(kind.value): config for kind, config in PEFT_TYPE_TO_CONFIG_MAPPING.items()}
+    for (kind, field), (other, _) in READ_WHERE.items():
+        names = {known.name for known in fields(configs[kind if kind in configs else "LORA"])}
+        assert {field, other} <= names, (kind, field, other)
+
+
+def test_an_expression_that_excludes_nothing(tiny):
+    for excluded, wrong in (("nosuch.*", True), (r".*\.c_fc", False), (["c_fc"], False)):
+        arguments = MethodConfig(peft_type="lora", peft={"exclude_modules": excluded})
+        if wrong:
+            with pytest.raises(UserError, match=r"peft\.exclude_modules is 'nosuch"):
+                fitting_config(tiny, arguments)
+        else:
+            fitting_config(tiny, arguments)
+
+
+def test_layers_that_are_not_there_and_sizes_of_0(tiny):
     for asked, wrong in (([0, 9], "9"), ([0, 1], None), (1, None), ([-1, 1], "-1")):
         given = {"target_modules": ["c_attn"], "layers_to_transform": asked}
-        found = fit(LoraConfig(**given), given, model)
+        found = fit(LoraConfig(**given), given, tiny)
         assert found == [] if wrong is None else found[0].startswith(f"peft.layers_to_transform names {wrong}, and "), (
             asked
         )
     given = {"target_modules": ["c_attn"], "block_size": 0}
-    (found,) = fit(C3AConfig(**given), given, model)
+    (found,) = fit(C3AConfig(**given), given, tiny)
     assert found.startswith("peft.block_size is 0 and must divide both sides") and found.endswith(
         "largest that fits is 1"
     )
