@@ -19,9 +19,9 @@ from typing import Any
 
 from trl import ModelConfig
 
-from finllm.errors import UserError, did_you_mean, shortened
+from finllm.errors import UserError, did_you_mean
 from finllm.models.methods import OWN, known_method
-from finllm.models.values import ABOVE_0, AT_LEAST_1, Limit, beyond, limit_of_field, wrong_type
+from finllm.models.values import ABOVE_0, AT_LEAST_1, Limit, beyond, limit_of_field, shown, wrong_type
 
 LORA = "LORA"
 # ModelConfig's key: the field of LoraConfig
@@ -96,9 +96,9 @@ class MethodConfig(ModelConfig):
             try:
                 self.peft = json.loads(self.peft)
             except json.JSONDecodeError as error:
-                raise UserError(f"peft is {shortened(self.peft)}, which is not JSON ({error})") from None
+                raise UserError(f"peft is {shown('peft', self.peft)}, which is not JSON ({error})") from None
         if self.peft is not None and not isinstance(self.peft, dict):
-            raise UserError(f"peft is {shortened(self.peft)}; it must map fields of the method's config to values")
+            raise UserError(f"peft is {shown('peft', self.peft)}; it must map fields of the method's config to values")
         if isinstance(self.trainable, str):
             self.trainable = [self.trainable]
         if self.peft_type is not None:
@@ -162,7 +162,7 @@ def field_problems(config: type, given: dict[str, Any], kind: str) -> Iterator[s
     for name, value in given.items():
         if (kind, name) in REFUSED:
             if value != _default(config, name):
-                yield f"peft.{name} is {shortened(value)}; {REFUSED[kind, name]}; remove it"
+                yield f"peft.{name} is {shown(name, value)}; {REFUSED[kind, name]}; remove it"
         elif name not in names:
             others = sorted(other.lower() for other in _who_has(name) if other != kind)
             belongs = f"; it belongs to {', '.join(others[:4])}" if others else ""
@@ -176,7 +176,7 @@ def field_problems(config: type, given: dict[str, Any], kind: str) -> Iterator[s
                 else:
                     yield from _value_problems(f"peft.{name}.{key}", inner[key], each, None)
         elif name in NESTED and value is not None and not isinstance(value, bool):
-            yield f"peft.{name} is {shortened(value)}; it must be a mapping"
+            yield f"peft.{name} is {shown(name, value)}; it must be a mapping"
         elif name in PATTERNS and isinstance(value, dict):
             for pattern, each in value.items():
                 yield from _value_problems(f"peft.{name}.{pattern}", PATTERNS[name][0], each, PATTERNS[name][1])
@@ -191,9 +191,9 @@ def _idle(config: type, given: dict[str, Any], kind: str) -> Iterator[str]:
             continue
         there = given.get(other, _default(config, other))
         if getattr(there, "value", there) not in needed and not (needed == (ANY,) and there):
-            shown = " or ".join(str(each).lower() if isinstance(each, bool) else str(each) for each in needed)
-            wants = f"peft.{other}" if needed == (ANY,) else f"peft.{other}: {shown}"
-            yield f"peft.{name} is {shortened(given[name])} and does nothing without {wants}; add that or remove it"
+            values = " or ".join(str(each).lower() if isinstance(each, bool) else str(each) for each in needed)
+            wants = f"peft.{other}" if needed == (ANY,) else f"peft.{other}: {values}"
+            yield f"peft.{name} is {shown(name, given[name])} and does nothing without {wants}; add that or remove it"
 
 
 # Of each layer that they name: of which type its number is, and its limit
@@ -202,7 +202,7 @@ PATTERNS = {"rank_pattern": (int, AT_LEAST_1), "alpha_pattern": (float, ABOVE_0)
 
 def _value_problems(key: str, hint: Any, value: Any, limit: Limit | None) -> Iterator[str]:
     if (must := wrong_type(hint, value)) is not None:
-        yield f"{key} is {shortened(value)}; it must be {must}"
+        yield f"{key} is {shown(key, value)}; it must be {must}"
     elif (wrong := beyond(key, value, limit)) is not None:
         yield wrong
 

@@ -13,9 +13,21 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from finllm.errors import shortened
+from finllm.text.credentials import LEFT_OUT, without_credentials
+
 WORDS = {
     bool: "true or false", int: "a whole number", float: "a number", str: "a text", list: "a list", dict: "a mapping"
 }  # fmt: skip
+
+
+IN_YAML = {"True": "true", "False": "false", "None": "null"}
+
+
+def shown(key: str, value: Any) -> str:
+    """A key's value as a message shows it: as YAML has it, shortened, and without what looks like a credential."""
+    masked = without_credentials({key: value}).get(key, LEFT_OUT)
+    return IN_YAML.get(str(masked)) or shortened(masked)
 
 
 def wrong_type(hint: Any, value: Any) -> str | None:

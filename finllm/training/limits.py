@@ -11,8 +11,19 @@ from typing import Any
 import torch
 from transformers import get_scheduler
 
-from finllm.errors import shortened
-from finllm.models.values import ABOVE_0, AT_LEAST_0, AT_LEAST_1, AT_LEAST_2, SEED, SHARE, Limit, beyond, wrong_type
+from finllm.models.values import (
+    ABOVE_0,
+    AT_LEAST_0,
+    AT_LEAST_1,
+    AT_LEAST_2,
+    SEED,
+    SHARE,
+    Limit,
+    beyond,
+    shown,
+    wrong_type,
+)
+from finllm.text.credentials import without_credentials
 from finllm.training.unsupported import REASONS
 
 LIMITS = {
@@ -34,7 +45,6 @@ LIMITS = {
 }  # fmt: skip
 
 OTHER_HINTS = {"report_to": str | list[str]}  # which TRL's parser could not have
-IN_YAML = {"True": "true", "False": "false", "None": "null"}
 
 
 def of_yaml(settings: Mapping[str, Any], parts: Sequence[type]) -> tuple[dict[str, Any], list[str]]:
@@ -49,7 +59,7 @@ def of_yaml(settings: Mapping[str, Any], parts: Sequence[type]) -> tuple[dict[st
         if value is False and "no" in _choices(hints[key]):
             found[key] = "no"
         elif key not in REASONS and not isinstance(value, str) and (must := wrong_type(hints[key], value)) is not None:
-            problems.append(f"{key} is {IN_YAML.get(str(value)) or shortened(value)}; it must be {must}")
+            problems.append(f"{key} is {shown(key, value)}; it must be {must}")
     return found, problems
 
 
@@ -76,6 +86,6 @@ def scheduler_problems(training: Any) -> Iterator[str]:
             scheduler_specific_kwargs=training.lr_scheduler_kwargs,
         )  # fmt: skip
     except (TypeError, ValueError, AttributeError) as error:
-        name = getattr(training.lr_scheduler_type, "value", training.lr_scheduler_type)
-        reason = str(error).rpartition("get_")[2]
-        yield f"lr_scheduler_type is {name!r} and lr_scheduler_kwargs {training.lr_scheduler_kwargs!r}: {reason}"
+        name, key = getattr(training.lr_scheduler_type, "value", training.lr_scheduler_type), "lr_scheduler_kwargs"
+        reason = without_credentials(str(error).rpartition("get_")[2])
+        yield f"lr_scheduler_type is {name!r} and {key} {shown(key, training.lr_scheduler_kwargs)}: {reason}"

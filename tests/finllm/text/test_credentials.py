@@ -50,7 +50,10 @@ def test_flags_that_hold_one_are_masked():
      (("--dataset_kwargs", '{"storage": {"headers": [{"Authorization": "confidential"}]}}'),
       "dataset_kwargs.storage.headers.0.Authorization"),
      (("--lr_scheduler_kwargs", '{"x": "https://confidential@host"}'), "lr_scheduler_kwargs.x"),
-     (("--run_name", "ghp_confidential0123456789"), "run_name")],
+     (("--run_name", "ghp_confidential0123456789"), "run_name"),
+     (("--peft_type", "prompt_tuning", "--peft", '{"tokenizer_kwargs": {"token": "confidential"}}'),
+      "peft.tokenizer_kwargs.token"),
+     (("--peft_type", "lora", "--peft", '{"bias": ["hf_confidential0123456789"]}'), "peft.bias.0")],
 )  # fmt: skip
 def test_training_refuses_it_and_names_the_place_alone(command, gpt2_dir, dataset_dir, tmp_path, flags, place):
     done = command("recipes/sft.py", "--model_name_or_path", gpt2_dir, "--dataset_name", dataset_dir, "--output_dir",
