@@ -39,7 +39,7 @@ NESTED = {
 # Inits that need their config, which has a default for everything
 NEEDS = {"eva": "eva_config", "corda": "corda_config", "lora_ga": "lora_ga_config"}
 ANY = "any"
-# By method and field: another field, and the values of it with which peft reads the first
+# By method and field: another field, and the values of it with which peft reads the first; ANY is all but none and 0.0
 READ_WHERE = {
     **{("LORA", f"{init}_config"): ("init_lora_weights", (init,)) for init in ("eva", "corda", "lora_ga", "loftq")},
     ("LORA", "qalora_group_size"): ("use_qalora", (True,)),
@@ -190,7 +190,8 @@ def _idle(config: type, given: dict[str, Any], kind: str) -> Iterator[str]:
         if of not in (kind, ANY) or name not in given or given[name] == _default(config, name):
             continue
         there = given.get(other, _default(config, other))
-        if getattr(there, "value", there) not in needed and not (needed == (ANY,) and there):
+        nothing = there is None or (isinstance(there, float) and not there)  # 0 is the number of a layer
+        if nothing if needed == (ANY,) else getattr(there, "value", there) not in needed:
             values = " or ".join(str(each).lower() if isinstance(each, bool) else str(each) for each in needed)
             wants = f"peft.{other}" if needed == (ANY,) else f"peft.{other}: {values}"
             yield f"peft.{name} is {shown(name, given[name])} and does nothing without {wants}; add that or remove it"

@@ -19,8 +19,6 @@ from finllm.text.credentials import LEFT_OUT, without_credentials
 WORDS = {
     bool: "true or false", int: "a whole number", float: "a number", str: "a text", list: "a list", dict: "a mapping"
 }  # fmt: skip
-
-
 IN_YAML = {"True": "true", "False": "false", "None": "null"}
 
 
@@ -63,8 +61,6 @@ def _is_of(hint: Any, value: Any) -> bool:
         return type(value) in (int, float)
     if kind is list:
         return isinstance(value, list) and (of != (str,) or all(isinstance(each, str) for each in value))
-    if kind is str and isinstance(value, enum.Enum):
-        return True
     if isinstance(kind, type) and issubclass(kind, enum.Enum):
         return isinstance(value, kind)
     return type(value) is kind if kind in WORDS else True

@@ -188,12 +188,14 @@ def test_fields_that_peft_reads_only_where_another_has_some_value():
         ("p_tuning", {"encoder_num_layers": 3}, "peft.encoder_reparameterization_type: LSTM"),
         ("oft", {"num_cayley_neumann_terms": 7, "use_cayley_neumann": False}, "peft.use_cayley_neumann: true"),
         ("lokr", {"rank_dropout_scale": True}, "peft.rank_dropout"),
+        ("lokr", {"rank_dropout_scale": True, "rank_dropout": 0.0}, "peft.rank_dropout"),
     ):
         (found,) = settings_problems(MethodConfig(peft_type=kind, peft=given))
         assert found.endswith(f" and does nothing without {missing}; add that or remove it"), found
     for kind, given in (
         ("lora", {"eva_config": {"rho": 2.0}, "init_lora_weights": "eva"}),
         ("lora", {"layers_pattern": "h", "layers_to_transform": [0]}),
+        ("lora", {"layers_pattern": "h", "layers_to_transform": 0}),
         ("prefix_tuning", {"encoder_hidden_size": 5, "prefix_projection": True}),
         ("p_tuning", {"encoder_dropout": 0.5, "encoder_reparameterization_type": "LSTM"}),
         ("oft", {"num_cayley_neumann_terms": 7}),
