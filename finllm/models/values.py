@@ -6,6 +6,7 @@ What is let through either ends in another program's traceback or, like a rate o
 from __future__ import annotations
 
 import enum
+import json
 import math
 import types
 import typing
@@ -19,13 +20,12 @@ from finllm.text.credentials import LEFT_OUT, without_credentials
 WORDS = {
     bool: "true or false", int: "a whole number", float: "a number", str: "a text", list: "a list", dict: "a mapping"
 }  # fmt: skip
-IN_YAML = {"True": "true", "False": "false", "None": "null"}
 
 
 def shown(key: str, value: Any) -> str:
     """A key's value as a message shows it: as YAML has it, shortened, and without what looks like a credential."""
     masked = without_credentials({key: value}).get(key, LEFT_OUT)
-    return IN_YAML.get(str(masked)) or shortened(masked)
+    return json.dumps(masked) if masked is None or isinstance(masked, bool) else shortened(masked)
 
 
 def wrong_type(hint: Any, value: Any) -> str | None:

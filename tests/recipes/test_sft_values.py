@@ -153,6 +153,7 @@ def test_texts_that_peft_would_take_for_none_of_its_own_and_go_on():
         ("miss", {"init_weights": "batt"}, "one of ['bat', 'mini'] or true or false"),
         ("lokr", {"init_weights": "lycoriss"}, "one of ['lycoris'] or true or false"),
         ("lora", {"init_lora_weights": 3}, None),
+        ("lora", {"bias": "True"}, "one of ['none', 'all', 'lora_only']"),
         ("lora", {"rank_pattern": {"c_attn": 2.5}}, "a whole number"),
         ("lora", {"rank_pattern": {"c_attn": 0}}, "at least 1"),
         ("lora", {"alpha_pattern": {"c_attn": "x"}}, "a number"),
@@ -165,6 +166,7 @@ def test_texts_that_peft_would_take_for_none_of_its_own_and_go_on():
     ):
         (found,) = settings_problems(MethodConfig(peft_type=kind, peft=given))
         assert must is None or found.endswith(f"; it must be {must}"), found
+        assert "'True'" in found or given.get("bias") is None, found  # a text is shown as one
 
 
 def test_texts_that_are_pefts_own():
